@@ -1,0 +1,1 @@
+//! DHCP, as pure functions.

@@ -1,0 +1,38 @@
+//! Who has which address, and who was seen at which.
+
+use std::net::Ipv4Addr;
+
+use super::{ClientName, Mac, Timestamp};
+
+/// Who a lease belongs to. A client's address follows its name, whatever hardware stands in its place.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Holder {
+    /// A client of the fleet.
+    Client(ClientName),
+    /// A machine that is in nobody's place.
+    Stranger(Mac),
+}
+
+/// An address given out by DHCP. It is kept after it expires, so that its holder gets the same one again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// Whose it is.
+    pub holder: Holder,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The hardware that asked last.
+    pub mac: Mac,
+    /// When it ends.
+    pub expires: Timestamp,
+}
+
+/// A machine that was seen on the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sighting {
+    /// The machine.
+    pub mac: Mac,
+    /// The address that it was seen to use, where one was.
+    pub address: Option<Ipv4Addr>,
+    /// When it was seen last.
+    pub at: Timestamp,
+}

@@ -1,0 +1,3 @@
+//! The `roost` binary: arguments in, exit code out.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! TFTP, as a pure state machine.
