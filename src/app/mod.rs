@@ -2,6 +2,7 @@
 //!
 //! Not here: sockets and wire formats. An adapter holds an `Arc<App>` and asks it.
 
+pub mod bootfiles;
 pub mod recorder;
 
 use std::sync::Arc;
