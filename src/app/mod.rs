@@ -3,6 +3,7 @@
 //! Not here: sockets and wire formats. An adapter holds an `Arc<App>` and asks it.
 
 pub mod recorder;
+pub mod report;
 
 use std::sync::Arc;
 

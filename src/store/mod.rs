@@ -193,12 +193,44 @@ impl Store {
         rows.map(|row| row.map_err(failed).and_then(|(mac, row)| rows::sighting(mac.value(), row.value()))).collect()
     }
 
+    /// This holder's lease, expired or not.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn lease_of(&self, holder: &Holder) -> Result<Option<Lease>, StoreError> {
+        let key = rows::holder_key(holder);
+        let read = self.db.begin_read().map_err(failed)?;
+        let table = read.open_table(LEASES).map_err(failed)?;
+        let row = table.get(key.as_str()).map_err(failed)?;
+        row.map(|row| rows::lease(&key, row.value())).transpose()
+    }
+
+    /// When and where this machine was last seen.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn sighting_of(&self, mac: Mac) -> Result<Option<Sighting>, StoreError> {
+        let key = mac.to_string();
+        let read = self.db.begin_read().map_err(failed)?;
+        let table = read.open_table(SIGHTINGS).map_err(failed)?;
+        let row = table.get(key.as_str()).map_err(failed)?;
+        row.map(|row| rows::sighting(&key, row.value())).transpose()
+    }
+
     /// What is kept of one client's boots, oldest first.
     ///
     /// # Errors
     /// The file cannot be read.
     pub fn events_of(&self, client: &ClientName) -> Result<Vec<Event>, StoreError> {
-        self.events_of_subject(&rows::client_key(client))
+        self.events_of_subject(&rows::client_key(client), usize::MAX)
+    }
+
+    /// The last `most` events of one client, oldest first.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn latest_events_of(&self, client: &ClientName, most: usize) -> Result<Vec<Event>, StoreError> {
+        self.events_of_subject(&rows::client_key(client), most)
     }
 
     /// What is kept of one machine's boots, in whosever place it stood, oldest first.
@@ -206,20 +238,21 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn events_of_mac(&self, mac: Mac) -> Result<Vec<Event>, StoreError> {
-        self.events_of_subject(&rows::mac_key(mac))
+        self.events_of_subject(&rows::mac_key(mac), usize::MAX)
     }
 
-    fn events_of_subject(&self, subject: &str) -> Result<Vec<Event>, StoreError> {
+    fn events_of_subject(&self, subject: &str, most: usize) -> Result<Vec<Event>, StoreError> {
         let read = self.db.begin_read().map_err(failed)?;
         let index = read.open_table(EVENTS_BY_SUBJECT).map_err(failed)?;
         let events = read.open_table(EVENTS).map_err(failed)?;
         let mut found = Vec::new();
-        for entry in index.range(of_subject(subject)).map_err(failed)? {
+        for entry in index.range(of_subject(subject)).map_err(failed)?.rev().take(most) {
             let (key, ()) = entry.map(|(key, value)| (key, value.value())).map_err(failed)?;
             let (_, at, sequence) = key.value();
             let row = events.get((at, sequence)).map_err(failed)?.ok_or_else(|| missing(at, sequence))?;
             found.push(rows::event(at, row.value())?);
         }
+        found.reverse();
         Ok(found)
     }
 

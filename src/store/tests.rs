@@ -95,11 +95,16 @@ proptest! {
             for who in 0..3 {
                 let name = client(who);
                 let expected = model.events(|event| event.client.as_ref() == Some(&name));
+                prop_assert_eq!(store.latest_events_of(&name, 3).unwrap(), &expected[expected.len().saturating_sub(3)..]);
                 prop_assert_eq!(store.events_of(&name).unwrap(), expected);
+            }
+            for holder in (0..4).map(|who| Holder::Client(client(who))) {
+                prop_assert_eq!(store.lease_of(&holder).unwrap(), model.leases.get(&holder).cloned());
             }
             for who in 0..4 {
                 let expected = model.events(|event| event.mac == Some(mac(who)));
                 prop_assert_eq!(store.events_of_mac(mac(who)).unwrap(), expected);
+                prop_assert_eq!(store.sighting_of(mac(who)).unwrap(), model.sightings.get(&mac(who)).cloned());
             }
         }
     }
