@@ -1,1 +1,3 @@
 //! Adapter: HTTP.
+
+pub mod control;
