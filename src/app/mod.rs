@@ -4,6 +4,7 @@
 
 pub mod bootfiles;
 pub mod recorder;
+pub mod report;
 
 use std::sync::Arc;
 
