@@ -2,7 +2,9 @@
 //!
 //! Not here: sockets and wire formats. An adapter holds an `Arc<App>` and asks it.
 
+pub mod bootfiles;
 pub mod recorder;
+pub mod report;
 
 use std::sync::Arc;
 
