@@ -1,1 +1,3 @@
 //! Adapters: sockets.
+
+pub mod udp;
