@@ -1,3 +1,4 @@
 //! Adapters: sockets.
 
+pub mod dhcp;
 pub mod udp;
