@@ -216,7 +216,7 @@ mod tests {
         };
         store.commit(&[Record::Event(event)]).unwrap();
         let fleet = Fleet::new([client]).unwrap();
-        let app = Arc::new(App::new(settings.clone(), fleet, Recorder::detached()));
+        let app = Arc::new(App::new(settings.clone(), fleet, Recorder::detached(), String::new()));
         Control { app, reporter: Reporter::new(settings, Some(store), Arc::new(OneSession)) }
     }
 

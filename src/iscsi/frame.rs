@@ -36,7 +36,7 @@ pub fn next(input: &mut BytesMut, limit: u32) -> Result<Option<Pdu>, FrameError>
     }
     let data = claimed as usize;
     let ahs = header.ahs_length();
-    let whole = HEADER + ahs + data + padding(data);
+    let whole = whole(&header);
     if input.len() < whole {
         input.reserve(whole - input.len());
         return Ok(None);
@@ -45,6 +45,18 @@ pub fn next(input: &mut BytesMut, limit: u32) -> Result<Option<Pdu>, FrameError>
     let segment = input.split_to(data).freeze();
     input.advance(padding(data));
     Ok(Some(Pdu { header, ahs: ahs > 0, data: segment }))
+}
+
+/// Whether a whole PDU lies at the front of `input`.
+#[must_use]
+pub fn is_whole(input: &[u8]) -> bool {
+    input.split_first_chunk::<HEADER>().is_some_and(|(header, _)| input.len() >= whole(&Header(*header)))
+}
+
+/// Bytes of a PDU by its header.
+fn whole(header: &Header) -> usize {
+    let data = header.data_length() as usize;
+    HEADER + header.ahs_length() + data + padding(data)
 }
 
 #[cfg(test)]

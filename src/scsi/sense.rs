@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::disk::{DiskError, ErrorKind};
+
 /// The sense keys in use (SPC-4 table 46).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -81,6 +83,18 @@ impl Sense {
     pub const DATA_PHASE_ERROR: Self = Self::new(Key::AbortedCommand, 0x4B, 0x00);
     /// The target failed in a way of its own.
     pub const INTERNAL_FAILURE: Self = Self::new(Key::AbortedCommand, 0x44, 0x00);
+
+    /// What an initiator is told of a disk's error: the only place where one becomes the other.
+    #[must_use]
+    pub fn of_disk(error: &DiskError, writing: bool) -> Self {
+        match error.kind() {
+            ErrorKind::NoSpace => Self::SPACE_ALLOCATION_FAILED,
+            ErrorKind::ReadOnly => Self::WRITE_PROTECTED,
+            ErrorKind::OutOfRange => Self::LBA_OUT_OF_RANGE,
+            _ if writing => Self::WRITE_ERROR,
+            _ => Self::READ_ERROR,
+        }
+    }
 
     /// The data differs from the medium at this offset.
     #[must_use]

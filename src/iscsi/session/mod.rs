@@ -204,6 +204,12 @@ impl Session {
         self.effects.pop_front()
     }
 
+    /// Whether [`Session::next_effect`] has one.
+    #[must_use]
+    pub fn has_effects(&self) -> bool {
+        !self.effects.is_empty()
+    }
+
     /// Tasks that have no response yet.
     #[must_use]
     pub fn tasks(&self) -> usize {
