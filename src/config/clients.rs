@@ -12,7 +12,7 @@ use super::schema::{self, Level};
 use super::server::{PoolSection, Server, unknown_word};
 use super::values::{self, Refusal, bad_name};
 use super::walk::{Given, Located, Section, Walker, type_word};
-use super::{DhcpMode, Group, MAX_CLIENTS, MAX_WINDOWS_NAME};
+use super::{DhcpMode, Group, MAX_CLIENTS, MAX_MACS, MAX_WINDOWS_NAME};
 use crate::fleet::{Client, ClientName, DiskPolicy, Fleet, ImageName, Initiators, Mac};
 
 /// What may stand at each of the three levels, defaults, group and client.
@@ -286,25 +286,26 @@ impl Entry {
             own: Common::NOTHING,
             all: farther.clone(),
         };
-        match value.get_ref() {
-            DeValue::Table(table) => {
+        // A setting that slipped in among the clients would be read as a client with a strange MAC.
+        let setting = schema::find(label).filter(|_| !walker.is_client(value));
+        match (value.get_ref(), setting) {
+            (DeValue::Table(table), _) => {
                 let section = Section { table, level: Level::Client, name: format!("`{}`", quoted(label)), at };
                 entry.read_table(walker, &section);
                 entry.all = entry.own.or(farther);
             }
-            _ if schema::find(label).is_some() && !walker.is_client(value) => {
+            (_, Some(setting)) => {
                 walker.handled.push(value.span());
-                let homes = schema::find(label).map(schema::homes).unwrap_or_default();
                 let draft = Draft::error(at, format!("`{label}` stands among the clients, and is none"));
-                walker.push(draft.help(format!("it belongs {homes}")));
+                walker.push(draft.help(format!("it belongs {}", schema::homes(setting))));
             }
-            found @ DeValue::Array(_) => {
+            (found @ DeValue::Array(_), None) => {
                 walker.handled.push(value.span());
                 let message = format!("`{}` takes a MAC address or a table, not {}", quoted(label), type_word(found));
                 let help = format!("several MACs are written {} = {{ mac = [\"…\", \"…\"] }}", quoted(label));
                 walker.push(Draft::error(value.span().start, message).help(help));
             }
-            _ => entry.macs.extend(walker.mac(&quoted(label), &format!("{} = ", quoted(label)), value)),
+            (_, None) => entry.macs.extend(walker.mac(&quoted(label), &format!("{} = ", quoted(label)), value)),
         }
         entry
     }
@@ -336,6 +337,11 @@ impl Entry {
                     let draft =
                         Draft::error(value.span().start, format!("the list of MACs of {} is empty", section.name));
                     walker.push(draft.help("a machine is recognised by at least one").missing(&["mac"]));
+                }
+                DeValue::Array(items) if items.len() > MAX_MACS => {
+                    let message = format!("{} MACs are too many for one client; {MAX_MACS} are taken", items.len());
+                    let help = "a client is one machine: its board, its dock, its adapters";
+                    walker.push(Draft::error(value.span().start, message).help(help));
                 }
                 DeValue::Array(items) => {
                     self.macs.extend(items.iter().filter_map(|item| walker.mac("mac", "", item)));

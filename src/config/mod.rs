@@ -41,6 +41,9 @@ pub const MAX_FILE: u64 = 1 << 20;
 /// Most clients of one server.
 pub const MAX_CLIENTS: usize = 4096;
 
+/// Most MAC addresses of one client: a machine has a few adapters, not a switch full of them.
+pub const MAX_MACS: usize = 16;
+
 /// Most name servers that are handed to clients: resolvers ask three (glibc's `MAXNS`) and replies have little room.
 pub const MAX_DNS: usize = 8;
 
