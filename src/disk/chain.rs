@@ -471,7 +471,10 @@ pub fn parent_candidates(media: &dyn Media, header: &Header) -> Result<Vec<PathB
     for locator in header.locators() {
         let text = locator.text(media)?;
         match locator.kind {
-            LocatorKind::Relative => candidates.push(folder.join(slashes(&text).trim_start_matches('/'))),
+            LocatorKind::Relative => {
+                let path = folder.join(slashes(&text).trim_start_matches('/'));
+                candidates.push(path.components().collect()); // drops the "." that Windows begins with
+            }
             // A path of this kind of host may hold a backslash as a letter.
             LocatorKind::Absolute if text.starts_with('/') => candidates.push(PathBuf::from(text)),
             LocatorKind::Absolute => candidates.extend(Path::new(&slashes(&text)).file_name().map(|n| folder.join(n))),

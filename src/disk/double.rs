@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::error::DiskError;
@@ -24,7 +25,8 @@ pub(super) struct Double(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     contents: Contents,
-    events: Vec<Event>,
+    /// Each with its place among the events of all doubles.
+    events: Vec<(u64, Event)>,
     /// Changes from now on fail.
     broken: bool,
 }
@@ -37,6 +39,14 @@ pub(super) struct Contents {
 }
 
 const PAGE: usize = 4096;
+
+/// Counts the events of all doubles, so that the order among two files is known.
+static CLOCK: AtomicU64 = AtomicU64::new(0);
+
+/// A moment that later events come after.
+pub(super) fn now() -> u64 {
+    CLOCK.load(Ordering::SeqCst)
+}
 
 impl Contents {
     fn page_pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
@@ -132,13 +142,9 @@ impl Double {
         self.0.lock().unwrap().contents.clone()
     }
 
-    /// What happened since the double was made.
-    pub(super) fn events(&self) -> Vec<Event> {
+    /// What happened since the double was made, each event with its place among those of all doubles.
+    pub(super) fn events(&self) -> Vec<(u64, Event)> {
         self.0.lock().unwrap().events.clone()
-    }
-
-    pub(super) fn event_count(&self) -> usize {
-        self.0.lock().unwrap().events.len()
     }
 
     pub(super) fn break_now(&self, broken: bool) {
@@ -151,7 +157,7 @@ impl Double {
             return Err(DiskError::io(self.path(), "write", std::io::ErrorKind::StorageFull));
         }
         state.contents.apply(&event, &mut || true);
-        state.events.push(event);
+        state.events.push((CLOCK.fetch_add(1, Ordering::SeqCst), event));
         Ok(())
     }
 }

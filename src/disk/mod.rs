@@ -22,6 +22,10 @@ pub mod vhd;
 
 #[cfg(test)]
 mod double;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod power;
 
 pub use chain::{Chain, PendingPath};
 pub use error::{DiskError, ErrorKind};

