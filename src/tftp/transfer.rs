@@ -1,11 +1,12 @@
 //! One file on its way to one client: a sender with a window (RFC 7440), which with a window of one is RFC 1350's.
 //!
 //! Blocks have 64-bit numbers here and are cut to 16 bits on the wire, so a file of more than 65,535 blocks goes on with
-//! block 0. An ACK inside the window means that the client missed what comes after it: the sender goes on from there. An
+//! block 0. An ACK inside the window means that the client missed what comes after it: the sender goes back to there, at
+//! once but not twice within [`NUDGE`], because some clients send such an ACK for every block that they did not expect. An
 //! ACK that says again what was known is either an echo or the loss of the window's first block, and nothing tells the two
-//! apart but time: it makes the next retransmission early ([`NUDGE`]), and progress takes that back. So a lost block
-//! costs milliseconds, and a network that doubles packets cannot make us send a file twice (the Sorcerer's Apprentice,
-//! RFC 1123 §4.2.3.1). With a window of one such an ACK is always an echo and counts for nothing.
+//! apart but time: it makes the next retransmission early, and progress takes that back. So a lost block costs
+//! milliseconds, and a network that doubles packets does not make us send everything again and again (the Sorcerer's
+//! Apprentice, RFC 1123 §4.2.3.1). With a window of one such an ACK is always an echo and counts for nothing.
 
 use std::time::{Duration, Instant};
 
@@ -115,6 +116,8 @@ pub struct Transfer {
     /// When the client last confirmed something new.
     progress_at: Instant,
     retry_at: Instant,
+    /// When an ACK inside the window last made us go back.
+    back_at: Option<Instant>,
     over: bool,
 }
 
@@ -140,6 +143,7 @@ impl Transfer {
             sent_at: now,
             progress_at: now,
             retry_at: now,
+            back_at: None,
             over: false,
         };
         let effects = transfer.send_window(now);
@@ -219,6 +223,14 @@ impl Transfer {
         self.progressed(now);
         if self.acked == self.blocks {
             return self.end(End::Complete);
+        }
+        if self.acked < self.sent {
+            let next = self.back_at.map_or(now, |back_at| back_at + NUDGE);
+            if now < next {
+                self.retry_at = next;
+                return Vec::new();
+            }
+            self.back_at = Some(now);
         }
         self.send_window(now)
     }
