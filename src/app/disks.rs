@@ -55,6 +55,16 @@ pub fn image_path(state: &Path, image: &ImageName, version: u32) -> PathBuf {
     state.join("images").join(image.as_str()).join(format!("{version}.vhd"))
 }
 
+/// The images that have been imported, by name.
+#[must_use]
+pub fn images(state: &Path) -> Vec<ImageName> {
+    let Ok(folders) = std::fs::read_dir(state.join("images")) else { return Vec::new() };
+    let names = folders.flatten().filter_map(|folder| folder.file_name().to_str()?.parse().ok());
+    let mut images: Vec<ImageName> = names.filter(|image| image_path(state, image, FIRST_VERSION).exists()).collect();
+    images.sort();
+    images
+}
+
 impl Disks {
     /// The disks under this state folder. `boot_id` is what this boot of the host is called.
     #[must_use]

@@ -165,6 +165,15 @@ impl Recorder {
         self.memory().machines.peek(&mac)?.address
     }
 
+    /// The machine that was last seen to use this address.
+    #[must_use]
+    pub fn machine_at(&self, address: Ipv4Addr) -> Option<Mac> {
+        let memory = self.memory();
+        let at =
+            |(_, (touched, machine)): &(&Mac, &(u64, Machine))| (machine.address == Some(address)).then_some(*touched);
+        memory.machines.entries.iter().filter(|entry| at(entry).is_some()).max_by_key(at).map(|(mac, _)| *mac)
+    }
+
     /// What a [`Recorder::detached`] recorder was told; nothing of one with a store, which is asked instead.
     #[must_use]
     pub fn events(&self) -> Vec<Event> {

@@ -28,6 +28,8 @@ pub struct Interface {
     pub carrier: bool,
     /// Ethernet, and not by radio. The loopback interface is not.
     pub wired: bool,
+    /// Largest packet in bytes.
+    pub mtu: u16,
 }
 
 impl fmt::Display for Interface {
@@ -131,6 +133,7 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
             up: entry.has(libc::IFF_UP),
             carrier: entry.has(libc::IFF_RUNNING),
             wired: false,
+            mtu: mtu(&entry.name),
         });
         match entry.address {
             Address::Ip(ip, prefix) => interface.addresses.push((ip, prefix)),
@@ -145,6 +148,13 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
     let mut interfaces: Vec<Interface> = found.into_values().filter(|interface| interface.index != 0).collect();
     interfaces.sort_by_key(|interface| interface.index);
     Ok(interfaces)
+}
+
+/// The interface's MTU; that of Ethernet where the kernel does not say. The loopback interface's does not fit 16 bits.
+fn mtu(name: &str) -> u16 {
+    const ETHERNET: u16 = 1500;
+    let text = std::fs::read_to_string(Path::new("/sys/class/net").join(name).join("mtu")).unwrap_or_default();
+    text.trim().parse::<u32>().map_or(ETHERNET, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
 }
 
 fn is_wireless(name: &str) -> bool {
@@ -241,6 +251,7 @@ mod tests {
             up: true,
             carrier: true,
             wired: true,
+            mtu: 1500,
         }
     }
 
