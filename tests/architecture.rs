@@ -18,7 +18,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("store", &["fleet"]),
     ("app", &["fleet", "config", "store", "script", "scsi", "disk", "sys"]),
     ("net", &["app", "fleet", "dhcp", "tftp", "iscsi", "scsi", "disk", "sys"]),
-    ("http", &["app", "fleet", "config", "store"]),
+    ("http", &["app", "fleet", "config", "store", "script"]),
     (
         "serve",
         &["app", "config", "dhcp", "disk", "fleet", "http", "iscsi", "net", "script", "scsi", "store", "sys", "tftp"],
