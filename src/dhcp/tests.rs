@@ -445,7 +445,7 @@ fn a_wrong_address_is_refused_aloud_and_an_unknown_one_in_silence() {
         assert_eq!(nak.opts().msg_type(), Some(v4::MessageType::Nak));
         assert_eq!((nak.yiaddr(), nak.siaddr(), nak.ciaddr()), ([0; 4].into(), [0; 4].into(), [0; 4].into()));
         assert_eq!(raw(&outcome, 56), Some(why.to_string().into_bytes()));
-        assert_eq!(outcome.persist, []);
+        assert_eq!((outcome.persist, outcome.asker.unwrap().address), (vec![], None));
     }
     for packet in [remembers(9, ip(103)), remembers(9, ip(50)), Packet::new(3, 9).using(ip(50))] {
         let outcome = lab.hear(&packet);
