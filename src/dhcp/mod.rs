@@ -325,6 +325,9 @@ impl<'a> Exchange<'a> {
 
     fn offer_in_words(&self, address: Ipv4Addr, handout: &Handout) -> String {
         let machine = &self.asker.machine;
+        if let Handout::NoLoader(_) = handout {
+            return format!("{address}, {handout}");
+        }
         let runs = if machine.ipxe { "iPXE, " } else { "" };
         format!("{address}, {handout} ({runs}{})", architecture_name(machine.architecture.unwrap_or(0)))
     }
