@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time;
 
-use super::connection;
+use super::connection::{self, PATIENCE};
 use crate::app::bootfiles::{BootContext, BootFile, Kind, Name};
 use crate::fleet::Mac;
 use crate::script::{self, ScriptError};
@@ -143,7 +143,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, stopped: imp
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "HTTP: no TCP_NODELAY");
     }
-    connection::serve(stream, peer, router, stopped).await;
+    connection::serve(stream, peer, router, PATIENCE, stopped).await;
 }
 
 /// How many connections each address has.
