@@ -13,6 +13,8 @@ use bootserver::{LOCALHOST, Lab, MAC, client, have};
 use roost::fleet::{Mac, Stage};
 use roost::http::boot::MAX_PER_CLIENT;
 
+const SIZE: usize = 300_001;
+
 /// The answer to one request on a connection of its own: its head, and its body.
 fn ask(lab: &Lab, request: &str) -> (String, Vec<u8>) {
     let mut stream = TcpStream::connect((LOCALHOST, lab.http)).unwrap();
@@ -183,4 +185,14 @@ fn curl_keeps_its_connection_and_both_protocols_serve_one_file() {
     assert!(fs::read(lab.file("tail")).unwrap() == lab.undionly[100..], "the range is not what was asked for");
 }
 
-const SIZE: usize = 300_001;
+#[test]
+fn stopping_closes_kept_connections() {
+    let lab = Lab::new(100, None);
+    let mut kept = TcpStream::connect((LOCALHOST, lab.http)).unwrap();
+    kept.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    kept.write_all(b"HEAD /snponly.efi HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    kept.read_exact(&mut [0; 12]).unwrap();
+    lab.stop();
+    kept.read_to_end(&mut Vec::new()).unwrap();
+    lab.stopped();
+}

@@ -5,7 +5,7 @@
 mod bootserver;
 
 use std::fs;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
@@ -156,7 +156,11 @@ struct Bare {
 
 impl Bare {
     fn new(lab: &Lab) -> Self {
-        let socket = UdpSocket::bind((LOCALHOST, 0)).unwrap();
+        Self::at(LOCALHOST, lab)
+    }
+
+    fn at(address: Ipv4Addr, lab: &Lab) -> Self {
+        let socket = UdpSocket::bind((address, 0)).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         Self { socket, server: SocketAddr::from((LOCALHOST, lab.tftp)) }
     }
@@ -277,4 +281,35 @@ fn scripts_by_tftp_are_the_machines_own_or_lead_to_it() {
             assert_eq!(lab.events(Stage::Script, 1).len(), 1);
         }
     }
+}
+
+#[test]
+fn stopping_lets_a_running_transfer_end() {
+    let lab = Lab::new(100, Some(MAC));
+    let bare = Bare::new(&lab);
+    let (_, tid) = bare.ask(b"\0\x01undionly.kpxe\0octet\0tsize\x000\0");
+    lab.stop();
+    bare.socket.send_to(b"\0\x04\0\0", tid).unwrap();
+    assert_eq!(bare.hear().0[4..], lab.undionly[..]);
+    bare.socket.send_to(b"\0\x04\0\x01", tid).unwrap();
+    assert_eq!(lab.events(Stage::Loader, 1).len(), 1);
+    lab.stopped();
+}
+
+#[test]
+fn many_machines_fetch_at_once() {
+    let lab = Lab::new(20_000, None);
+    let machines: Vec<Bare> = (1..=100).map(|host| Bare::at(Ipv4Addr::new(127, 0, 1, host), &lab)).collect();
+    let tids: Vec<SocketAddr> =
+        machines.iter().map(|bare| bare.ask(b"\0\x01undionly.kpxe\0octet\0blksize\x001000\0").1).collect();
+    let mut got = vec![Vec::new(); machines.len()];
+    for ack in 0..=20 {
+        for (bare, tid) in machines.iter().zip(&tids) {
+            bare.socket.send_to(&[0, 4, 0, ack], tid).unwrap();
+        }
+        for (bare, got) in machines.iter().zip(&mut got) {
+            got.extend_from_slice(&bare.hear().0[4..]);
+        }
+    }
+    assert!(got.iter().all(|got| *got == lab.undionly), "a machine got something else");
 }

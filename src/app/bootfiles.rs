@@ -342,6 +342,16 @@ mod tests {
     }
 
     #[test]
+    fn the_loaders_of_the_package_pass() {
+        if !Path::new(LOADER_DIR).join("snponly.efi").exists() {
+            eprintln!("skip: the_loaders_of_the_package_pass needs {LOADER_DIR}/snponly.efi (apt install ipxe)");
+            return;
+        }
+        let files = BootFiles::load(None).unwrap();
+        assert!(files.loader(Name::Undionly).unwrap().len() > 10_000);
+    }
+
+    #[test]
     fn a_missing_loader_is_refused_with_what_to_do() {
         let dir = folder(&[("snponly.efi", &efi(PE_X64))]);
         let words = BootFiles::load(Some(dir.path())).unwrap_err().to_string();

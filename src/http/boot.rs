@@ -40,7 +40,7 @@ pub const MAX_CONNECTIONS: usize = 384;
 /// Most connections of one address. iPXE has one; a browser has six.
 pub const MAX_PER_CLIENT: usize = 16;
 /// How long answers under way may take after the server was asked to stop.
-const DRAIN: Duration = Duration::from_secs(5);
+pub const DRAIN: Duration = Duration::from_secs(5);
 /// Wait after a failure to accept (no descriptors left), so that one that lasts does not fill the log.
 const PAUSE: Duration = Duration::from_millis(200);
 

@@ -16,6 +16,8 @@ use roost::net::tftp::TftpServer;
 use roost::script::Server;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 pub(crate) const MAC: &str = "52:54:00:aa:00:01";
 pub(crate) const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -28,7 +30,9 @@ pub(crate) struct Lab {
     pub(crate) http: u16,
     pub(crate) recorder: Recorder,
     pub(crate) out: TempDir,
-    _runtime: Runtime,
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+    runtime: Runtime,
 }
 
 impl Lab {
@@ -47,7 +51,8 @@ impl Lab {
         let fleet = Arc::new(fleet());
         let neighbour = neighbour.map(|mac| mac.parse::<Mac>().unwrap());
         let at = |port| SocketAddrV4::new(LOCALHOST, port);
-        let (tftp, http) = runtime.block_on(async {
+        let (stop, _) = watch::channel(false);
+        let (tftp, http, tasks) = runtime.block_on(async {
             let web = BootServer::bind(at(0)).await.unwrap();
             let http = web.address().port();
             let boot = Arc::new(BootContext {
@@ -59,16 +64,31 @@ impl Lab {
             });
             let server = TftpServer::bind(at(0), 1500, Arc::clone(&boot)).await.unwrap();
             let tftp = server.address().port();
-            tokio::spawn(server.run(std::future::pending()));
-            tokio::spawn(web.run(router(boot), std::future::pending()));
-            (tftp, http)
+            let tasks = vec![
+                tokio::spawn(server.run(stopped(stop.subscribe()))),
+                tokio::spawn(web.run(router(boot), stopped(stop.subscribe()))),
+            ];
+            (tftp, http, tasks)
         });
-        Self { undionly, snponly, tftp, http, recorder, out, _runtime: runtime }
+        Self { undionly, snponly, tftp, http, recorder, out, stop, tasks, runtime }
     }
 
     /// A file's place for what a client fetches.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.out.path().join(name)
+    }
+
+    /// Asks both servers to stop.
+    pub(crate) fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Waits until both servers have stopped.
+    pub(crate) fn stopped(self) {
+        for task in self.tasks {
+            let stopped = async { tokio::time::timeout(Duration::from_secs(20), task).await };
+            self.runtime.block_on(stopped).expect("it goes on").unwrap();
+        }
     }
 
     /// Waits until so many events of this stage are known. A client is done a moment before the server has seen its last
@@ -83,6 +103,10 @@ impl Lab {
             thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    stop.wait_for(|stop| *stop).await.unwrap();
 }
 
 fn fleet() -> Fleet {
