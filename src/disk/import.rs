@@ -117,8 +117,8 @@ pub fn import(source: &Path, into: &Path, progress: &mut dyn FnMut(u64, u64)) ->
         at += len;
     }
     builder.finish()?;
-    fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o444))
-        .map_err(|error| DiskError::io(temp.path(), "make read-only", error))?;
+    fs::set_permissions(temp.temp_path(), fs::Permissions::from_mode(0o444))
+        .map_err(|error| DiskError::io(temp.temp_path(), "make read-only", error))?;
     temp.file.sync()?;
     temp.keep()?;
     progress(disk.size(), disk.size());

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::SECTOR;
 use super::chain::{Chain, MAX_DEPTH, parent_candidates};
 use super::error::DiskError;
 use super::file::{Access, File, Media, read_vec};
 use super::vhd::sparse::Sparse;
 use super::vhd::wire::{Footer, Geometry, Kind};
-use super::{Disk, SECTOR};
 
 /// Bytes at the front of a file in which other formats say what they are; an ISO 9660 image does so at 32 KiB.
 const FRONT: u64 = 34 * 1024;

@@ -50,7 +50,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
 pub(super) fn pattern(start: u64, len: u64, seed: u8) -> Vec<u8> {
     (start..start + len)
         .flat_map(|sector| {
-            let mut bytes = [seed; SECTOR as usize];
+            let mut bytes = [seed; 512];
             bytes[..8].copy_from_slice(&sector.to_le_bytes());
             bytes
         })
