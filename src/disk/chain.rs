@@ -105,6 +105,10 @@ impl Chain {
             let what = "is a disk of its own, not a differencing disk".to_owned();
             return Err(DiskError::Unsupported { path: media.path().into(), what });
         }
+        let below = std::iter::successors(Some(&parent), |chain| chain.parent.as_ref()).count();
+        if below >= MAX_DEPTH {
+            return Err(too_deep(media.path()));
+        }
         let sparse = Sparse::open(media, footer, false)?;
         check_parent(&sparse, &parent)?;
         if let Some((media, boot_id)) = pending {
@@ -135,8 +139,7 @@ impl Chain {
             return Err(DiskError::Chain { path: path.into(), what });
         }
         if above.len() >= MAX_DEPTH {
-            let what = format!("more than {MAX_DEPTH} layers lie above it");
-            return Err(DiskError::Chain { path: path.into(), what });
+            return Err(too_deep(path));
         }
         above.push(identity);
         let layer = open_layer(Box::new(file), access)?;
@@ -439,6 +442,10 @@ fn open_layer(media: Box<dyn Media>, access: Access) -> Result<Layer, DiskError>
         return Err(DiskError::corrupt(media.path(), len - 512, what));
     }
     flat(media, size, Some(footer))
+}
+
+fn too_deep(path: &Path) -> DiskError {
+    DiskError::Chain { path: path.into(), what: format!("with it the chain has more than {MAX_DEPTH} layers") }
 }
 
 fn check_parent(child: &Sparse, parent: &Chain) -> Result<(), DiskError> {

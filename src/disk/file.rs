@@ -191,7 +191,12 @@ impl Media for File {
     }
 
     fn len(&self) -> Result<u64, DiskError> {
-        Ok(self.file.metadata().map_err(|source| self.error("look at", source))?.len())
+        let meta = self.file.metadata().map_err(|source| self.error("look at", source))?;
+        if meta.is_file() {
+            return Ok(meta.len());
+        }
+        // A disk or partition of the host.
+        rustix::fs::seek(&self.file, SeekFrom::End(0)).map_err(|errno| self.error("measure", errno))
     }
 
     fn set_len(&self, len: u64) -> Result<(), DiskError> {

@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_chain_is_described_to_its_bottom() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = model::scratch();
         model::master(&dir.path().join("master.vhd"));
         let top = model::children(dir.path(), 2, &mut vec![0; 5 << 20]);
         let seen = inspect(&top).unwrap();
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn damage_that_can_be_lived_with_is_a_warning() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = model::scratch();
         let path = dir.path().join("master.vhd");
         model::master(&path);
         let top = model::children(dir.path(), 1, &mut []);
