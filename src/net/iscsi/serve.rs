@@ -362,7 +362,7 @@ impl Running {
         match entry.kind {
             SessionKind::Loader => self.note(Stage::Login, &format!("the loader, from {}", entry.address)),
             SessionKind::System => {
-                self.note(Stage::OsSession, &format!("the operating system, from {}", entry.address))
+                self.note(Stage::OsSession, &format!("the operating system, from {}", entry.address));
             }
             SessionKind::Other => {
                 tracing::info!("{}: {} logged in from {}", entry.client, entry.initiator, entry.address);
