@@ -170,6 +170,17 @@ fn data_out_for_nothing_that_waits_for_it_is_discarded() {
 }
 
 #[test]
+fn an_r2t_names_the_unit_as_its_command_did() {
+    /// LUN 0 by flat space addressing.
+    const FLAT_LUN_0: [u8; 8] = [0x40, 0, 0, 0, 0, 0, 0, 0];
+    let mut pair = Pair::ready(patient());
+    let (expected, cdb) = write(2);
+    let itt = pair.new_itt();
+    pair.numbered(Pair::header(itt, FINAL | WRITE, FLAT_LUN_0, expected, &cdb), &[]);
+    assert_eq!(pair.one().header.lun(), FLAT_LUN_0);
+}
+
+#[test]
 fn empty_data_out_pdus_hold_no_memory() {
     let mut pair = Pair::ready(patient());
     let (expected, cdb) = write(2);
@@ -590,7 +601,7 @@ fn transfer_tags_skip_the_one_that_means_none() {
 fn no_more_data_is_asked_for_than_fits_and_each_answer_makes_room() {
     let large = (MAX_SOLICITED / 4, ten(0x2A, 0, 2048));
     let mut pair = Pair::ready(patient());
-    let tags: Vec<u32> = (0..7).map(|_| pair.command(FINAL | WRITE, large.0, &large.1, &[])).collect();
+    let tags: Vec<u32> = (0..8).map(|_| pair.command(FINAL | WRITE, large.0, &large.1, &[])).collect();
     let mut r2ts: VecDeque<_> = pair.take().into();
     assert_eq!(r2ts.len(), 4);
     assert_eq!(pair.session.solicited, MAX_SOLICITED);
@@ -608,11 +619,11 @@ fn no_more_data_is_asked_for_than_fits_and_each_answer_makes_room() {
     let answers: Vec<_> = pair.take().iter().map(|pdu| (pdu.header.opcode(), pdu.header.itt())).collect();
     assert_eq!(answers, [(opcode::SCSI_RESPONSE, tags[0]), (opcode::R2T, tags[4])]);
     // An aborted task makes room as well, and one that waits leaves the queue.
-    pair.function(1, tags[5], LUN_0);
-    assert_eq!(pair.session.waiting_for_r2t, [tags[6]]);
+    pair.function(1, tags[6], LUN_0);
+    assert_eq!(pair.session.waiting_for_r2t, [tags[5], tags[7]]);
     pair.silence();
     pair.function(1, tags[1], LUN_0);
-    assert_eq!(pair.one().header.itt(), tags[6]);
+    assert_eq!(pair.one().header.itt(), tags[5]);
     pair.function(2, NO_TAG, LUN_0);
     assert_eq!((pair.session.solicited, pair.session.tasks()), (0, 0));
 }
