@@ -26,12 +26,9 @@ pub const MAX_TRANSFER_BLOCKS: u32 = 2048;
 /// for an answer.
 pub const MAX_UNMAP_BLOCKS: u32 = 1_048_576;
 
-/// Most blocks of one WRITE SAME of zeros, which is done as an UNMAP is: 4 GiB.
-pub const MAX_ZERO_BLOCKS: u32 = 8_388_608;
-
-/// Most blocks of one WRITE SAME of anything else: 128 MiB. They are really written, and no other write to this disk goes
-/// ahead of them.
-pub const MAX_FILL_BLOCKS: u32 = 262_144;
+/// Most blocks of one WRITE SAME: 16 MiB. Anything but zeros is really written, and no other write to this disk goes ahead
+/// of it.
+pub const MAX_WRITE_SAME_BLOCKS: u32 = 32_768;
 
 /// Most ranges in one UNMAP command: what fits the 4 KiB of parameter data that it may carry.
 pub const MAX_UNMAP_RANGES: u32 = 255;

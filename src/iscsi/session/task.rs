@@ -3,9 +3,9 @@
 use super::super::pdu::{HEADER, padding};
 use super::collected::Collected;
 use super::*;
+use crate::scsi::BLOCK;
 use crate::scsi::command::{CDB_LENGTH, Command};
 use crate::scsi::unit::{Plan, plan_without_unit};
-use crate::scsi::{BLOCK, MAX_FILL_BLOCKS};
 
 /// R and W in a SCSI Command's byte 1: data is expected from, or to, the target.
 const READ: u8 = 0x40;
@@ -250,10 +250,10 @@ impl Session {
             Plan::WriteSame { range, no_data: false } => {
                 let block = data.concat();
                 let one_block = block.len() as u64 == BLOCK && u64::from(task.write_length) == BLOCK;
-                let zeros = block.iter().all(|byte| *byte == 0);
-                if !one_block || !zeros && range.length > u64::from(MAX_FILL_BLOCKS) * BLOCK {
+                if !one_block {
                     return self.complete(id, Err(Sense::INVALID_FIELD_IN_CDB));
                 }
+                let zeros = block.iter().all(|byte| *byte == 0);
                 if zeros { Effect::Zero(id, vec![*range]) } else { Effect::Fill(id, *range, block.into()) }
             }
             Plan::Unmap(length) => {
