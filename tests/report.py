@@ -21,6 +21,10 @@ LONG = os.environ.get("ROOST_LONG") == "1"
 TESTER = f"{IQN}:tester"
 
 
+# What a test may fail with: its own assertions, and what the world answers. Anything else is a mistake in the test.
+ERRORS = (AssertionError, RoostError, MachineError, OSError, subprocess.SubprocessError, ValueError, KeyError)
+
+
 class Report:
     """Runs tests by name, one after the other, and prints how each ended."""
 
@@ -31,15 +35,26 @@ class Report:
         """Runs one test. What it returns, if anything, is printed beside its name. Answers whether it passed."""
         try:
             figures = function(*arguments)
-        except (AssertionError, RoostError, MachineError, OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            first, *rest = str(error).splitlines() or [""]
-            print("\n".join(rest))
-            print(f"fail: {name} {type(error).__name__} in {where.name}, line {where.lineno}: {first}", flush=True)
-            self.failed.append(name)
+        except ERRORS as error:
+            self._fail(name, error)
             return False
         print(f"pass: {name}" + (f" {figures}" if figures else ""), flush=True)
         return True
+
+    def part(self, name, function, *arguments):
+        """Runs a function that runs tests; what fails outside of them is a failure under this name."""
+        try:
+            function(*arguments)
+        except ERRORS as error:
+            self._fail(name, error)
+
+    def _fail(self, name, error):
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        first, *rest = str(error).splitlines() or [""]
+        if rest:
+            print("\n".join(rest))
+        print(f"fail: {name} {type(error).__name__} in {where.name}, line {where.lineno}: {first}", flush=True)
+        self.failed.append(name)
 
     def exit_code(self):
         """0 only if nothing failed."""
