@@ -24,12 +24,19 @@ DISK_MIB = 512
 # One MiB of noise in so many: a child's blocks then have their master's content, holes, and both.
 NOISE_EVERY_MIB = 8
 
+
+def client(mac, *initiators):
+    """A client's value in roost.toml: its MAC, and the initiator names that may use its disk from anywhere."""
+    names = ", ".join(f'"{name}"' for name in initiators)
+    return f'{{ mac = "{mac}", initiators = [{names}] }}'
+
+
 CLIENTS = {
-    "pc-conformance": f'{{ mac = "52:54:00:77:02:01", initiators = ["{TESTER}", {", ".join(f"{chr(34)}{i}{chr(34)}" for i in conformance.INITIATORS)}] }}',
-    "pc-writes": f'{{ mac = "52:54:00:77:02:02", initiators = ["{TESTER}"] }}',
-    "pc-kills": f'{{ mac = "52:54:00:77:02:03", initiators = ["{TESTER}"] }}',
-    "pc-private": '"52:54:00:77:02:04"',
-    "pc-dhcp": f'"{netboot.CLIENT_MAC}"',
+    "pc-conformance": client("52:54:00:77:02:01", TESTER, *conformance.INITIATORS),
+    "pc-writes": client("52:54:00:77:02:02", TESTER),
+    "pc-kills": client("52:54:00:77:02:03", TESTER),
+    "pc-private": client("52:54:00:77:02:04"),
+    "pc-dhcp": client(netboot.CLIENT_MAC),
 }
 
 
@@ -54,7 +61,7 @@ def everything(options, report):
     roost.start()
     try:
         netboot.tests(options, roost, report)
-        targets.tests(options, roost, report)
+        targets.tests(options, roost, report, DISK_MIB << 20)
         conformance.tests(options, roost, report, "pc-conformance")
         writes.tests(options, roost, report, master)
         report.test("no-panic", no_panic, roost)

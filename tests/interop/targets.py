@@ -55,10 +55,9 @@ def refused(options):
     assert nowhere.returncode != 0, f"a target that is not there answers: {nowhere.stdout}"
 
 
-def tests(options, roost, report):
+def tests(options, roost, report, size):
     """All of them."""
     allowed = ["pc-conformance", "pc-writes", "pc-kills"]
-    size = 512 << 20
     report.test("iscsi-ls-shows-what-this-initiator-may-use", discovery, options, allowed)
     report.test("iscsi-ls-lists-the-logical-unit", logical_units, options)
     report.test("iscsi-inq", inquiry, options)
