@@ -30,6 +30,7 @@ pub mod iscsi;
 pub mod net;
 pub mod script;
 pub mod scsi;
+pub mod serve;
 pub mod store;
 pub mod sys;
 pub mod tftp;

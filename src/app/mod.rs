@@ -1,8 +1,15 @@
-//! What the adapters share: the fleet's snapshot, the recorder of what was seen, the open disks.
+//! What the adapters share: the fleet's snapshot, the recorder of what was seen, the open disks, the sessions.
 //!
 //! Not here: sockets and wire formats. An adapter holds an `Arc<App>` and asks it.
 
+pub mod access;
+pub mod bootfiles;
+pub mod disks;
+pub mod lanes;
+pub mod queue;
 pub mod recorder;
+pub mod report;
+pub mod sessions;
 
 use std::sync::Arc;
 
@@ -10,7 +17,10 @@ use tokio::sync::watch;
 
 use crate::config::Settings;
 use crate::fleet::{Fleet, Naming};
+use disks::Disks;
+use lanes::Lanes;
 use recorder::Recorder;
+use sessions::Sessions;
 
 /// The shared state of a running Roost.
 #[derive(Debug)]
@@ -21,15 +31,29 @@ pub struct App {
     pub naming: Naming,
     /// Where adapters report what they saw.
     pub recorder: Recorder,
+    /// The clients' disks.
+    pub disks: Disks,
+    /// Who is logged in.
+    pub sessions: Arc<Sessions>,
+    /// Where operations that may wait run.
+    pub lanes: Arc<Lanes>,
     fleet: watch::Sender<Arc<Fleet>>,
 }
 
 impl App {
-    /// The shared state for this configuration.
+    /// The shared state for this configuration. `boot_id` is what this boot of the host is called.
     #[must_use]
-    pub fn new(settings: Settings, fleet: Fleet, recorder: Recorder) -> Self {
-        let naming = Naming::new(settings.iqn.clone());
-        Self { settings, naming, recorder, fleet: watch::Sender::new(Arc::new(fleet)) }
+    pub fn new(settings: Settings, fleet: Fleet, recorder: Recorder, boot_id: String) -> Self {
+        let lanes = Arc::<Lanes>::default();
+        Self {
+            naming: Naming::new(settings.iqn.clone()),
+            disks: Disks::new(settings.state.clone(), boot_id, Arc::clone(&lanes)),
+            settings,
+            recorder,
+            sessions: Arc::default(),
+            lanes,
+            fleet: watch::Sender::new(Arc::new(fleet)),
+        }
     }
 
     /// The fleet as it is now.

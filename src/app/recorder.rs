@@ -1,23 +1,252 @@
 //! The one place through which adapters say what they saw of a machine: a log line, and a record in the store.
+//!
+//! Nothing here blocks, and nothing that a stranger sends makes it grow: the maps have bounds, and what repeats is
+//! recorded once.
 
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::hash::Hash;
 use std::net::Ipv4Addr;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::fleet::{ClientName, Mac, Stage, Timestamp};
+use crate::fleet::{ClientName, Event, Mac, Sighting, Stage, Timestamp};
+use crate::store::{Record, Writer};
 
-/// Takes what adapters saw. Never blocks: what cannot be queued is dropped with a warning.
+/// Machines that are remembered; the one seen longest ago goes first. As many as the store keeps.
+const MAX_MACHINES: usize = 4_096;
+
+/// A stage that repeats with the same particulars within this time is one event: firmware asks for its address three or
+/// four times while it waits.
+const REPEAT: Duration = Duration::from_secs(10);
+
+/// How often a machine that stays where it is has its sighting stored.
+const STORE_SIGHTING: Duration = Duration::from_secs(60);
+
+/// Longest detail of an event, in characters: file names and initiator names come from strangers.
+const MAX_DETAIL: usize = 240;
+
+/// Takes what adapters saw. Never blocks: what cannot be queued is dropped with a warning. Clones share one memory.
 #[derive(Debug, Clone)]
-pub struct Recorder {}
+pub struct Recorder {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    sink: Sink,
+    memory: Mutex<Memory>,
+}
+
+/// Where records go.
+enum Sink {
+    Store(Writer),
+    Memory(Mutex<Vec<Record>>),
+}
+
+struct Memory {
+    machines: Recent<Mac, Machine>,
+    stages: Recent<(Who, Stage), Option<Noted>>,
+}
+
+/// Whose stage it was: the client's, or that of a machine in nobody's place.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Who {
+    Client(ClientName),
+    Machine(Option<Mac>),
+}
+
+#[derive(Debug, Default)]
+struct Machine {
+    address: Option<Ipv4Addr>,
+    stored: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+struct Noted {
+    detail: String,
+    at: Timestamp,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
 
 impl Recorder {
-    /// A machine reached a stage of its boot.
-    pub fn note(&self, mac: Option<Mac>, client: Option<&ClientName>, stage: Stage, detail: &str) {
-        let _ = (mac, client, stage, detail);
+    /// A recorder that writes to the store and remembers these sightings, which the store had at start.
+    #[must_use]
+    pub fn new(writer: Writer, sightings: impl IntoIterator<Item = Sighting>) -> Self {
+        let recorder = Self::with(Sink::Store(writer));
+        let mut sightings: Vec<Sighting> = sightings.into_iter().collect();
+        sightings.sort_by_key(|sighting| sighting.at);
+        let mut memory = recorder.memory();
+        for Sighting { mac, address, at } in sightings {
+            *memory.machines.touch(mac) = Machine { address, stored: Some(at) };
+        }
+        drop(memory);
+        recorder
     }
 
-    /// A machine was seen, using this address where one is known.
+    /// A recorder without a store: what it is told stays in memory, where a test reads it with [`Recorder::events`].
+    #[must_use]
+    pub fn detached() -> Self {
+        Self::with(Sink::Memory(Mutex::default()))
+    }
+
+    fn with(sink: Sink) -> Self {
+        let memory =
+            Memory { machines: Recent::new(MAX_MACHINES), stages: Recent::new(MAX_MACHINES * Stage::ALL.len()) };
+        Self { shared: Arc::new(Shared { sink, memory: Mutex::new(memory) }) }
+    }
+
+    /// A machine reached a stage of its boot. `detail` is for a person; control characters in it are replaced, and it is
+    /// cut after 240 characters.
+    pub fn note(&self, mac: Option<Mac>, client: Option<&ClientName>, stage: Stage, detail: &str) {
+        self.note_at(now(), mac, client, stage, detail);
+    }
+
+    fn note_at(&self, at: Timestamp, mac: Option<Mac>, client: Option<&ClientName>, stage: Stage, detail: &str) {
+        let detail = printable(detail);
+        let who = client.map_or(Who::Machine(mac), |name| Who::Client(name.clone()));
+        let shown = who.to_string();
+        if self.repeats(at, who, stage, &detail) {
+            tracing::debug!(target: "roost::boot", "{shown:<6} {stage:<11} {detail} (again)");
+            return;
+        }
+        // The fields are for JSON logs; the message alone is a whole line for a person.
+        tracing::info!(
+            target: "roost::boot",
+            mac = mac.map(tracing::field::display),
+            client = client.map(tracing::field::display),
+            stage = stage.word(),
+            "{shown:<6} {stage:<11} {detail}"
+        );
+        self.store(Record::Event(Event { at, mac, client: client.cloned(), stage, detail }));
+    }
+
+    /// Whether the same was noted a moment ago. If not, it is now.
+    fn repeats(&self, at: Timestamp, who: Who, stage: Stage, detail: &str) -> bool {
+        let mut memory = self.memory();
+        let last = memory.stages.touch((who, stage));
+        match last {
+            Some(last) if last.detail == detail && at.since(last.at) < REPEAT => true,
+            _ => {
+                *last = Some(Noted { detail: detail.to_owned(), at });
+                false
+            }
+        }
+    }
+
+    /// A machine was seen, using this address where one is known. A sighting without an address leaves the last one standing.
     pub fn saw(&self, mac: Mac, address: Option<Ipv4Addr>) {
-        let _ = (mac, address);
+        self.saw_at(now(), mac, address);
+    }
+
+    fn saw_at(&self, at: Timestamp, mac: Mac, address: Option<Ipv4Addr>) {
+        let mut memory = self.memory();
+        let machine = memory.machines.touch(mac);
+        let moved = address.is_some() && address != machine.address;
+        machine.address = address.or(machine.address);
+        // A new address at once: after a restart it decides who may log in.
+        let due = machine.stored.is_none_or(|stored| at.since(stored) >= STORE_SIGHTING);
+        if !(moved || due) {
+            return;
+        }
+        machine.stored = Some(at);
+        let sighting = Sighting { mac, address: machine.address, at };
+        drop(memory);
+        self.store(Record::Sighting(sighting));
+    }
+
+    /// The address that this machine was last seen to use.
+    #[must_use]
+    pub fn address_seen(&self, mac: Mac) -> Option<Ipv4Addr> {
+        self.memory().machines.peek(&mac)?.address
+    }
+
+    /// The machine that was last seen to use this address.
+    #[must_use]
+    pub fn machine_at(&self, address: Ipv4Addr) -> Option<Mac> {
+        let memory = self.memory();
+        let at =
+            |(_, (touched, machine)): &(&Mac, &(u64, Machine))| (machine.address == Some(address)).then_some(*touched);
+        memory.machines.entries.iter().filter(|entry| at(entry).is_some()).max_by_key(at).map(|(mac, _)| *mac)
+    }
+
+    /// What a [`Recorder::detached`] recorder was told; nothing of one with a store, which is asked instead.
+    #[must_use]
+    pub fn events(&self) -> Vec<Event> {
+        let Sink::Memory(records) = &self.shared.sink else { return Vec::new() };
+        let records = records.lock().unwrap_or_else(PoisonError::into_inner);
+        let event = |record: &Record| if let Record::Event(event) = record { Some(event.clone()) } else { None };
+        records.iter().filter_map(event).collect()
+    }
+
+    fn store(&self, record: Record) {
+        match &self.shared.sink {
+            Sink::Store(writer) => writer.record(record),
+            Sink::Memory(records) => records.lock().unwrap_or_else(PoisonError::into_inner).push(record),
+        }
+    }
+
+    /// Every change of the memory is whole before anything can panic, so a poisoned lock guards sound data.
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.shared.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client(name) => name.fmt(f),
+            Self::Machine(Some(mac)) => mac.fmt(f),
+            Self::Machine(None) => f.write_str("-"),
+        }
+    }
+}
+
+/// The detail as one line of bounded length, which cannot steer a terminal.
+fn printable(detail: &str) -> String {
+    let clean = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    let mut text: String = detail.chars().take(MAX_DETAIL).map(clean).collect();
+    if detail.chars().nth(MAX_DETAIL).is_some() {
+        text.push('…');
+    }
+    text
+}
+
+/// A map that holds so many entries and no more: the one touched longest ago makes room.
+struct Recent<K, V> {
+    most: usize,
+    touches: u64,
+    entries: HashMap<K, (u64, V)>,
+    order: BTreeMap<u64, K>,
+}
+
+impl<K: Clone + Eq + Hash, V: Default> Recent<K, V> {
+    fn new(most: usize) -> Self {
+        Self { most, touches: 0, entries: HashMap::new(), order: BTreeMap::new() }
+    }
+
+    /// The entry of this key, made where it is missing, and now the youngest.
+    fn touch(&mut self, key: K) -> &mut V {
+        self.touches += 1;
+        if let Some((touched, _)) = self.entries.get(&key) {
+            self.order.remove(touched);
+        } else if self.entries.len() >= self.most
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.entries.remove(&oldest);
+        }
+        self.order.insert(self.touches, key.clone());
+        let (touched, value) = self.entries.entry(key).or_default();
+        *touched = self.touches;
+        value
+    }
+
+    fn peek(&self, key: &K) -> Option<&V> {
+        self.entries.get(key).map(|(_, value)| value)
     }
 }
 
@@ -26,4 +255,86 @@ impl Recorder {
 pub fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mac(number: u16) -> Mac {
+        let [high, low] = number.to_be_bytes();
+        Mac::from_octets([0x52, 0x54, 0, 0xaa, high, low]).unwrap()
+    }
+
+    fn sightings(recorder: &Recorder) -> Vec<Sighting> {
+        let Sink::Memory(records) = &recorder.shared.sink else { unreachable!() };
+        let sighting = |record: &Record| if let Record::Sighting(seen) = record { Some(seen.clone()) } else { None };
+        records.lock().unwrap().iter().filter_map(sighting).collect()
+    }
+
+    #[test]
+    fn a_stage_that_repeats_at_once_is_one_event() {
+        let recorder = Recorder::detached();
+        let name: ClientName = "pc-01".parse().unwrap();
+        for (at, detail) in [(0, "10.0.0.1"), (4_000, "10.0.0.1"), (5_000, "10.0.0.2"), (16_000, "10.0.0.2")] {
+            recorder.note_at(Timestamp(at), Some(mac(1)), Some(&name), Stage::Offer, detail);
+        }
+        recorder.note_at(Timestamp(5_000), Some(mac(1)), None, Stage::Offer, "10.0.0.2");
+        recorder.note_at(Timestamp(5_001), Some(mac(2)), None, Stage::Offer, "10.0.0.2");
+        let at: Vec<u64> = recorder.events().iter().map(|event| event.at.0).collect();
+        assert_eq!(at, [0, 5_000, 16_000, 5_000, 5_001]);
+    }
+
+    #[test]
+    fn a_detail_cannot_steer_a_terminal_nor_fill_the_store() {
+        let recorder = Recorder::detached();
+        recorder.note(Some(mac(1)), None, Stage::Refused, &format!("\u{1b}[31m{}", "é".repeat(1_000)));
+        let [event] = recorder.events().try_into().unwrap();
+        assert!(event.detail.starts_with("\u{fffd}[31mé"), "{}", event.detail);
+        assert_eq!(event.detail.chars().count(), MAX_DETAIL + 1);
+    }
+
+    #[test]
+    fn a_sighting_is_stored_when_the_address_changes_and_each_minute() {
+        let recorder = Recorder::detached();
+        let [one, two] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(Ipv4Addr::from);
+        for (at, address) in
+            [(0, None), (10, Some(one)), (20, Some(one)), (30, None), (59_000, Some(two)), (119_000, Some(two))]
+        {
+            recorder.saw_at(Timestamp(at), mac(1), address);
+        }
+        let stored: Vec<_> = sightings(&recorder).iter().map(|seen| (seen.at.0, seen.address)).collect();
+        assert_eq!(stored, [(0, None), (10, Some(one)), (59_000, Some(two)), (119_000, Some(two))]);
+        assert_eq!(recorder.address_seen(mac(1)), Some(two));
+        assert_eq!(recorder.address_seen(mac(2)), None);
+    }
+
+    #[test]
+    fn strangers_beyond_the_limit_push_out_the_machine_seen_longest_ago() {
+        let recorder = Recorder::detached();
+        let address = Some(Ipv4Addr::new(10, 0, 0, 1));
+        let most = u16::try_from(MAX_MACHINES).unwrap();
+        for number in 0..most {
+            recorder.saw_at(Timestamp(0), mac(number), address);
+        }
+        recorder.saw_at(Timestamp(1), mac(0), None);
+        recorder.saw_at(Timestamp(2), mac(most), address);
+        assert_eq!(recorder.address_seen(mac(1)), None);
+        for number in [0, 2, most] {
+            assert_eq!(recorder.address_seen(mac(number)), address, "{number}");
+        }
+        assert_eq!(recorder.memory().machines.order.len(), MAX_MACHINES);
+    }
+
+    #[tokio::test]
+    async fn what_was_seen_before_a_restart_is_known_after_it() {
+        let state = tempfile::tempdir().unwrap();
+        let store = crate::store::Store::open(state.path()).unwrap();
+        let writer = Writer::start(store.clone());
+        let address = Some(Ipv4Addr::new(10, 0, 0, 1));
+        Recorder::new(writer.clone(), []).saw(mac(1), address);
+        writer.flush().await.unwrap();
+        let again = Recorder::new(writer, store.sightings().unwrap());
+        assert_eq!(again.address_seen(mac(1)), address);
+    }
 }

@@ -1,10 +1,60 @@
-//! `roost.toml`: what the operator wants.
+//! `roost.toml`, the mapping file: which machine boots what, and how the server stands on its network.
+//!
+//! [`load`] reads the file, [`parse`] a text; both check all of it and speak about everything that is wrong at once, each
+//! with its line and a caret. The format is TOML 1.1. Not here: whether the images exist and whether the addresses fit the
+//! wire, which the file alone cannot tell; the caller has the facts and asks [`Loaded::check_images`] and
+//! [`Loaded::check_against`].
+//!
+//! A text passes four hands: `syntax` (what TOML cannot read), `walk` (values of the wanted type, with their places),
+//! `server` and `clients` (what they mean together), `report` (how it is told).
 
+mod clients;
+mod report;
+mod schema;
+mod server;
+mod syntax;
+mod values;
+mod walk;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::fleet::Fleet;
+use ipnetwork::Ipv4Network;
+
+use self::clients::Clients;
+use self::report::{Draft, Source};
+use self::schema::Level;
+use self::server::Server;
+use self::walk::{Located, Section, Walker};
+use crate::fleet::{Fleet, ImageName};
+
+pub use self::report::{MAX_LINE_SHOWN, MAX_SHOWN, Note, Place, Problem, Report, Severity};
+pub use self::values::{MAX_LEASE, MAX_POOL, MIN_LEASE};
+
+/// Largest mapping file in bytes. [`MAX_CLIENTS`] with a long note each fit well; more is not a mapping file.
+pub const MAX_FILE: u64 = 1 << 20;
+
+/// Most clients of one server.
+pub const MAX_CLIENTS: usize = 4096;
+
+/// Most MAC addresses of one client: a machine has a few adapters, not a switch full of them.
+pub const MAX_MACS: usize = 16;
+
+/// Most name servers that are handed to clients: resolvers ask three (glibc's `MAXNS`) and replies have little room.
+pub const MAX_DNS: usize = 8;
+
+/// Longest host name that Windows keeps whole (a NetBIOS name has 15 characters).
+pub const MAX_WINDOWS_NAME: usize = 15;
+
+/// `[server] state` when it is left out.
+pub const DEFAULT_STATE: &str = "/var/lib/roost";
+
+/// `[server.pool] lease` when it is left out: a working day.
+pub const DEFAULT_LEASE: Duration = Duration::from_secs(8 * 3_600);
 
 /// A whole, checked mapping file.
 #[derive(Debug, Clone)]
@@ -13,6 +63,19 @@ pub struct Config {
     pub settings: Settings,
     /// The clients.
     pub fleet: Fleet,
+    /// The groups, in the order of their names, those without clients too.
+    pub groups: Vec<Group>,
+}
+
+/// A group of clients. Its title and note are its own; its clients have theirs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Its name, which [`crate::fleet::Client::group`] repeats.
+    pub name: String,
+    /// A title for lists.
+    pub title: Option<String>,
+    /// The operator's own words.
+    pub note: Option<String>,
 }
 
 /// Who gives addresses on the wire.
@@ -24,14 +87,14 @@ pub enum DhcpMode {
     Off,
 }
 
-/// The `[server]` section, with what was left out filled in.
+/// The `[server]` section, with what was left out filled in. Paths that the file gives relative start at its own folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The wire that the clients are on; `None`: the one wired interface with carrier and an address.
     pub interface: Option<String>,
     /// Who gives addresses.
     pub dhcp: DhcpMode,
-    /// The addresses that we give, with `dhcp = "full"`.
+    /// The addresses that we give; there with `dhcp = "full"`, and only then.
     pub pool: Option<Pool>,
     /// Images, disks and the store.
     pub state: PathBuf,
@@ -46,12 +109,186 @@ pub struct Settings {
 pub struct Pool {
     /// First address.
     pub first: Ipv4Addr,
-    /// Last address.
+    /// Last address; not before the first, and at most [`MAX_POOL`] addresses in all.
     pub last: Ipv4Addr,
-    /// The clients' gateway.
+    /// The clients' gateway; outside the range.
     pub router: Option<Ipv4Addr>,
-    /// The clients' name servers.
+    /// The clients' name servers; at most [`MAX_DNS`], outside the range.
     pub dns: Vec<Ipv4Addr>,
-    /// How long a lease lasts.
+    /// How long a lease lasts: [`MIN_LEASE`] to [`MAX_LEASE`].
     pub lease: Duration,
+}
+
+/// A file that can be taken, with what is odd about it and where its values stand.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What the operator wants.
+    pub config: Config,
+    /// Warnings; no errors.
+    pub warnings: Report,
+    source: Source,
+    images: Vec<Located<ImageName>>,
+    addresses: Vec<Fixed>,
+}
+
+/// An address that the file names, and what for.
+#[derive(Debug, Clone)]
+struct Fixed {
+    address: Ipv4Addr,
+    at: usize,
+    /// How a sentence begins: ``the `ip` of `a-01` ``.
+    what: String,
+    /// Whether a client is given it, so that nobody else may have it.
+    given: bool,
+}
+
+/// Reads and checks the mapping file at `path`. Paths in it that are relative start at its folder and are made absolute.
+///
+/// # Errors
+/// All that is wrong with it, warnings included: not readable, larger than [`MAX_FILE`], no text, or any error in it.
+pub fn load(path: &Path) -> Result<Loaded, Report> {
+    let name = path.display().to_string();
+    let text = read(path).map_err(|(message, help)| Report::whole_file(&name, message, help))?;
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    check(&text, &name, absolute.parent().unwrap_or(Path::new("/")))
+}
+
+/// Checks a mapping file's text. `name` is the file's path, which the report repeats and at whose folder relative paths
+/// start.
+///
+/// # Errors
+/// All that is wrong with it, warnings included.
+pub fn parse(text: &str, name: &str) -> Result<Loaded, Report> {
+    check(text, name, Path::new(name).parent().unwrap_or(Path::new("")))
+}
+
+/// The text of the file; else what is wrong and what to do.
+fn read(path: &Path) -> Result<String, (String, Option<String>)> {
+    let failed = |error: &std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            ("there is no such file".to_owned(), Some("another one is named by --config FILE".to_owned()))
+        }
+        _ => (format!("cannot be read: {error}"), None),
+    };
+    let file = File::open(path).map_err(|error| failed(&error))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err((format!("is larger than {} KiB, which no mapping file is", MAX_FILE >> 10), None));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let line = error.as_bytes()[..valid].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let message = format!("line {line} is not UTF-8 text");
+        (message, Some("save the file with the encoding UTF-8".to_owned()))
+    })
+}
+
+fn check(text: &str, name: &str, folder: &Path) -> Result<Loaded, Report> {
+    let source = Source::new(name, text);
+    let (readable, mut faults) = syntax::readable(&source);
+    let (tree, more) = syntax::parse(&readable);
+    faults.extend(more);
+
+    let top = Section { table: &tree, level: Level::Top, name: "the top of the file".to_owned(), at: 0 };
+    let mut walker = Walker::new(&source);
+    walker.check_keys(&top);
+    let server = Server::read(&mut walker, &top);
+    let clients = Clients::read(&mut walker, &top);
+    clients.check_addresses(&mut walker, &server);
+
+    let Walker { mut drafts, handled, misspelt, .. } = walker;
+    let remains = syntax::remains(&source, &tree, faults, &handled);
+    let misled = |draft: &Draft| {
+        (!draft.absent.is_empty() && remains.hides)
+            || draft.absent.iter().any(|key| misspelt.contains(key))
+            || remains.garbled_from.is_some_and(|from| draft.at.is_some_and(|at| at > from))
+    };
+    drafts.retain(|draft| !misled(draft));
+    drafts.extend(remains.drafts);
+    let report = source.report(drafts);
+    if report.has_errors() {
+        return Err(report);
+    }
+    let addresses = fixed_addresses(&server, &clients);
+    let (images, groups) = (clients.images.clone(), clients.groups.clone());
+    let whole = server.settings(folder).zip(clients.fleet());
+    let (settings, fleet) = whole.expect("whatever keeps a section from being whole was reported as an error");
+    let config = Config { settings, fleet, groups };
+    Ok(Loaded { config, warnings: report, source: source.clone(), images, addresses })
+}
+
+fn fixed_addresses(server: &Server, clients: &Clients) -> Vec<Fixed> {
+    if server.dhcp.value() != Some(DhcpMode::Full) {
+        return Vec::new();
+    }
+    let mut fixed = Vec::new();
+    if let Some(pool) = server.pool.value() {
+        if let Some(&Located { value: (first, last), at }) = pool.range.located() {
+            let end = |address, what: &str| Fixed { address, at, what: what.to_owned(), given: true };
+            fixed.extend([end(first, "the pool's first address"), end(last, "the pool's last address")]);
+        }
+        if let Some(&Located { value: address, at }) = pool.router.located() {
+            fixed.push(Fixed { address, at, what: "the router".to_owned(), given: false });
+        }
+    }
+    for (Located { value: address, at }, label) in clients.addresses() {
+        fixed.push(Fixed { address, at, what: format!("the `ip` of `{label}`"), given: true });
+    }
+    fixed
+}
+
+impl Loaded {
+    /// How many different images the clients boot.
+    #[must_use]
+    pub fn image_count(&self) -> usize {
+        self.config.fleet.clients().map(|client| &client.image).collect::<BTreeSet<_>>().len()
+    }
+
+    /// What is wrong with the images that the file names, when there are only these.
+    #[must_use]
+    pub fn check_images(&self, there: &[ImageName]) -> Report {
+        let names = || there.iter().map(ImageName::as_str);
+        let missing = self.images.iter().filter(|image| !there.contains(&image.value));
+        let drafts = missing.map(|Located { value: image, at }| {
+            let help = match (schema::nearest(image.as_str(), names()), there) {
+                (Some(near), _) => format!("did you mean `{near}`?"),
+                (None, []) => format!("there is none yet: roost image import FILE --name {image}"),
+                (None, _) => format!("there is {}", schema::listed(names().map(|name| format!("`{name}`")))),
+            };
+            Draft::error(*at, format!("there is no image `{image}`")).help(help)
+        });
+        self.source.report(drafts.collect())
+    }
+
+    /// What is wrong with the addresses that the file names, on a wire where this server has the address and the prefix
+    /// length of `interface`.
+    #[must_use]
+    pub fn check_against(&self, interface: Ipv4Network) -> Report {
+        let own = interface.ip();
+        let net = format!("{}/{}", interface.network(), interface.prefix());
+        let mut drafts = Vec::new();
+        for Fixed { address, at, what, given } in &self.addresses {
+            let ends_of_net =
+                interface.prefix() < 31 && (*address == interface.network() || *address == interface.broadcast());
+            if !interface.contains(*address) {
+                let help = "addresses that a client is given, and its router, are on the wire that it boots from";
+                drafts.push(Draft::error(*at, format!("{what}, {address}, is not in {net}")).help(help));
+            } else if ends_of_net {
+                let help = "no machine can have the first or the last address of a network";
+                drafts.push(Draft::error(*at, format!("{what}, {address}, is an end of the network {net}")).help(help));
+            } else if *given && *address == own {
+                let help = "two machines would answer for one address";
+                drafts.push(Draft::error(*at, format!("{what}, {address}, is this server's own")).help(help));
+            }
+        }
+        if let Some(pool) = &self.config.settings.pool
+            && (pool.first < own && own < pool.last)
+            && let Some(range) = self.addresses.iter().find(|fixed| fixed.address == pool.first)
+        {
+            let draft = Draft::error(range.at, format!("the pool holds this server's own address, {own}"));
+            drafts.push(draft.help("a client would be given it; end the range before it, or begin behind it"));
+        }
+        self.source.report(drafts)
+    }
 }

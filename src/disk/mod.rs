@@ -1,1 +1,80 @@
-//! Layers of bytes.
+//! Layers of bytes: what lies under a logical unit.
+//!
+//! A [`Chain`] is a disk file and the parents below it: raw, or a VHD that is fixed, dynamic or differencing. It maps a
+//! whole request to [`Extent`](chain::Extent)s once and moves the bytes by position. A client's disk is a differencing
+//! VHD over a master that all clients share; [`vhd::create_child`] says how it is laid out and [`vhd::sparse`] in
+//! which order its writes become durable.
+//!
+//! Everything here is synchronous and knows neither SCSI nor clients. Nothing but [`file`] touches a file's bytes, so the
+//! same code runs on a double that loses power.
+//!
+//! Standard: *Virtual Hard Disk Image Format Specification* 1.0 (2006), with the practice of Windows where the two differ.
+
+use std::fmt::Debug;
+use std::io::{IoSlice, IoSliceMut};
+
+pub mod chain;
+pub mod error;
+pub mod file;
+mod iovec;
+pub mod pending;
+pub mod vhd;
+
+#[cfg(test)]
+mod double;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod power;
+
+pub use chain::{Chain, PendingPath};
+pub use error::{DiskError, ErrorKind};
+
+/// Bytes of a sector, the unit of every offset and length.
+pub const SECTOR: u64 = 512;
+
+/// A virtual disk that a logical unit serves. Offsets and lengths are bytes, multiples of [`SECTOR`].
+///
+/// Synchronous, positional, shared: readers run at any time; the caller lets one writer at a time in (`write`, `zero`
+/// and `flush` wait for each other, so a mistake costs time, not data).
+pub trait Disk: Send + Sync + Debug {
+    /// The capacity in bytes.
+    fn size(&self) -> u64;
+
+    /// Reads without blocking into the buffers, one after another. `true`: all of it. `false`: some of it is not in
+    /// memory and the buffers' contents are unspecified; use [`read`](Disk::read) on a thread that may block.
+    ///
+    /// # Errors
+    /// A range beyond the disk, a damaged file, or the system's error.
+    fn try_read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError>;
+
+    /// Reads into the buffers, one after another, and may wait for the device.
+    ///
+    /// # Errors
+    /// A range beyond the disk, a damaged file, or the system's error.
+    fn read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DiskError>;
+
+    /// Writes the buffers one after another. When it returns, the write may be acknowledged: it survives the death of
+    /// the process. Power loss is [`flush`](Disk::flush)'s business; until then each sector is old or new.
+    ///
+    /// # Errors
+    /// A range beyond the disk, a read-only disk, a full host, or the system's error. Each sector is then old or new.
+    fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError>;
+
+    /// Makes a range read back as zeros, never as a lower layer's bytes, and gives its space back to the host where
+    /// whole 4 KiB are covered.
+    ///
+    /// # Errors
+    /// As [`write`](Disk::write).
+    fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError>;
+
+    /// When it returns, all writes acknowledged before survive power loss.
+    ///
+    /// # Errors
+    /// The system's error. After a failed barrier nobody knows what the device holds, so every later write and flush of
+    /// this disk fails too, until it is opened anew.
+    fn flush(&self) -> Result<(), DiskError>;
+
+    /// Whether writes are refused.
+    fn read_only(&self) -> bool;
+}

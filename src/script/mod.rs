@@ -1,1 +1,184 @@
-//! Boot scripts.
+//! Boot scripts: a plan of [`policy`](crate::fleet::policy), said in iPXE's language.
+//!
+//! The templates are `ipxe-scripts/*.ipxe`, compiled in. They use only what iPXE has had since 2019, which distributions
+//! still ship, and each ends by leaving to the machine's next boot device. What is put into them is checked here: iPXE
+//! splits lines at spaces and expands `${..}`, so a value with either could become a command.
+//!
+//! Not here: who a machine is, and which file name asks for a script.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use askama::Template;
+
+use crate::fleet::policy::Plan;
+use crate::fleet::{Client, Mac, Naming};
+
+/// The port of iSCSI (RFC 7143 §1), which a root path leaves out.
+pub const ISCSI_PORT: u16 = 3260;
+/// The port of HTTP, which a URL leaves out.
+const HTTP_PORT: u16 = 80;
+/// How often a client tries to open its disk. With [`PAUSE_S`] these are two and a half minutes: a server that starts
+/// again, with its file systems to check, is back by then.
+pub const TRIES: u32 = 30;
+/// Seconds between two tries.
+pub const PAUSE_S: u32 = 5;
+/// Seconds for which the last words stay on the screen before firmware clears it.
+pub const READING_S: u32 = 20;
+
+/// What scripts need to know of this server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Where the iSCSI target listens, as machines reach it.
+    pub iscsi: SocketAddrV4,
+    /// Where scripts are served by HTTP, as machines reach it.
+    pub http: SocketAddrV4,
+    /// How clients' iSCSI names are made.
+    pub naming: Naming,
+}
+
+/// Why no script could be rendered.
+#[derive(Debug, thiserror::Error)]
+pub enum ScriptError {
+    /// A value that iPXE would not read as one word.
+    #[error("`{value}` cannot stand in a boot script: iPXE would split it or expand it; check `iqn` in roost.toml")]
+    Word {
+        /// The value.
+        value: String,
+    },
+    /// The template engine failed, which it does only when memory runs out.
+    #[error("the boot script could not be rendered: {0}")]
+    Template(#[from] askama::Error),
+}
+
+#[derive(Template)]
+#[template(path = "boot.ipxe")]
+struct Boot<'a> {
+    name: &'a str,
+    initiator: &'a str,
+    target: &'a str,
+    root: &'a str,
+    server: SocketAddrV4,
+    tries: u32,
+    pause: u32,
+    reading: u32,
+}
+
+#[derive(Template)]
+#[template(path = "off.ipxe")]
+struct Off<'a> {
+    name: &'a str,
+    mac: Mac,
+    server: Ipv4Addr,
+    reading: u32,
+}
+
+#[derive(Template)]
+#[template(path = "unknown.ipxe")]
+struct Unknown {
+    mac: Mac,
+    server: Ipv4Addr,
+    reading: u32,
+}
+
+#[derive(Template)]
+#[template(path = "nameless.ipxe")]
+struct Nameless<'a> {
+    authority: &'a str,
+    reading: u32,
+}
+
+#[derive(Template)]
+#[template(path = "chain.ipxe")]
+struct Chain<'a> {
+    authority: &'a str,
+    url: &'a str,
+    reading: u32,
+}
+
+/// The script of the machine with this MAC.
+///
+/// # Errors
+/// A name that iPXE would not read as one word.
+pub fn render(plan: Plan<'_>, mac: Mac, server: &Server) -> Result<String, ScriptError> {
+    let here = *server.iscsi.ip();
+    match plan {
+        Plan::Boot(client) => boot(client, server),
+        Plan::Off(client) => text(&Off { name: client.name.as_str(), mac, server: here, reading: READING_S }),
+        Plan::Unknown => text(&Unknown { mac, server: here, reading: READING_S }),
+    }
+}
+
+/// The script for who asked without saying a MAC address. HTTP says nothing of a failed request on a machine's screen, so
+/// this is a script too.
+///
+/// # Errors
+/// Only when memory runs out.
+pub fn nameless(server: &Server) -> Result<String, ScriptError> {
+    text(&Nameless { authority: &authority(server), reading: READING_S })
+}
+
+/// The script that makes a machine fetch its own: the same for all, because each fills in its own MAC. iPXE looks for it
+/// under the name `autoexec.ipxe` beside the file that it was loaded from.
+///
+/// # Errors
+/// Only when memory runs out.
+pub fn chain(server: &Server) -> Result<String, ScriptError> {
+    let authority = authority(server);
+    let url = script_url(server);
+    text(&Chain { authority: &authority, url: &url, reading: READING_S })
+}
+
+/// The URL of a machine's own script, in which iPXE fills in the MAC. It serves as DHCP's boot file name too.
+#[must_use]
+pub fn script_url(server: &Server) -> String {
+    format!("http://{}/boot.ipxe?mac=${{mac:hexhyp}}", authority(server))
+}
+
+/// DHCP's root path and `sanboot`'s argument for this client: `iscsi:SERVER:PROTOCOL:PORT:LUN:TARGET` (RFC 4173 §5). The
+/// disk is LUN 0 and the protocol TCP, which are what empty fields mean; the LUN is written out for the reader.
+#[must_use]
+pub fn root_path(client: &Client, server: &Server) -> String {
+    let port = match server.iscsi.port() {
+        ISCSI_PORT => String::new(),
+        other => other.to_string(),
+    };
+    format!("iscsi:{}::{port}:0:{}", server.iscsi.ip(), server.naming.target(&client.name))
+}
+
+fn boot(client: &Client, server: &Server) -> Result<String, ScriptError> {
+    let initiator = server.naming.initiator(&client.name);
+    let target = server.naming.target(&client.name);
+    one_word(&initiator)?;
+    one_word(&target)?;
+    text(&Boot {
+        name: client.name.as_str(),
+        initiator: &initiator,
+        target: &target,
+        root: &root_path(client, server),
+        server: server.iscsi,
+        tries: TRIES,
+        pause: PAUSE_S,
+        reading: READING_S,
+    })
+}
+
+fn authority(server: &Server) -> String {
+    match server.http.port() {
+        HTTP_PORT => server.http.ip().to_string(),
+        _ => server.http.to_string(),
+    }
+}
+
+fn one_word(value: &str) -> Result<(), ScriptError> {
+    match value.bytes().all(|b| b.is_ascii_graphic() && b != b'$') {
+        true => Ok(()),
+        false => Err(ScriptError::Word { value: value.to_owned() }),
+    }
+}
+
+/// The template engine drops the last newline.
+fn text(template: &impl Template) -> Result<String, ScriptError> {
+    let mut text = template.render()?;
+    text.push('\n');
+    Ok(text)
+}

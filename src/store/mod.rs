@@ -1,1 +1,409 @@
-//! What must outlive a restart and is not the mapping file.
+//! What was seen and must outlive a restart: leases, sightings of machines, and the events of their boots.
+//!
+//! Not here: what the operator wants, which is the mapping file's (`config`), and bytes of disks. One redb file,
+//! `STATE/roost.redb`, holds four kinds of table: leases by holder, sightings by MAC, events by time, and indexes over the
+//! events. Values are JSON, so that a rescuer can read them; [`SCHEMA`] is their version. Every table has a bound, because
+//! strangers on the wire cause most of what is written here.
+//!
+//! [`Store`] is synchronous. [`Writer`] is how async code writes: one task that gathers what many adapters record into few
+//! commits. [`StateLock`] makes one process the owner of the folder.
+
+mod lock;
+mod rows;
+mod writer;
+
+use std::fs::File;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use redb::{
+    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
+};
+
+use crate::fleet::{ClientName, Event, Holder, Lease, Mac, Sighting};
+
+pub use lock::{LockError, StateLock};
+pub use writer::{WriteError, Writer};
+
+/// Version of the tables and of the values in them. It goes up with each change that an older Roost would misread.
+pub const SCHEMA: u64 = 1;
+
+/// The store's file in the state folder.
+pub const FILE: &str = "roost.redb";
+
+/// Sightings kept; the oldest goes first. A forger of MAC addresses can cause as many as it likes.
+pub const MAX_SIGHTINGS: u64 = 4_096;
+
+/// Events kept of one client or of one MAC address: some forty boots of seven stages.
+pub const MAX_EVENTS_OF_ONE: u64 = 288;
+
+/// Events kept of all machines that are in no client's place, together, so that strangers never push out the boots of clients.
+pub const MAX_EVENTS_OF_STRANGERS: u64 = 4_096;
+
+/// Events kept in all: the whole history of 256 clients, under 32 MiB on disk.
+pub const MAX_EVENTS: u64 = 256 * MAX_EVENTS_OF_ONE;
+
+/// redb's page cache. Its default is 1 GiB; the whole state of a lab is a few MiB, and reads are rare.
+const CACHE_BYTES: usize = 2 << 20;
+
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+const LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("leases");
+const SIGHTINGS: TableDefinition<&str, &[u8]> = TableDefinition::new("sightings");
+/// (milliseconds, MAC): which sighting is the oldest.
+const SIGHTINGS_BY_AGE: TableDefinition<(u64, &str), ()> = TableDefinition::new("sightings-by-age");
+/// (milliseconds, sequence number): events in the order in which they happened, and within one millisecond, were recorded.
+const EVENTS: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("events");
+/// (subject, milliseconds, sequence number): the events of one subject.
+const EVENTS_BY_SUBJECT: TableDefinition<(&str, u64, u64), ()> = TableDefinition::new("events-by-subject");
+/// How many events a subject has.
+const EVENT_COUNTS: TableDefinition<&str, u64> = TableDefinition::new("event-counts");
+
+const META_SCHEMA: &str = "schema";
+const META_SEQUENCE: &str = "next-event";
+
+/// The store could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has the file open.
+    #[error("the store {0} is open in another process; stop that one first")]
+    Busy(PathBuf),
+    /// The file is of a later schema.
+    #[error(
+        "the store {path} was made by a newer roost (schema {found}; this one knows {SCHEMA}); start that roost, or move the file away and lose leases and boot histories"
+    )]
+    Newer {
+        /// The store's file.
+        path: PathBuf,
+        /// The schema that it has.
+        found: u64,
+    },
+    /// The file is no store, or is damaged beyond redb's own repair.
+    #[error("cannot open the store {path}: {source}")]
+    Open {
+        /// The store's file.
+        path: PathBuf,
+        /// What redb says.
+        source: Box<redb::Error>,
+    },
+    /// A row that this schema does not have: somebody else wrote it.
+    #[error("the store's table `{table}` holds a row that cannot be read: {why}")]
+    Row {
+        /// The table.
+        table: &'static str,
+        /// What is wrong with the row.
+        why: String,
+    },
+    /// A read or a commit failed.
+    #[error("the store failed: {0}")]
+    Failed(Box<redb::Error>),
+}
+
+/// Turns each of redb's errors into [`StoreError::Failed`].
+fn failed(error: impl Into<redb::Error>) -> StoreError {
+    StoreError::Failed(Box::new(error.into()))
+}
+
+/// Something to be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// A lease, new or renewed; it takes the place of its holder's last one.
+    Lease(Lease),
+    /// A holder whose address was given to another.
+    LeaseGone(Holder),
+    /// A machine was seen; it takes the place of this machine's last sighting.
+    Sighting(Sighting),
+    /// A stage of a boot.
+    Event(Event),
+}
+
+/// The open store. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    db: Arc<Database>,
+}
+
+impl Store {
+    /// Opens `STATE/roost.redb`, or makes it.
+    ///
+    /// # Errors
+    /// The file is another process's, a newer roost's, or cannot be read or written.
+    pub fn open(state: &Path) -> Result<Self, StoreError> {
+        let path = state.join(FILE);
+        let cannot = |error: redb::Error| StoreError::Open { path: path.clone(), source: Box::new(error) };
+        let new = !path.exists();
+        let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create(&path).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => StoreError::Busy(path.clone()),
+            other => cannot(other.into()),
+        })?;
+        let store = Self { db: Arc::new(db) };
+        match store.schema()? {
+            None => store.create_tables()?,
+            Some(SCHEMA) => {}
+            // There is no older schema yet; when there is one, it migrates here.
+            Some(found) => return Err(StoreError::Newer { path, found }),
+        }
+        if new {
+            // The file's name is durable only when its folder is.
+            File::open(state).and_then(|folder| folder.sync_all()).map_err(|error| cannot(error.into()))?;
+        }
+        Ok(store)
+    }
+
+    fn schema(&self) -> Result<Option<u64>, StoreError> {
+        let read = self.db.begin_read().map_err(failed)?;
+        match read.open_table(META) {
+            Ok(meta) => Ok(meta.get(META_SCHEMA).map_err(failed)?.map(|version| version.value())),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(other) => Err(failed(other)),
+        }
+    }
+
+    fn create_tables(&self) -> Result<(), StoreError> {
+        let write = self.db.begin_write().map_err(failed)?;
+        write.open_table(META).map_err(failed)?.insert(META_SCHEMA, SCHEMA).map_err(failed)?;
+        write.open_table(LEASES).map_err(failed)?;
+        write.open_table(SIGHTINGS).map_err(failed)?;
+        write.open_table(SIGHTINGS_BY_AGE).map_err(failed)?;
+        write.open_table(EVENTS).map_err(failed)?;
+        write.open_table(EVENTS_BY_SUBJECT).map_err(failed)?;
+        write.open_table(EVENT_COUNTS).map_err(failed)?;
+        write.commit().map_err(failed)
+    }
+
+    /// Every lease, expired ones too, in the order of holders.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn leases(&self) -> Result<Vec<Lease>, StoreError> {
+        let read = self.db.begin_read().map_err(failed)?;
+        let table = read.open_table(LEASES).map_err(failed)?;
+        let rows = table.range::<&str>(..).map_err(failed)?;
+        rows.map(|row| row.map_err(failed).and_then(|(holder, row)| rows::lease(holder.value(), row.value()))).collect()
+    }
+
+    /// Every machine that was seen, at most [`MAX_SIGHTINGS`], in the order of MAC addresses.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn sightings(&self) -> Result<Vec<Sighting>, StoreError> {
+        let read = self.db.begin_read().map_err(failed)?;
+        let table = read.open_table(SIGHTINGS).map_err(failed)?;
+        let rows = table.range::<&str>(..).map_err(failed)?;
+        rows.map(|row| row.map_err(failed).and_then(|(mac, row)| rows::sighting(mac.value(), row.value()))).collect()
+    }
+
+    /// This holder's lease, expired or not.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn lease_of(&self, holder: &Holder) -> Result<Option<Lease>, StoreError> {
+        let key = rows::holder_key(holder);
+        let read = self.db.begin_read().map_err(failed)?;
+        let table = read.open_table(LEASES).map_err(failed)?;
+        let row = table.get(key.as_str()).map_err(failed)?;
+        row.map(|row| rows::lease(&key, row.value())).transpose()
+    }
+
+    /// When and where this machine was last seen.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn sighting_of(&self, mac: Mac) -> Result<Option<Sighting>, StoreError> {
+        let key = mac.to_string();
+        let read = self.db.begin_read().map_err(failed)?;
+        let table = read.open_table(SIGHTINGS).map_err(failed)?;
+        let row = table.get(key.as_str()).map_err(failed)?;
+        row.map(|row| rows::sighting(&key, row.value())).transpose()
+    }
+
+    /// What is kept of one client's boots, oldest first.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn events_of(&self, client: &ClientName) -> Result<Vec<Event>, StoreError> {
+        self.events_of_subject(&rows::client_key(client), usize::MAX)
+    }
+
+    /// The last `most` events of one client, oldest first.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn latest_events_of(&self, client: &ClientName, most: usize) -> Result<Vec<Event>, StoreError> {
+        self.events_of_subject(&rows::client_key(client), most)
+    }
+
+    /// What is kept of one machine's boots, in whosever place it stood, oldest first.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn events_of_mac(&self, mac: Mac) -> Result<Vec<Event>, StoreError> {
+        self.events_of_subject(&rows::mac_key(mac), usize::MAX)
+    }
+
+    fn events_of_subject(&self, subject: &str, most: usize) -> Result<Vec<Event>, StoreError> {
+        let read = self.db.begin_read().map_err(failed)?;
+        let index = read.open_table(EVENTS_BY_SUBJECT).map_err(failed)?;
+        let events = read.open_table(EVENTS).map_err(failed)?;
+        let mut found = Vec::new();
+        for entry in index.range(of_subject(subject)).map_err(failed)?.rev().take(most) {
+            let (key, ()) = entry.map(|(key, value)| (key, value.value())).map_err(failed)?;
+            let (_, at, sequence) = key.value();
+            let row = events.get((at, sequence)).map_err(failed)?.ok_or_else(|| missing(at, sequence))?;
+            found.push(rows::event(at, row.value())?);
+        }
+        found.reverse();
+        Ok(found)
+    }
+
+    /// Stores all of these or none, and returns when they are on the disk.
+    ///
+    /// # Errors
+    /// The file cannot be written; nothing of this was stored.
+    pub fn commit(&self, records: &[Record]) -> Result<(), StoreError> {
+        self.write(records, Durability::Immediate)
+    }
+
+    /// Stores all of these or none. Readers see them at once; the next [`Store::commit`] makes them durable.
+    fn commit_soon(&self, records: &[Record]) -> Result<(), StoreError> {
+        self.write(records, Durability::None)
+    }
+
+    fn write(&self, records: &[Record], durability: Durability) -> Result<(), StoreError> {
+        let mut write = self.db.begin_write().map_err(failed)?;
+        write.set_durability(durability).map_err(failed)?;
+        {
+            let mut tables = Tables::open(&write)?;
+            for record in records {
+                tables.apply(record)?;
+            }
+        }
+        write.commit().map_err(failed)
+    }
+}
+
+/// Every key of one subject.
+fn of_subject(subject: &str) -> RangeInclusive<(&str, u64, u64)> {
+    (subject, 0, 0)..=(subject, u64::MAX, u64::MAX)
+}
+
+fn missing(at: u64, sequence: u64) -> StoreError {
+    StoreError::Row { table: "events", why: format!("event {at}.{sequence} is in the index alone") }
+}
+
+/// The tables of one write transaction.
+struct Tables<'txn> {
+    meta: redb::Table<'txn, &'static str, u64>,
+    leases: redb::Table<'txn, &'static str, &'static [u8]>,
+    sightings: redb::Table<'txn, &'static str, &'static [u8]>,
+    sightings_by_age: redb::Table<'txn, (u64, &'static str), ()>,
+    events: redb::Table<'txn, (u64, u64), &'static [u8]>,
+    events_by_subject: redb::Table<'txn, (&'static str, u64, u64), ()>,
+    event_counts: redb::Table<'txn, &'static str, u64>,
+}
+
+impl<'txn> Tables<'txn> {
+    fn open(write: &'txn redb::WriteTransaction) -> Result<Self, StoreError> {
+        Ok(Self {
+            meta: write.open_table(META).map_err(failed)?,
+            leases: write.open_table(LEASES).map_err(failed)?,
+            sightings: write.open_table(SIGHTINGS).map_err(failed)?,
+            sightings_by_age: write.open_table(SIGHTINGS_BY_AGE).map_err(failed)?,
+            events: write.open_table(EVENTS).map_err(failed)?,
+            events_by_subject: write.open_table(EVENTS_BY_SUBJECT).map_err(failed)?,
+            event_counts: write.open_table(EVENT_COUNTS).map_err(failed)?,
+        })
+    }
+
+    fn apply(&mut self, record: &Record) -> Result<(), StoreError> {
+        match record {
+            Record::Lease(lease) => {
+                let row = rows::lease_row(lease);
+                self.leases.insert(rows::holder_key(&lease.holder).as_str(), row.as_slice()).map_err(failed)?;
+                Ok(())
+            }
+            Record::LeaseGone(holder) => {
+                self.leases.remove(rows::holder_key(holder).as_str()).map_err(failed)?;
+                Ok(())
+            }
+            Record::Sighting(sighting) => self.put_sighting(sighting),
+            Record::Event(event) => self.put_event(event),
+        }
+    }
+
+    fn put_sighting(&mut self, sighting: &Sighting) -> Result<(), StoreError> {
+        let mac = sighting.mac.to_string();
+        let row = rows::sighting_row(sighting);
+        let last = self.sightings.insert(mac.as_str(), row.as_slice()).map_err(failed)?;
+        let last = last.map(|row| rows::sighting(&mac, row.value())).transpose()?;
+        if let Some(last) = last {
+            self.sightings_by_age.remove((last.at.0, mac.as_str())).map_err(failed)?;
+        }
+        self.sightings_by_age.insert((sighting.at.0, mac.as_str()), ()).map_err(failed)?;
+        while self.sightings.len().map_err(failed)? > MAX_SIGHTINGS {
+            let Some((oldest, _)) = self.sightings_by_age.pop_first().map_err(failed)? else { break };
+            self.sightings.remove(oldest.value().1).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn put_event(&mut self, event: &Event) -> Result<(), StoreError> {
+        let sequence = self.meta.get(META_SEQUENCE).map_err(failed)?.map_or(0, |next| next.value());
+        self.meta.insert(META_SEQUENCE, sequence.wrapping_add(1)).map_err(failed)?;
+        let row = rows::event_row(event);
+        self.events.insert((event.at.0, sequence), row.as_slice()).map_err(failed)?;
+        let subjects = rows::subjects(event);
+        for subject in &subjects {
+            self.events_by_subject.insert((subject.as_str(), event.at.0, sequence), ()).map_err(failed)?;
+            let count = self.count(subject)?.saturating_add(1);
+            self.event_counts.insert(subject.as_str(), count).map_err(failed)?;
+        }
+        // Only now: where the clock went back, the oldest event is the new one.
+        for subject in &subjects {
+            if self.count(subject)? > rows::most_events(subject) {
+                self.forget_oldest_of(subject)?;
+            }
+        }
+        while self.events.len().map_err(failed)? > MAX_EVENTS {
+            let oldest = self.events.first().map_err(failed)?.map(|(key, _)| key.value());
+            let Some(oldest) = oldest else { break };
+            self.forget(oldest)?;
+        }
+        Ok(())
+    }
+
+    fn count(&self, subject: &str) -> Result<u64, StoreError> {
+        Ok(self.event_counts.get(subject).map_err(failed)?.map_or(0, |count| count.value()))
+    }
+
+    fn forget_oldest_of(&mut self, subject: &str) -> Result<(), StoreError> {
+        let oldest = match self.events_by_subject.range(of_subject(subject)).map_err(failed)?.next() {
+            Some(entry) => {
+                let (key, _) = entry.map_err(failed)?;
+                let (_, at, sequence) = key.value();
+                (at, sequence)
+            }
+            None => return Ok(()),
+        };
+        self.forget(oldest)
+    }
+
+    /// Removes one event from everywhere.
+    fn forget(&mut self, (at, sequence): (u64, u64)) -> Result<(), StoreError> {
+        let event = match self.events.remove((at, sequence)).map_err(failed)? {
+            Some(row) => rows::event(at, row.value())?,
+            None => return Err(missing(at, sequence)),
+        };
+        for subject in rows::subjects(&event) {
+            self.events_by_subject.remove((subject.as_str(), at, sequence)).map_err(failed)?;
+            match self.count(&subject)? {
+                0 | 1 => self.event_counts.remove(subject.as_str()).map_err(failed)?,
+                count => self.event_counts.insert(subject.as_str(), count - 1).map_err(failed)?,
+            };
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! Who may log in to which target: by initiator name *and* the client's address.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::App;
+use crate::fleet::policy::{Plan, boot_plan};
+use crate::fleet::{Client, Initiators, Mac};
+
+/// Why an initiator may not use a target. Reads as the end of a sentence that names the initiator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// No client has this target.
+    NoSuchTarget(String),
+    /// The client is out of service.
+    Off,
+    /// It is not the client's name, nor one that the client allows.
+    Name {
+        /// The client's initiator name.
+        wanted: String,
+    },
+    /// It is the client's name, from an address that is not the client's.
+    Address {
+        /// Where it came from.
+        from: IpAddr,
+        /// The client's addresses; none where its machine was never seen.
+        known: Vec<Ipv4Addr>,
+    },
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSuchTarget(target) => write!(f, "there is no target {target}"),
+            Self::Off => write!(f, "the client is switched off (`off = true`)"),
+            Self::Name { wanted } => {
+                write!(f, "this disk is for {wanted}; add the name to the client's `initiators` to let it in")
+            }
+            Self::Address { from, known } if known.is_empty() => {
+                write!(f, "it came from {from}, but this client's machine has no address yet: it has not booted by us")
+            }
+            Self::Address { from, known } => {
+                let known: Vec<String> = known.iter().map(ToString::to_string).collect();
+                write!(f, "it came from {from}, but the client's address is {}", known.join(" or "))
+            }
+        }
+    }
+}
+
+impl App {
+    /// Whether this initiator, from this address, may use this client's disk.
+    ///
+    /// `neighbour` is the machine that the kernel knows at that address, if it knows one.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_log_in(
+        &self,
+        client: &Client,
+        initiator: &str,
+        from: IpAddr,
+        neighbour: Option<Mac>,
+    ) -> Result<(), Refusal> {
+        let fleet = self.fleet();
+        let off = client.macs.iter().any(|mac| matches!(boot_plan(&fleet, *mac), Plan::Off(_)));
+        if off || client.off {
+            return Err(Refusal::Off);
+        }
+        let same = |name: &str| name.eq_ignore_ascii_case(initiator); // names are compared in lower case (RFC 3722)
+        match &client.initiators {
+            Initiators::Anyone => return Ok(()),
+            Initiators::Also(names) if names.iter().any(|name| same(name)) => return Ok(()),
+            Initiators::Also(_) | Initiators::OwnOnly => {}
+        }
+        let wanted = self.naming.initiator(&client.name);
+        if !same(&wanted) {
+            return Err(Refusal::Name { wanted });
+        }
+        let known = self.addresses_of(client);
+        let is_its_machine = neighbour.is_some_and(|mac| client.macs.contains(&mac));
+        let at_known = matches!(from, IpAddr::V4(from) if known.contains(&from));
+        if at_known || is_its_machine { Ok(()) } else { Err(Refusal::Address { from, known }) }
+    }
+
+    /// The addresses that are a client's: its fixed one, and those that its machine was given or seen to use.
+    #[must_use]
+    pub fn addresses_of(&self, client: &Client) -> Vec<Ipv4Addr> {
+        let seen = client.macs.iter().filter_map(|mac| self.recorder.address_seen(*mac));
+        let mut addresses: Vec<Ipv4Addr> = client.ip.into_iter().chain(seen).collect();
+        addresses.dedup();
+        addresses
+    }
+}

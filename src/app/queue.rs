@@ -1,0 +1,350 @@
+//! The write queue of one disk: everything that changes it passes through here, one at a time, in the order of arrival.
+//!
+//! What waits can be cancelled, and [`WriteQueue::cancel`] returns only when nothing that it names can touch the disk any
+//! more: task management and a new login depend on that.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::lanes::{Lane, Lanes};
+use crate::disk::{Disk, DiskError};
+use crate::scsi::Nexus;
+use crate::scsi::unmap::ByteRange;
+
+/// Operations that one hop to a thread takes along, so that a busy disk leaves its lane to others now and then.
+const BATCH: usize = 64;
+
+/// After this long without a write, what was written is made durable (so that little is lost with the power).
+const SETTLE_AFTER: Duration = Duration::from_secs(5);
+
+/// Bytes that a fill writes at once.
+const FILL_STEP: usize = 256 * 1024;
+
+/// One change of a disk. Ranges are whole blocks within the disk.
+#[derive(Debug)]
+pub enum Job {
+    /// Write this data from `offset` on.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// The data in pieces.
+        data: Vec<Bytes>,
+        /// Durable before it is answered.
+        fua: bool,
+    },
+    /// Make these ranges zeros.
+    Zero(Vec<ByteRange>),
+    /// Write one block over the whole range.
+    Fill(ByteRange, Bytes),
+    /// Make everything written before durable.
+    Flush,
+}
+
+/// Whose operation it is: a task of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket {
+    /// The session.
+    pub nexus: Nexus,
+    /// The task's number in it.
+    pub task: u64,
+}
+
+/// Called with the result, on the thread that did the work. Not called if the operation was cancelled.
+pub type Done = Box<dyn FnOnce(Result<(), DiskError>) + Send>;
+
+/// Operations of Roost itself, which nobody cancels.
+const OWN: Ticket = Ticket { nexus: Nexus(0), task: 0 };
+
+struct Entry {
+    ticket: Ticket,
+    job: Job,
+    done: Done,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Entry>,
+    /// A drain is at work.
+    draining: bool,
+    /// The operations that are being done now.
+    running: Vec<Ticket>,
+    /// Told when the operations that are being done now are done.
+    after_running: Vec<oneshot::Sender<()>>,
+    last_change: Option<Instant>,
+    settling: bool,
+}
+
+/// See the module.
+pub struct WriteQueue {
+    disk: Arc<dyn Disk>,
+    lanes: Arc<Lanes>,
+    state: Mutex<State>,
+}
+
+impl std::fmt::Debug for WriteQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WriteQueue").field("disk", &self.disk).finish_non_exhaustive()
+    }
+}
+
+impl WriteQueue {
+    /// The queue of this disk; there must be no other.
+    #[must_use]
+    pub fn new(disk: Arc<dyn Disk>, lanes: Arc<Lanes>) -> Arc<Self> {
+        Arc::new(Self { disk, lanes, state: Mutex::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues these operations. A wake-up's writes come together and make one hop.
+    pub fn submit(self: &Arc<Self>, operations: impl IntoIterator<Item = (Ticket, Job, Done)>) {
+        let mut state = self.state();
+        state.waiting.extend(operations.into_iter().map(|(ticket, job, done)| Entry { ticket, job, done }));
+        if !state.draining && !state.waiting.is_empty() {
+            state.draining = true;
+            tokio::spawn(Arc::clone(self).drain());
+        }
+    }
+
+    /// Makes everything that was acknowledged durable.
+    ///
+    /// # Errors
+    /// The disk's error.
+    pub async fn flush(self: &Arc<Self>) -> Result<(), DiskError> {
+        let (sender, receiver) = oneshot::channel();
+        let done = Box::new(move |result| drop(sender.send(result)));
+        self.submit([(OWN, Job::Flush, done as Done)]);
+        receiver.await.unwrap_or(Ok(()))
+    }
+
+    /// Forgets what waits of this session (of these tasks, where they are named), and returns when none of it can touch
+    /// the disk any more.
+    pub async fn cancel(&self, nexus: Nexus, tasks: Option<&[u64]>) {
+        let named = |ticket: &Ticket| ticket.nexus == nexus && tasks.is_none_or(|tasks| tasks.contains(&ticket.task));
+        let done = {
+            let mut state = self.state();
+            state.waiting.retain(|entry| !named(&entry.ticket));
+            if !state.running.iter().any(named) {
+                return;
+            }
+            let (sender, receiver) = oneshot::channel();
+            state.after_running.push(sender);
+            receiver
+        };
+        // An error means that the queue is gone, and with it whatever ran.
+        let _ = done.await;
+    }
+
+    async fn drain(self: Arc<Self>) {
+        loop {
+            let lane = {
+                let mut state = self.state();
+                match state.waiting.front() {
+                    None => {
+                        state.draining = false;
+                        return;
+                    }
+                    Some(entry) => entry.job.lane(),
+                }
+            };
+            let queue = Arc::clone(&self);
+            self.lanes.run(lane, move || queue.run_batch(lane)).await;
+            self.settle_later();
+        }
+    }
+
+    fn run_batch(&self, lane: Lane) {
+        for _ in 0..BATCH {
+            let Some((entry, sharers)) = self.start_next(lane) else { return };
+            let result = entry.job.run(&*self.disk);
+            self.finished(!matches!(entry.job, Job::Flush));
+            for sharer in sharers {
+                // One flush serves all that stood together. If it failed, each is told by its own attempt.
+                let shared = if result.is_ok() { Ok(()) } else { sharer.job.run(&*self.disk) };
+                (sharer.done)(shared);
+            }
+            (entry.done)(result);
+        }
+    }
+
+    /// Takes the next operation if it is of this lane; if it is a flush, with the flushes right behind it.
+    fn start_next(&self, lane: Lane) -> Option<(Entry, Vec<Entry>)> {
+        let mut state = self.state();
+        let first = state.waiting.pop_front_if(|entry| entry.job.lane() == lane)?;
+        let mut sharers = Vec::new();
+        if matches!(first.job, Job::Flush) {
+            while let Some(next) = state.waiting.pop_front_if(|entry| matches!(entry.job, Job::Flush)) {
+                sharers.push(next);
+            }
+        }
+        state.running = std::iter::once(&first).chain(&sharers).map(|entry| entry.ticket).collect();
+        Some((first, sharers))
+    }
+
+    fn finished(&self, changed: bool) {
+        let mut state = self.state();
+        state.running.clear();
+        if changed {
+            state.last_change = Some(Instant::now());
+        }
+        for waiter in state.after_running.drain(..) {
+            let _ = waiter.send(());
+        }
+    }
+
+    /// Starts the wait for a quiet moment in which to make durable what was written.
+    fn settle_later(self: &Arc<Self>) {
+        let mut state = self.state();
+        if state.settling || state.last_change.is_none() {
+            return;
+        }
+        state.settling = true;
+        let queue = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                let last = queue.state().last_change.unwrap_or_else(Instant::now);
+                tokio::time::sleep_until(last + SETTLE_AFTER).await;
+                let mut state = queue.state();
+                if state.last_change.is_none_or(|now| now <= last) {
+                    state.last_change = None;
+                    state.settling = false;
+                    break;
+                }
+            }
+            if let Err(error) = queue.flush().await {
+                tracing::error!("{error}");
+            }
+        });
+    }
+}
+
+impl Job {
+    fn lane(&self) -> Lane {
+        match self {
+            Self::Flush | Self::Write { fua: true, .. } => Lane::Sync,
+            _ => Lane::Write,
+        }
+    }
+
+    fn run(&self, disk: &dyn Disk) -> Result<(), DiskError> {
+        match self {
+            Self::Write { offset, data, fua } => {
+                let slices: Vec<IoSlice<'_>> = data.iter().map(|piece| IoSlice::new(piece)).collect();
+                disk.write(*offset, &slices)?;
+                if *fua { disk.flush() } else { Ok(()) }
+            }
+            Self::Zero(ranges) => ranges.iter().try_for_each(|range| disk.zero(range.offset, range.length)),
+            Self::Fill(range, block) => {
+                let step = block.repeat(FILL_STEP / block.len());
+                let mut offset = range.offset;
+                let end = range.offset + range.length;
+                while offset < end {
+                    let length = usize::try_from(end - offset).map_or(step.len(), |left| left.min(step.len()));
+                    disk.write(offset, &[IoSlice::new(&step[..length])])?;
+                    offset += length as u64;
+                }
+                Ok(())
+            }
+            Self::Flush => disk.flush(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::IoSliceMut;
+    use std::sync::mpsc;
+
+    /// A disk whose writes wait until they are let through, and that remembers what reached it.
+    #[derive(Debug)]
+    struct Gate {
+        entered: mpsc::SyncSender<u64>,
+        open: Mutex<mpsc::Receiver<()>>,
+        written: Mutex<Vec<u64>>,
+    }
+
+    impl Disk for Gate {
+        fn size(&self) -> u64 {
+            1 << 20
+        }
+        fn try_read(&self, _: u64, _: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
+            Ok(false)
+        }
+        fn read(&self, _: u64, _: &mut [IoSliceMut<'_>]) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn write(&self, offset: u64, _: &[IoSlice<'_>]) -> Result<(), DiskError> {
+            self.entered.send(offset).unwrap();
+            self.open.lock().unwrap().recv().unwrap();
+            self.written.lock().unwrap().push(offset);
+            Ok(())
+        }
+        fn zero(&self, _: u64, _: u64) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn flush(&self) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn read_only(&self) -> bool {
+            false
+        }
+    }
+
+    fn gate() -> (Arc<Gate>, mpsc::Receiver<u64>, mpsc::Sender<()>) {
+        let (entered, arrivals) = mpsc::sync_channel(16);
+        let (opener, open) = mpsc::channel();
+        (Arc::new(Gate { entered, open: Mutex::new(open), written: Mutex::default() }), arrivals, opener)
+    }
+
+    fn write(nexus: u64, task: u64, offset: u64) -> (Ticket, Job, Done) {
+        let job = Job::Write { offset, data: vec![Bytes::from(vec![0; 512])], fua: false };
+        (Ticket { nexus: Nexus(nexus), task }, job, Box::new(|_| ()))
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nothing_that_was_cancelled_reaches_the_disk_after_cancel_returns() {
+        let (disk, arrivals, opener) = gate();
+        let queue = WriteQueue::new(disk.clone(), Arc::default());
+        queue.submit([write(1, 1, 0), write(1, 2, 512), write(2, 3, 1024)]);
+        let held = tokio::task::spawn_blocking(move || (arrivals.recv().unwrap(), arrivals)).await.unwrap();
+        assert_eq!(held.0, 0, "the first write is held in the pool");
+
+        let cancelled = tokio::spawn({
+            let queue = Arc::clone(&queue);
+            async move { queue.cancel(Nexus(1), None).await }
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!cancelled.is_finished(), "cancel waits for the write that is held");
+
+        opener.send(()).unwrap();
+        cancelled.await.unwrap();
+        let landed = disk.written.lock().unwrap().clone();
+        opener.send(()).unwrap();
+        queue.flush().await.unwrap();
+        assert_eq!(landed, [0], "the held write landed before cancel returned");
+        assert_eq!(*disk.written.lock().unwrap(), [0, 1024], "the second never did, the other session's did");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn writes_keep_their_order_and_a_flush_comes_after_them() {
+        let (disk, arrivals, opener) = gate();
+        let queue = WriteQueue::new(disk.clone(), Arc::default());
+        queue.submit((0..8).map(|n| write(1, n, n * 512)));
+        for _ in 0..8 {
+            opener.send(()).unwrap();
+        }
+        queue.flush().await.unwrap();
+        let order: Vec<u64> = (0..8).map(|n| n * 512).collect();
+        assert_eq!(*disk.written.lock().unwrap(), order);
+        assert_eq!(arrivals.try_iter().collect::<Vec<_>>(), order);
+    }
+}

@@ -1,0 +1,503 @@
+//! What Roost tells about itself: the JSON that the control socket answers with and the CLI prints, and how it is made
+//! from the fleet, the store and the open sessions.
+//!
+//! Not here: text for people, which is `cli`'s. Fields are only ever added, so that scripts that read them go on working.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::recorder::now;
+use crate::config::{DhcpMode, Settings};
+use crate::fleet::{Client, ClientName, Event, Fleet, Holder, Stage, Timestamp};
+use crate::store::{Store, StoreError};
+
+/// A machine that is silent for longer, and then asks DHCP or fetches a loader or script, boots anew.
+pub const BOOT_PAUSE: Duration = Duration::from_secs(120);
+
+/// Events that are read to find a client's last boot; a boot has about ten.
+const LAST_BOOT_EVENTS: usize = 64;
+
+/// One client: what is wanted of it and what is known about it. `GET /v1/clients` is a list of these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientReport {
+    /// Its name.
+    pub name: String,
+    /// The group it is in.
+    pub group: Option<String>,
+    /// Its title for lists.
+    pub title: Option<String>,
+    /// The MAC addresses of its machine, `52:54:00:aa:00:01`.
+    pub macs: Vec<String>,
+    /// Its fixed address, else that of its lease, else the one that its machine was last seen to use.
+    pub address: Option<Ipv4Addr>,
+    /// The image its disk is a child of.
+    pub image: String,
+    /// Its own disk on the host. There is no such file before its first boot.
+    pub disk_path: PathBuf,
+    /// What that file takes up on the host, in bytes; a sparse file takes less than it is long.
+    pub disk_bytes_on_host: Option<u64>,
+    /// The size of the disk that the client sees, in bytes; unknown where the disk cannot be read.
+    pub disk_size: Option<u64>,
+    /// The iSCSI sessions that are open now.
+    pub sessions: Vec<SessionReport>,
+    /// Out of service: no offer, no login.
+    pub off: bool,
+    /// Its last boot, as far as it got.
+    pub last_boot: Option<Boot>,
+}
+
+/// An open iSCSI session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionReport {
+    /// The initiator's name.
+    pub initiator: String,
+    /// Where it comes from.
+    pub address: IpAddr,
+    /// Who is at the other end.
+    pub kind: SessionKind,
+    /// When it logged in, in milliseconds since 1970-01-01T00:00Z.
+    pub since_ms: u64,
+    /// Read commands since then.
+    pub reads: u64,
+    /// Write commands since then.
+    pub writes: u64,
+    /// Bytes read since then.
+    pub bytes_read: u64,
+    /// Bytes written since then.
+    pub bytes_written: u64,
+}
+
+/// Who is at the other end of a session, as far as its login tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionKind {
+    /// iPXE, or firmware of its kind.
+    Loader,
+    /// The client's operating system.
+    System,
+    /// An initiator that the client allows besides itself.
+    Other,
+}
+
+impl fmt::Display for SessionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Loader => "loader",
+            Self::System => "system",
+            Self::Other => "other",
+        })
+    }
+}
+
+/// One boot as a timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// When its first stage was seen, in UTC: `2026-11-23T08:00:00.250Z`.
+    pub started: String,
+    /// What was seen, oldest first; never empty.
+    pub stages: Vec<BootStage>,
+}
+
+/// One stage of a boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootStage {
+    /// Which: `offer`, `loader`, `script`, `login`, `first-read`, `os-session`, `idle` or `refused`.
+    pub stage: String,
+    /// When, in milliseconds since 1970-01-01T00:00Z.
+    pub at_ms: u64,
+    /// How long after the boot's first stage, in milliseconds.
+    pub after_ms: u64,
+    /// The particulars, for a person.
+    pub detail: String,
+}
+
+/// The running process: `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Roost's version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// When it started, in milliseconds since 1970-01-01T00:00Z.
+    pub started_ms: u64,
+    /// The state folder.
+    pub state: PathBuf,
+    /// Who gives addresses: `full` (Roost) or `off` (not Roost).
+    pub dhcp: String,
+    /// How many clients the mapping file has.
+    pub clients: usize,
+    /// How many of them are out of service.
+    pub off: usize,
+    /// How many iSCSI sessions are open.
+    pub sessions: usize,
+}
+
+/// What the control socket answers when it cannot answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReport {
+    /// What happened, for a person.
+    pub error: String,
+}
+
+/// Who knows the open sessions.
+pub trait SessionsView: fmt::Debug + Send + Sync {
+    /// The sessions on this client's target, oldest first.
+    fn sessions_of(&self, client: &ClientName) -> Vec<SessionReport>;
+}
+
+/// Where nothing runs, nobody is logged in.
+#[derive(Debug, Clone, Copy)]
+pub struct NoSessions;
+
+impl SessionsView for NoSessions {
+    fn sessions_of(&self, _client: &ClientName) -> Vec<SessionReport> {
+        Vec::new()
+    }
+}
+
+/// What reports are made from. It reads the store and the file system, so async code calls it on a blocking thread.
+#[derive(Debug, Clone)]
+pub struct Reporter {
+    /// The `[server]` section.
+    pub settings: Settings,
+    /// The store; `None` where no state has been made yet.
+    pub store: Option<Store>,
+    /// The open sessions.
+    pub sessions: Arc<dyn SessionsView>,
+    /// When this process started.
+    pub started: Timestamp,
+}
+
+impl Reporter {
+    /// The reporter of a process that starts now.
+    #[must_use]
+    pub fn new(settings: Settings, store: Option<Store>, sessions: Arc<dyn SessionsView>) -> Self {
+        Self { settings, store, sessions, started: now() }
+    }
+
+    /// Every client, in the order of names.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn clients(&self, fleet: &Fleet) -> Result<Vec<ClientReport>, StoreError> {
+        fleet.clients().map(|client| self.client(client)).collect()
+    }
+
+    /// One client.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn client(&self, client: &Client) -> Result<ClientReport, StoreError> {
+        let name = &client.name;
+        let disk_path = disk_path(&self.settings.state, name);
+        let (address, last_boot) = match &self.store {
+            Some(store) => {
+                let events = store.latest_events_of(name, LAST_BOOT_EVENTS)?;
+                (address(client, store)?, boot_timeline(&events))
+            }
+            None => (client.ip, None),
+        };
+        Ok(ClientReport {
+            name: name.to_string(),
+            group: client.group.clone(),
+            title: client.title.clone(),
+            macs: client.macs.iter().map(ToString::to_string).collect(),
+            address,
+            image: client.image.to_string(),
+            disk_bytes_on_host: bytes_on_host(&disk_path),
+            disk_size: None,
+            disk_path,
+            sessions: self.sessions.sessions_of(name),
+            off: client.off,
+            last_boot,
+        })
+    }
+
+    /// The running process.
+    #[must_use]
+    pub fn status(&self, fleet: &Fleet) -> StatusReport {
+        StatusReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_ms: self.started.0,
+            state: self.settings.state.clone(),
+            dhcp: match self.settings.dhcp {
+                DhcpMode::Full => "full".to_owned(),
+                DhcpMode::Off => "off".to_owned(),
+            },
+            clients: fleet.clients().len(),
+            off: fleet.clients().filter(|client| client.off).count(),
+            sessions: fleet.clients().map(|client| self.sessions.sessions_of(&client.name).len()).sum(),
+        }
+    }
+}
+
+/// Where a client's own disk is: `STATE/disks/NAME.vhd`.
+#[must_use]
+pub fn disk_path(state: &Path, client: &ClientName) -> PathBuf {
+    state.join("disks").join(format!("{client}.vhd"))
+}
+
+/// What a file takes up, in bytes; `None` where there is no such file.
+#[must_use]
+pub fn bytes_on_host(path: &Path) -> Option<u64> {
+    /// The unit of `st_blocks`, whatever the file system's own (stat(2)).
+    const STAT_BLOCK: u64 = 512;
+    Some(std::fs::metadata(path).ok()?.blocks() * STAT_BLOCK)
+}
+
+fn address(client: &Client, store: &Store) -> Result<Option<Ipv4Addr>, StoreError> {
+    if client.ip.is_some() {
+        return Ok(client.ip);
+    }
+    if let Some(lease) = store.lease_of(&Holder::Client(client.name.clone()))? {
+        return Ok(Some(lease.address));
+    }
+    let mut latest = None;
+    for mac in &client.macs {
+        latest = latest.max(store.sighting_of(*mac)?.and_then(|seen| Some((seen.at, seen.address?))));
+    }
+    Ok(latest.map(|(_, address)| address))
+}
+
+/// The last boot of one machine, from its events in the order of time; `None` without events.
+///
+/// Firmware, loader and operating system each ask DHCP for themselves, and machines are power-cycled half-way, so where a
+/// boot begins takes rules:
+///
+/// 1. `offer`, `loader` and `script` can begin a boot. The other stages belong to the boot they happen in.
+/// 2. They begin one where they lead *back*: a loader after the script, or a script after the login; and after a pause of
+///    [`BOOT_PAUSE`]. (A loader may be fetched twice, for its size and for itself; so may a script.)
+/// 3. Offers belong to what they led to: the loader's own offer to the boot in progress, the offer after a power cycle to
+///    the boot whose loader or script comes next, the operating system's to the boot whose session comes next.
+/// 4. An offer that has led to nothing yet begins a boot if the last one had become idle or had paused; else it may be the
+///    operating system's, and belongs to the boot in progress.
+///
+/// What is the same twice in a row is shown once.
+#[must_use]
+pub fn boot_timeline(events: &[Event]) -> Option<Boot> {
+    let mut boot: Vec<&Event> = Vec::new();
+    // Offers that have led to nothing yet.
+    let mut offers: Vec<&Event> = Vec::new();
+    for event in events {
+        if event.stage == Stage::Offer {
+            // A machine that asks in vain, and asks again after a pause, begins anew.
+            if offers.last().is_some_and(|last| event.at.since(last.at) > BOOT_PAUSE) {
+                boot.clear();
+                offers.clear();
+            }
+            offers.push(event);
+            continue;
+        }
+        let first = offers.first().copied().unwrap_or(event);
+        if begins_boot(&boot, event.stage, first.at) {
+            boot.clear();
+        }
+        boot.append(&mut offers);
+        boot.push(event);
+    }
+    if let Some(first) = offers.first()
+        && (paused(&boot, first.at) || boot.iter().any(|event| event.stage == Stage::Idle))
+    {
+        boot.clear();
+    }
+    boot.append(&mut offers);
+    boot.dedup_by(|later, earlier| later.stage == earlier.stage && later.detail == earlier.detail);
+    timeline(&boot)
+}
+
+/// Whether a stage that was asked for at `at` leads back from what this boot has reached.
+fn begins_boot(boot: &[&Event], stage: Stage, at: Timestamp) -> bool {
+    let reached = |least: Stage| boot.iter().any(|event| event.stage >= least);
+    match stage {
+        Stage::Loader => reached(Stage::Script) || paused(boot, at),
+        Stage::Script => reached(Stage::Login) || paused(boot, at),
+        _ => false,
+    }
+}
+
+fn paused(boot: &[&Event], at: Timestamp) -> bool {
+    boot.last().is_some_and(|last| at.since(last.at) > BOOT_PAUSE)
+}
+
+fn timeline(boot: &[&Event]) -> Option<Boot> {
+    let start = boot.first()?.at;
+    let stage = |event: &&Event| BootStage {
+        stage: event.stage.word().to_owned(),
+        at_ms: event.at.0,
+        after_ms: event.at.0.saturating_sub(start.0),
+        detail: event.detail.clone(),
+    };
+    Some(Boot { started: rfc3339(start), stages: boot.iter().map(stage).collect() })
+}
+
+/// A time in UTC with milliseconds. What no calendar has (a year beyond 9999) is given as the number it is.
+fn rfc3339(at: Timestamp) -> String {
+    let time = i64::try_from(at.0).ok().and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
+    time.map_or_else(|| format!("{} ms", at.0), |time| format!("{time:.3}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Events from `second:stage`, each with its number as detail so that none is the same twice.
+    fn events(text: &str) -> Vec<Event> {
+        let event = |(number, word): (usize, &str)| {
+            let (second, stage) = word.split_once(':').unwrap();
+            Event {
+                at: Timestamp(second.parse::<u64>().unwrap() * 1_000),
+                mac: None,
+                client: None,
+                stage: stage.parse().unwrap(),
+                detail: number.to_string(),
+            }
+        };
+        text.split_whitespace().enumerate().map(event).collect()
+    }
+
+    /// The last boot in the same spelling, with absolute times.
+    fn last_boot(text: &str) -> String {
+        let boot = boot_timeline(&events(text)).unwrap();
+        let stage = |stage: &BootStage| format!("{}:{}", stage.at_ms / 1_000, stage.stage);
+        boot.stages.iter().map(stage).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn no_events_are_no_boot() {
+        assert_eq!(boot_timeline(&[]), None);
+    }
+
+    #[test]
+    fn a_whole_boot_is_one_timeline_although_firmware_and_loader_each_get_an_offer() {
+        for whole in [
+            "0:offer 1:loader 3:offer 4:script 5:login 6:first-read 20:os-session 40:idle",
+            // A loader asked for its size first, a script of two parts, a refusal before the login.
+            "0:offer 1:loader 1:loader 3:offer 4:script 5:script 6:refused 7:login 8:first-read",
+            // iPXE in the option ROM; the system asks DHCP itself.
+            "0:offer 2:offer 3:script 4:login 5:first-read 15:offer 16:os-session 30:idle 31:os-session",
+            // DHCP is another's.
+            "0:loader 2:script 3:login 4:first-read",
+            // The system checks its disk for ten minutes.
+            "0:offer 1:loader 3:offer 4:script 5:login 6:first-read 606:os-session",
+        ] {
+            assert_eq!(last_boot(whole), whole);
+        }
+    }
+
+    #[test]
+    fn a_power_cycle_begins_a_boot_at_the_offer_that_led_to_its_loader() {
+        let first = "0:offer 1:loader 3:offer 4:script 5:login 6:first-read";
+        for second in [
+            "10:offer 11:loader",
+            "10:offer 11:offer 12:script",
+            "10:offer 12:offer 13:loader 14:offer 15:script 16:login",
+            "10:loader",
+            "10:script 11:login",
+        ] {
+            assert_eq!(last_boot(&format!("{first} {second}")), second);
+        }
+    }
+
+    #[test]
+    fn a_machine_reset_between_its_loader_and_its_login_begins_anew() {
+        assert_eq!(last_boot("0:offer 1:loader 3:offer 4:script 6:offer 7:loader"), "6:offer 7:loader");
+        assert_eq!(last_boot("0:offer 1:loader 3:offer 4:script 5:refused 6:offer 7:script"), "6:offer 7:script");
+    }
+
+    #[test]
+    fn an_offer_that_led_to_nothing_yet_is_a_new_boot_only_after_idle_or_a_pause() {
+        let boot = "0:offer 3:script 4:login 5:first-read 6:os-session";
+        assert_eq!(last_boot(&format!("{boot} 20:offer")), format!("{boot} 20:offer"));
+        assert_eq!(last_boot(&format!("{boot} 20:idle 30:offer")), "30:offer");
+        assert_eq!(last_boot(&format!("{boot} 200:offer")), "200:offer");
+        assert_eq!(last_boot("0:offer 4:offer 200:offer 204:offer"), "200:offer 204:offer");
+        assert_eq!(last_boot("0:offer 1:loader 200:offer 201:loader"), "200:offer 201:loader");
+    }
+
+    #[test]
+    fn times_count_from_the_first_stage_and_repeats_are_shown_once() {
+        let event = |at: u64, stage, detail: &str| Event {
+            at: Timestamp(1_795_420_800_250 + at),
+            mac: None,
+            client: None,
+            stage,
+            detail: detail.to_owned(),
+        };
+        let boot = boot_timeline(&[
+            event(0, Stage::Offer, "10.0.0.7"),
+            event(4_000, Stage::Offer, "10.0.0.7"),
+            event(5_500, Stage::Script, "boot.ipxe"),
+        ])
+        .unwrap();
+        assert_eq!(boot.started, "2026-11-23T08:00:00.250Z");
+        let times: Vec<_> = boot.stages.iter().map(|stage| (stage.stage.as_str(), stage.after_ms)).collect();
+        assert_eq!(times, [("offer", 0), ("script", 5_500)]);
+        assert_eq!(boot.stages[1].at_ms, 1_795_420_805_750);
+    }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        proptest! {
+            /// Whatever was seen, the last boot is the end of it: no event after its first is left out, save repeats.
+            #[test]
+            fn the_last_boot_is_the_end_of_what_was_seen(
+                seen in prop::collection::vec((0..200_u64, prop::sample::select(Stage::ALL.to_vec())), 1..40),
+            ) {
+                let mut second = 0;
+                let words = seen.into_iter().map(|(pause, stage)| {
+                    second += pause;
+                    format!("{second}:{stage}")
+                });
+                let text = words.collect::<Vec<_>>().join(" ");
+                let last = last_boot(&text);
+                prop_assert!(!last.is_empty());
+                prop_assert!(text.ends_with(&last), "{} is not the end of {}", last, text);
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_is_the_fixed_one_else_the_lease_else_what_was_seen() {
+        use crate::fleet::{Lease, Mac, Sighting};
+        use crate::store::Record;
+
+        let state = tempfile::tempdir().unwrap();
+        let store = Store::open(state.path()).unwrap();
+        let macs: [Mac; 2] = ["52:54:00:aa:00:01", "52:54:00:aa:00:02"].map(|mac| mac.parse().unwrap());
+        let mut client = Client {
+            name: "pc-01".parse().unwrap(),
+            group: None,
+            macs: macs.to_vec(),
+            ip: None,
+            image: "debian-12".parse().unwrap(),
+            disk: crate::fleet::DiskPolicy::Keep,
+            initiators: crate::fleet::Initiators::OwnOnly,
+            off: false,
+            title: None,
+            note: None,
+        };
+        let [fixed, leased, seen, older] = [1, 2, 3, 4].map(|last| Ipv4Addr::new(10, 0, 0, last));
+        assert_eq!(address(&client, &store).unwrap(), None);
+
+        let sighting = |mac, address, at| Record::Sighting(Sighting { mac, address: Some(address), at: Timestamp(at) });
+        store.commit(&[sighting(macs[0], older, 1), sighting(macs[1], seen, 2)]).unwrap();
+        assert_eq!(address(&client, &store).unwrap(), Some(seen));
+
+        let holder = Holder::Client(client.name.clone());
+        store.commit(&[Record::Lease(Lease { holder, address: leased, mac: macs[0], expires: Timestamp(9) })]).unwrap();
+        assert_eq!(address(&client, &store).unwrap(), Some(leased));
+
+        client.ip = Some(fixed);
+        assert_eq!(address(&client, &store).unwrap(), Some(fixed));
+    }
+}

@@ -1,0 +1,131 @@
+//! `roost check`: everything that is wrong with a mapping file, at once.
+//!
+//! Not here: the arguments, and printing what comes back.
+
+use std::io::IsTerminal;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::config::{self, Loaded, Report, Settings};
+use crate::fleet::ImageName;
+
+/// Exit code where nothing is wrong.
+pub const FINE: u8 = 0;
+
+/// Exit code where the file has errors.
+pub const CONFIGURATION: u8 = 3;
+
+/// How the answer is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// For a file or a pipe.
+    Plain,
+    /// For a terminal, with ANSI colours.
+    Coloured,
+    /// For a program: one JSON object on one line.
+    Json,
+}
+
+impl Style {
+    /// How to write to standard output: coloured where a person looks at it and has not asked for no colours (`NO_COLOR`).
+    #[must_use]
+    pub fn of_stdout(json: bool) -> Self {
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        match json {
+            true => Self::Json,
+            false if wanted && std::io::stdout().is_terminal() => Self::Coloured,
+            false => Self::Plain,
+        }
+    }
+}
+
+/// What to print, and the exit code.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Lines for standard output, the last one ended too.
+    pub text: String,
+    /// [`FINE`] or [`CONFIGURATION`].
+    pub exit: u8,
+}
+
+/// Checks the file at `path`. `images` is asked which images there are once the file says where the state is; where it
+/// says `None` (no state on this machine, as where a file is only edited), images are not checked.
+pub fn check(path: &Path, style: Style, images: impl FnOnce(&Settings) -> Option<Vec<ImageName>>) -> Answer {
+    let (report, loaded) = match config::load(path) {
+        Err(report) => (report, None),
+        Ok(loaded) => {
+            let warnings = loaded.warnings.clone();
+            match images(&loaded.config.settings) {
+                Some(there) => (warnings.merged(loaded.check_images(&there)), Some(loaded)),
+                None => (warnings, Some(loaded)),
+            }
+        }
+    };
+    answer(&report, loaded.as_ref(), style)
+}
+
+/// The answer for a report and, where the file could be read, what is in it.
+#[must_use]
+pub fn answer(report: &Report, loaded: Option<&Loaded>, style: Style) -> Answer {
+    let exit = if report.has_errors() { CONFIGURATION } else { FINE };
+    let contents = loaded.filter(|_| !report.has_errors()).map(Contents::of);
+    let text = match style {
+        Style::Plain => format!("{report}{}\n", summary(report, contents.as_ref())),
+        Style::Coloured => format!("{}{}\n", report.coloured(), summary(report, contents.as_ref())),
+        Style::Json => {
+            let whole = Whole { ok: !report.has_errors(), contents, report };
+            format!("{}\n", serde_json::to_string(&whole).expect("numbers and texts are always JSON"))
+        }
+    };
+    Answer { text, exit }
+}
+
+/// What a good file holds.
+#[derive(Debug, Serialize)]
+struct Contents {
+    clients: usize,
+    groups: usize,
+    images: usize,
+}
+
+impl Contents {
+    fn of(loaded: &Loaded) -> Self {
+        Self {
+            clients: loaded.config.fleet.clients().len(),
+            groups: loaded.config.groups.len(),
+            images: loaded.image_count(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Whole<'a> {
+    ok: bool,
+    contents: Option<Contents>,
+    #[serde(flatten)]
+    report: &'a Report,
+}
+
+/// `roost.toml: 12 clients in 2 groups, 1 image; no problems`
+fn summary(report: &Report, contents: Option<&Contents>) -> String {
+    let problems = [(report.errors, "error"), (report.warnings, "warning")]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, word)| counted(count, word))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let file = &report.file;
+    match contents {
+        Some(Contents { clients, groups, images }) => {
+            let groups = if *groups > 0 { format!(" in {}", counted(*groups, "group")) } else { String::new() };
+            let problems = if problems.is_empty() { "no problems" } else { &problems };
+            format!("{file}: {}{groups}, {}; {problems}", counted(*clients, "client"), counted(*images, "image"))
+        }
+        None => format!("{file}: {problems}"),
+    }
+}
+
+fn counted(count: usize, word: &str) -> String {
+    if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
+}

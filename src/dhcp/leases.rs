@@ -1,0 +1,420 @@
+//! Which address is whose. A client's address sticks to its *name*, a stranger's to its MAC; option 61 decides nothing, since
+//! firmware, loader and operating system of one machine each send another one.
+//!
+//! An offer is held in memory for a while and may be lost; a lease is a [`LeaseChange`] that must be durable before the client
+//! hears of it. Every table has a bound, because strangers cause most of what is in it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::scope::Scope;
+use crate::fleet::{Client, ClientName, Fleet, Holder, Lease, Mac, Timestamp};
+
+/// How long an offered address is kept for the one it was offered to. EDK2 takes 4 s and more to collect offers, and asks
+/// again after 4, 8, 16 and 32 s.
+pub const OFFER_HOLD: Duration = Duration::from_secs(60);
+
+/// Most offers held at once; the oldest goes first, and can still be taken up if its address stays free.
+pub const MAX_OFFERS: usize = 1_024;
+
+/// Most leases of machines that are in nobody's place: any of them could be forged.
+pub const MAX_STRANGERS: usize = 4_096;
+
+/// How long an address that a client found in use is given to nobody.
+pub const QUARANTINE: Duration = Duration::from_secs(300);
+
+/// Most addresses in quarantine; the oldest leaves first.
+pub const MAX_QUARANTINED: usize = 256;
+
+/// A change that must outlive a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseChange {
+    /// This lease takes the place of its holder's last one.
+    Held(Lease),
+    /// This holder's address went to another.
+    Gone(Holder),
+}
+
+/// Every lease and offer of one scope.
+#[derive(Debug, Default)]
+pub struct Leases {
+    held: HashMap<Holder, Lease>,
+    /// The same leases by address; no address has two.
+    holders: BTreeMap<Ipv4Addr, Holder>,
+    offers: BTreeMap<Ipv4Addr, Offer>,
+    /// Until when.
+    quarantined: BTreeMap<Ipv4Addr, Timestamp>,
+    /// How many of `held` are strangers'.
+    strangers: usize,
+}
+
+#[derive(Debug)]
+struct Offer {
+    holder: Holder,
+    until: Timestamp,
+}
+
+/// Why somebody cannot have a particular address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obstacle {
+    /// It is not of this subnet, or is the server's, the gateway's, the network's or everybody's.
+    NoHost,
+    /// It is not in the pool, and not the client's fixed one.
+    NotInPool,
+    /// It is this client's fixed address.
+    Reserved(ClientName),
+    /// The client has another fixed address.
+    Fixed(Ipv4Addr),
+    /// The holder has a lease of another address.
+    Elsewhere(Ipv4Addr),
+    /// This one has a lease of it.
+    Leased(Holder),
+    /// It was just offered to this one.
+    Offered(Holder),
+    /// A client found it in use by somebody else.
+    Quarantined,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoHost => f.write_str("it is no address for a client of this subnet"),
+            Self::NotInPool => f.write_str("it is not in the pool"),
+            Self::Reserved(name) => write!(f, "it is the fixed address of {name}"),
+            Self::Fixed(address) => write!(f, "the client's fixed address is {address}"),
+            Self::Elsewhere(address) => write!(f, "the client's address is {address}"),
+            Self::Leased(holder) => write!(f, "{} has a lease of it", who(holder)),
+            Self::Offered(holder) => write!(f, "it is offered to {}", who(holder)),
+            Self::Quarantined => f.write_str("a client found it in use by another machine"),
+        }
+    }
+}
+
+/// Why there is no address for somebody.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoAddress {
+    /// Its fixed address cannot be given.
+    #[error("its fixed address {address} cannot be given: {why}")]
+    Fixed {
+        /// The address.
+        address: Ipv4Addr,
+        /// What is in the way.
+        why: Obstacle,
+    },
+    /// Every address of the pool is somebody's.
+    #[error("the pool {first}-{last} is used up: {leases} leases, {offers} offers; enlarge [server.pool] range")]
+    Exhausted {
+        /// First address of the pool.
+        first: Ipv4Addr,
+        /// Last address of the pool.
+        last: Ipv4Addr,
+        /// Leases known, expired ones of clients among them.
+        leases: usize,
+        /// Offers that wait to be taken up.
+        offers: usize,
+    },
+    /// [`MAX_STRANGERS`] is reached.
+    #[error("{MAX_STRANGERS} unknown machines have addresses already")]
+    Strangers,
+}
+
+/// A holder as a person calls it.
+pub(super) fn who(holder: &Holder) -> String {
+    match holder {
+        Holder::Client(name) => name.to_string(),
+        Holder::Stranger(mac) => mac.to_string(),
+    }
+}
+
+/// What the configuration says about addresses.
+pub(super) struct Rules<'a> {
+    scope: &'a Scope,
+    fleet: &'a Fleet,
+    reserved: BTreeMap<Ipv4Addr, &'a Client>,
+}
+
+impl<'a> Rules<'a> {
+    pub(super) fn new(scope: &'a Scope, fleet: &'a Fleet) -> Self {
+        let reserved = fleet.clients().filter_map(|client| Some((client.ip?, client))).collect();
+        Self { scope, fleet, reserved }
+    }
+
+    /// The holder's fixed address.
+    fn fixed(&self, holder: &Holder) -> Option<Ipv4Addr> {
+        match holder {
+            Holder::Client(name) => self.fleet.client(name)?.ip,
+            Holder::Stranger(_) => None,
+        }
+    }
+
+    /// What the configuration has against it.
+    fn forbid(&self, address: Ipv4Addr, holder: &Holder) -> Option<Obstacle> {
+        if !self.scope.is_host(address) {
+            return Some(Obstacle::NoHost);
+        }
+        match (self.reserved.get(&address), self.fixed(holder)) {
+            (Some(client), _) if *holder != Holder::Client(client.name.clone()) => {
+                Some(Obstacle::Reserved(client.name.clone()))
+            }
+            (_, Some(fixed)) => (fixed != address).then_some(Obstacle::Fixed(fixed)),
+            (_, None) => (!self.scope.in_pool(address)).then_some(Obstacle::NotInPool),
+        }
+    }
+
+    /// This lease's address waits for its holder even after it expired.
+    fn sticks(&self, lease: &Lease) -> bool {
+        match &lease.holder {
+            Holder::Client(name) => {
+                self.fleet.client(name).is_some() && self.forbid(lease.address, &lease.holder).is_none()
+            }
+            Holder::Stranger(_) => false,
+        }
+    }
+}
+
+/// What the book says about an address that a client claims.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// It is the client's: by lease, by offer, or fixed.
+    Theirs,
+    /// Nobody's, and the client has none; it may have this one.
+    Free,
+    /// It cannot be the client's.
+    Wrong(Obstacle),
+}
+
+impl Leases {
+    /// The leases that outlived a restart. Should two disagree about an address, the one that lasts longer is believed.
+    #[must_use]
+    pub fn restore(mut leases: Vec<Lease>) -> Self {
+        leases.sort_by_key(|lease| lease.expires);
+        let mut restored = Self::default();
+        for lease in leases {
+            restored.insert(lease);
+        }
+        restored
+    }
+
+    /// Every lease, expired ones too, in the order of addresses.
+    pub fn iter(&self) -> impl Iterator<Item = &Lease> {
+        self.holders.values().map(|holder| &self.held[holder])
+    }
+
+    /// Makes a machine's lease its present holder's: the machine was a stranger and is now in a client's place, or its
+    /// client was renamed or removed while it ran.
+    pub(super) fn adopt(&mut self, holder: &Holder, mac: Mac, rules: &Rules<'_>) -> Vec<LeaseChange> {
+        let orphan = |lease: &&Lease| {
+            lease.mac == mac
+                && lease.holder != *holder
+                && match &lease.holder {
+                    Holder::Client(name) => rules.fleet.client(name).is_none(),
+                    Holder::Stranger(_) => true,
+                }
+        };
+        let Some(lease) = self.held.values().filter(orphan).max_by_key(|lease| lease.expires).cloned() else {
+            return Vec::new();
+        };
+        self.remove(&lease.holder);
+        let mut changes = vec![LeaseChange::Gone(lease.holder.clone())];
+        if !self.held.contains_key(holder) {
+            let adopted = Lease { holder: holder.clone(), ..lease };
+            self.insert(adopted.clone());
+            changes.push(LeaseChange::Held(adopted));
+        }
+        changes
+    }
+
+    /// An address for this holder, kept for it for [`OFFER_HOLD`]: its fixed one, the one it has or had, the one it was
+    /// offered, the one it wishes, one that nobody had, the one whose last holder is longest gone (RFC 2131 §4.3.1).
+    pub(super) fn offer(
+        &mut self,
+        holder: &Holder,
+        wish: Option<Ipv4Addr>,
+        rules: &Rules<'_>,
+        now: Timestamp,
+    ) -> Result<Ipv4Addr, NoAddress> {
+        self.offers.retain(|_, offer| offer.until > now);
+        self.quarantined.retain(|_, until| *until > now);
+        let address = self.choose(holder, wish, rules, now)?;
+        self.withdraw(holder);
+        if self.offers.len() >= MAX_OFFERS {
+            let oldest = self.offers.iter().min_by_key(|(_, offer)| offer.until).map(|(address, _)| *address);
+            oldest.map(|address| self.offers.remove(&address));
+        }
+        self.offers.insert(address, Offer { holder: holder.clone(), until: now.after(OFFER_HOLD) });
+        Ok(address)
+    }
+
+    fn choose(
+        &self,
+        holder: &Holder,
+        wish: Option<Ipv4Addr>,
+        rules: &Rules<'_>,
+        now: Timestamp,
+    ) -> Result<Ipv4Addr, NoAddress> {
+        if let Some(address) = rules.fixed(holder) {
+            return match self.obstacle(address, holder, rules, now) {
+                Some(why) => Err(NoAddress::Fixed { address, why }),
+                None => Ok(address),
+            };
+        }
+        let clear = |address: &Ipv4Addr| self.obstacle(*address, holder, rules, now).is_none();
+        let held = self.held.get(holder).map(|lease| lease.address);
+        let offered = self.offered(holder);
+        if let Some(address) = held.filter(clear).or(offered.filter(clear)) {
+            return Ok(address);
+        }
+        let new_stranger = matches!(holder, Holder::Stranger(_)) && held.is_none();
+        let full = new_stranger && self.strangers >= MAX_STRANGERS;
+        let fresh = |address: &Ipv4Addr| !self.holders.contains_key(address) && clear(address);
+        if !full {
+            let pool = rules.scope.pool();
+            // Each step of this walk that fails passes an address that a table of bounded size holds.
+            let mut pool = (u32::from(pool.first)..=u32::from(pool.last)).map(Ipv4Addr::from);
+            if let Some(address) = wish.filter(fresh).or_else(|| pool.find(fresh)) {
+                return Ok(address);
+            }
+        }
+        let gone = self.held.values().filter(|lease| lease.holder != *holder && clear(&lease.address));
+        if let Some(lease) = gone.min_by_key(|lease| (lease.expires, lease.address)) {
+            return Ok(lease.address);
+        }
+        if full {
+            return Err(NoAddress::Strangers);
+        }
+        if matches!(holder, Holder::Client(_)) {
+            // A flood of strangers that only ask must not keep a client from booting.
+            let idle = self.offers.iter().filter(|(address, offer)| {
+                matches!(offer.holder, Holder::Stranger(_))
+                    && rules.forbid(**address, holder).is_none()
+                    && self.lease_obstacle(**address, holder, rules, now).is_none()
+            });
+            if let Some((address, _)) = idle.min_by_key(|(_, offer)| offer.until) {
+                return Ok(*address);
+            }
+        }
+        let pool = rules.scope.pool();
+        let (leases, offers) = (self.held.len(), self.offers.len());
+        Err(NoAddress::Exhausted { first: pool.first, last: pool.last, leases, offers })
+    }
+
+    /// Whether a client that says it has this address, or asks for it, is right.
+    pub(super) fn claim(&self, holder: &Holder, address: Ipv4Addr, rules: &Rules<'_>, now: Timestamp) -> Claim {
+        if let Some(why) = self.obstacle(address, holder, rules, now) {
+            return Claim::Wrong(why);
+        }
+        if rules.fixed(holder) == Some(address) || self.offered(holder) == Some(address) {
+            return Claim::Theirs;
+        }
+        match self.held.get(holder) {
+            Some(lease) if lease.address == address => Claim::Theirs,
+            Some(lease) => Claim::Wrong(Obstacle::Elsewhere(lease.address)),
+            None => Claim::Free,
+        }
+    }
+
+    /// The holder has, or had, a lease.
+    pub(super) fn knows(&self, holder: &Holder) -> bool {
+        self.held.contains_key(holder)
+    }
+
+    /// Gives the holder this address, which [`Leases::claim`] did not find wrong, until `expires`.
+    pub(super) fn grant(
+        &mut self,
+        holder: &Holder,
+        address: Ipv4Addr,
+        mac: Mac,
+        expires: Timestamp,
+    ) -> Vec<LeaseChange> {
+        self.withdraw(holder);
+        let lease = Lease { holder: holder.clone(), address, mac, expires };
+        let mut changes: Vec<LeaseChange> = self.insert(lease.clone()).map(LeaseChange::Gone).into_iter().collect();
+        changes.push(LeaseChange::Held(lease));
+        changes
+    }
+
+    /// Forgets what was offered to this holder.
+    pub(super) fn withdraw(&mut self, holder: &Holder) {
+        self.offers.retain(|_, offer| offer.holder != *holder);
+    }
+
+    /// The holder needs its lease of this address no longer. It is still the one that it gets next time.
+    pub(super) fn release(&mut self, holder: &Holder, address: Ipv4Addr, now: Timestamp) -> Option<LeaseChange> {
+        let lease = self.held.get_mut(holder).filter(|lease| lease.address == address)?;
+        lease.expires = lease.expires.min(now);
+        Some(LeaseChange::Held(lease.clone()))
+    }
+
+    /// The holder found its address in use by somebody else: nobody gets it for [`QUARANTINE`]. `None` if it was never the
+    /// holder's, so that nobody can spoil the addresses of others.
+    pub(super) fn decline(&mut self, holder: &Holder, address: Ipv4Addr, now: Timestamp) -> Option<Vec<LeaseChange>> {
+        let offered = self.offered(holder) == Some(address);
+        let change = self.release(holder, address, now);
+        if !offered && change.is_none() {
+            return None;
+        }
+        self.withdraw(holder);
+        if self.quarantined.len() >= MAX_QUARANTINED {
+            let oldest = self.quarantined.iter().min_by_key(|(_, until)| **until).map(|(address, _)| *address);
+            oldest.map(|address| self.quarantined.remove(&address));
+        }
+        self.quarantined.insert(address, now.after(QUARANTINE));
+        Some(change.into_iter().collect())
+    }
+
+    /// Why this holder cannot have this address; `None` if it can.
+    fn obstacle(&self, address: Ipv4Addr, holder: &Holder, rules: &Rules<'_>, now: Timestamp) -> Option<Obstacle> {
+        if let Some(why) = rules.forbid(address, holder) {
+            return Some(why);
+        }
+        if self.quarantined.get(&address).is_some_and(|until| *until > now) {
+            return Some(Obstacle::Quarantined);
+        }
+        if let Some(offer) = self.offers.get(&address)
+            && offer.until > now
+            && offer.holder != *holder
+        {
+            return Some(Obstacle::Offered(offer.holder.clone()));
+        }
+        self.lease_obstacle(address, holder, rules, now)
+    }
+
+    /// Somebody else's lease, in force or kept for its holder.
+    fn lease_obstacle(
+        &self,
+        address: Ipv4Addr,
+        holder: &Holder,
+        rules: &Rules<'_>,
+        now: Timestamp,
+    ) -> Option<Obstacle> {
+        let lease = &self.held[self.holders.get(&address)?];
+        let theirs = lease.holder != *holder && (lease.expires > now || rules.sticks(lease));
+        theirs.then(|| Obstacle::Leased(lease.holder.clone()))
+    }
+
+    fn offered(&self, holder: &Holder) -> Option<Ipv4Addr> {
+        self.offers.iter().find(|(_, offer)| offer.holder == *holder).map(|(address, _)| *address)
+    }
+
+    /// Puts a lease in the book; gives whose lease of the same address it took the place of.
+    fn insert(&mut self, lease: Lease) -> Option<Holder> {
+        self.remove(&lease.holder);
+        let ousted = self.holders.get(&lease.address).cloned();
+        if let Some(holder) = &ousted {
+            self.remove(holder);
+        }
+        self.strangers += usize::from(matches!(lease.holder, Holder::Stranger(_)));
+        self.holders.insert(lease.address, lease.holder.clone());
+        self.held.insert(lease.holder.clone(), lease);
+        ousted
+    }
+
+    fn remove(&mut self, holder: &Holder) {
+        if let Some(lease) = self.held.remove(holder) {
+            self.holders.remove(&lease.address);
+            self.strangers -= usize::from(matches!(holder, Holder::Stranger(_)));
+        }
+    }
+}

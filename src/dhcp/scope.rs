@@ -1,0 +1,203 @@
+//! The wire that we serve: our address on it, its subnet, and the addresses that we give out.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use crate::fleet::Naming;
+
+/// Shortest lease: below it, renewals would be most of the traffic.
+pub const SHORTEST_LEASE: Duration = Duration::from_secs(60);
+
+/// What `[server.pool]` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// First address.
+    pub first: Ipv4Addr,
+    /// Last address.
+    pub last: Ipv4Addr,
+    /// The clients' gateway.
+    pub router: Option<Ipv4Addr>,
+    /// The clients' name servers.
+    pub dns: Vec<Ipv4Addr>,
+    /// How long a lease lasts.
+    pub lease: Duration,
+}
+
+/// One subnet that we answer on. Its pool lies within it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    server: Ipv4Addr,
+    prefix: u8,
+    pool: Pool,
+    http_port: u16,
+    naming: Naming,
+}
+
+/// Why there is nothing to serve on an interface.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ScopeError {
+    /// The interface's prefix is longer than an address.
+    #[error("/{0} is no prefix of an IPv4 subnet")]
+    Prefix(u8),
+    /// First and last stand the wrong way round.
+    #[error("the pool {first}-{last} is empty; write the lower address first")]
+    Empty {
+        /// First address.
+        first: Ipv4Addr,
+        /// Last address.
+        last: Ipv4Addr,
+    },
+    /// The pool is for another wire.
+    #[error(
+        "the pool {first}-{last} lies outside {server}/{prefix}, the subnet of the interface; change [server.pool] range, or the interface's address"
+    )]
+    Outside {
+        /// First address.
+        first: Ipv4Addr,
+        /// Last address.
+        last: Ipv4Addr,
+        /// Our address.
+        server: Ipv4Addr,
+        /// Its prefix.
+        prefix: u8,
+    },
+    /// Too short.
+    #[error("a lease of {0:?} is too short; use at least {SHORTEST_LEASE:?}")]
+    Lease(Duration),
+}
+
+impl Scope {
+    /// The subnet of our address `server`/`prefix`, with this pool. Loaders come by TFTP from `server`, scripts by HTTP from
+    /// its port `http_port`; `naming` makes the initiator names that iPXE is told.
+    ///
+    /// # Errors
+    /// A [`ScopeError`]; `config` reports most of them with their place before it comes to this.
+    pub fn new(server: Ipv4Addr, prefix: u8, pool: Pool, http_port: u16, naming: Naming) -> Result<Self, ScopeError> {
+        let (first, last) = (pool.first, pool.last);
+        let lease = pool.lease;
+        let scope = Self { server, prefix, pool, http_port, naming };
+        if prefix > 32 {
+            return Err(ScopeError::Prefix(prefix));
+        }
+        if first > last {
+            return Err(ScopeError::Empty { first, last });
+        }
+        if !scope.contains(first) || !scope.contains(last) {
+            return Err(ScopeError::Outside { first, last, server, prefix });
+        }
+        if lease < SHORTEST_LEASE {
+            return Err(ScopeError::Lease(lease));
+        }
+        Ok(scope)
+    }
+
+    /// Our address: server identifier, TFTP and HTTP server.
+    #[must_use]
+    pub fn server(&self) -> Ipv4Addr {
+        self.server
+    }
+
+    /// The addresses that we give out, and what goes with them.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// How clients' iSCSI names are made.
+    #[must_use]
+    pub fn naming(&self) -> &Naming {
+        &self.naming
+    }
+
+    /// The subnet's mask.
+    #[must_use]
+    pub fn netmask(&self) -> Ipv4Addr {
+        u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0).into()
+    }
+
+    /// The address of everybody on the subnet.
+    #[must_use]
+    pub fn broadcast(&self) -> Ipv4Addr {
+        self.server | !self.netmask()
+    }
+
+    /// The address is of this subnet.
+    #[must_use]
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        address & self.netmask() == self.server & self.netmask()
+    }
+
+    /// The address is in the pool.
+    #[must_use]
+    pub fn in_pool(&self, address: Ipv4Addr) -> bool {
+        (self.pool.first..=self.pool.last).contains(&address)
+    }
+
+    /// A host of this subnet other than ourselves and the gateway can have it.
+    #[must_use]
+    pub fn is_host(&self, address: Ipv4Addr) -> bool {
+        // A subnet of one or two addresses has neither a network nor a broadcast address (RFC 3021).
+        let special = self.prefix < 31 && (address == self.broadcast() || address == self.netmask() & self.server);
+        self.contains(address) && !special && address != self.server && Some(address) != self.pool.router
+    }
+
+    /// Where iPXE finds its script. iPXE itself expands `${mac:hexhyp}`.
+    #[must_use]
+    pub fn script_url(&self) -> String {
+        let port = if self.http_port == 80 { String::new() } else { format!(":{}", self.http_port) };
+        format!("http://{}{port}/boot.ipxe?mac=${{mac:hexhyp}}", self.server)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new(server: &str, prefix: u8, pool: Pool, http_port: u16) -> Result<Scope, ScopeError> {
+        Scope::new(server.parse().unwrap(), prefix, pool, http_port, Naming::new("iqn.2026-11.test"))
+    }
+
+    fn pool(first: &str, last: &str) -> Pool {
+        Pool {
+            first: first.parse().unwrap(),
+            last: last.parse().unwrap(),
+            router: Some("10.20.0.1".parse().unwrap()),
+            dns: Vec::new(),
+            lease: Duration::from_secs(3600),
+        }
+    }
+
+    #[test]
+    fn a_subnet_knows_its_hosts() {
+        let us = "10.20.0.2";
+        let scope = new(us, 16, pool("10.20.0.0", "10.20.255.255"), 80).unwrap();
+        assert_eq!(scope.netmask(), Ipv4Addr::new(255, 255, 0, 0));
+        assert_eq!(scope.broadcast(), Ipv4Addr::new(10, 20, 255, 255));
+        for nobody in ["10.20.0.0", "10.20.255.255", "10.20.0.2", "10.20.0.1", "10.21.0.9"] {
+            assert!(!scope.is_host(nobody.parse().unwrap()), "{nobody}");
+        }
+        assert!(scope.is_host(Ipv4Addr::new(10, 20, 1, 0)));
+        let whole = new(us, 0, pool("1.0.0.0", "9.0.0.0"), 80).unwrap();
+        assert_eq!((whole.netmask(), whole.broadcast()), (Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST));
+        let pair = new(us, 31, pool("10.20.0.3", "10.20.0.3"), 80).unwrap();
+        assert!(pair.is_host(Ipv4Addr::new(10, 20, 0, 3)));
+    }
+
+    #[test]
+    fn a_pool_that_cannot_serve_is_refused() {
+        let us = "10.20.0.2";
+        let of = |first, last| new(us, 24, pool(first, last), 80);
+        assert!(matches!(of("10.20.0.9", "10.20.0.8"), Err(ScopeError::Empty { .. })));
+        assert!(matches!(of("10.20.0.9", "10.20.1.8"), Err(ScopeError::Outside { .. })));
+        let short = Pool { lease: Duration::from_secs(1), ..pool("10.20.0.9", "10.20.0.9") };
+        assert!(matches!(new(us, 24, short, 80), Err(ScopeError::Lease(_))));
+    }
+
+    #[test]
+    fn the_scripts_address_names_a_port_only_where_it_must() {
+        let us = "10.20.0.2";
+        let url = |port| new(us, 24, pool("10.20.0.9", "10.20.0.9"), port).unwrap().script_url();
+        assert_eq!(url(80), "http://10.20.0.2/boot.ipxe?mac=${mac:hexhyp}");
+        assert_eq!(url(8080), "http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp}");
+    }
+}

@@ -1,0 +1,493 @@
+//! A disk file and the parents below it, opened and validated once.
+//!
+//! A request is mapped as a whole, layer by layer, to [`Extent`]s: bytes of a file, or zeros. Depth costs lookups in memory, no I/O.
+//! The bottom of a client's chain is the master, one [`Arc`] that all children share: one descriptor, one table.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use uuid::Uuid;
+
+use super::error::DiskError;
+use super::file::{Access, File, Media, folder_of};
+use super::iovec::{self, Scatter};
+use super::pending::PendingMap;
+use super::vhd::sparse::{Sparse, Wait};
+use super::vhd::wire::{Footer, Header, Kind, LocatorKind};
+use super::{Disk, SECTOR};
+
+/// Layers that a chain may have. Each costs a lookup per request; more than this is a loop or an accident.
+pub const MAX_DEPTH: usize = 64;
+
+/// Bytes that [`Disk::zero`] maps at once, so that a request for the whole disk takes no memory by its size.
+const ZERO_STEP: u64 = 1 << 30;
+
+/// Where a child's pending map is, and what this boot of the host is called (`/proc/sys/kernel/random/boot_id`).
+#[derive(Debug, Clone)]
+pub struct PendingPath {
+    /// The map; made where it is missing.
+    pub path: PathBuf,
+    /// The host's boot id.
+    pub boot_id: String,
+}
+
+/// A disk: one file, and the chain below it.
+#[derive(Debug)]
+pub struct Chain {
+    layer: Layer,
+    parent: Option<Arc<Chain>>,
+}
+
+#[derive(Debug)]
+enum Layer {
+    /// The disk's bytes as they are: raw, or a fixed VHD before its footer.
+    Flat(Flat),
+    Sparse(Sparse),
+}
+
+#[derive(Debug)]
+struct Flat {
+    media: Box<dyn Media>,
+    size: u64,
+    footer: Option<Footer>,
+    read_only: bool,
+    failed: AtomicBool,
+    unsettled: AtomicBool,
+}
+
+/// A part of a request in one place.
+#[derive(Debug, Clone, Copy)]
+pub struct Extent<'a> {
+    /// Bytes.
+    pub len: u64,
+    /// The file and the offset in it, or `None`: zeros.
+    pub at: Option<(&'a dyn Media, u64)>,
+}
+
+impl Chain {
+    /// Opens a disk file, and every parent that it names, for reading or (the top only) for writing. A write outlives the
+    /// process; a child opened this way may tear when power is lost, see [`open_child`](Chain::open_child).
+    ///
+    /// # Errors
+    /// A damaged file, a parent that is missing or another, a loop, a lock, or the system's error.
+    pub fn open(path: &Path, access: Access) -> Result<Self, DiskError> {
+        Self::open_below(path, access, &mut Vec::new())
+    }
+
+    /// Opens a child over a parent that is open already. With a pending map its bits become durable after their data, and
+    /// what an earlier process of this boot acknowledged is put right first.
+    ///
+    /// # Errors
+    /// A file that is no child of this parent, a damaged file, a lock, or the system's error.
+    pub fn open_child(path: &Path, parent: Arc<Chain>, pending: Option<PendingPath>) -> Result<Self, DiskError> {
+        let media = Box::new(File::open(path, Access::Write)?);
+        let pending = match pending {
+            Some(PendingPath { path, boot_id }) => {
+                let map: Box<dyn Media> = Box::new(File::open_or_create(&path)?);
+                Some((map, boot_id))
+            }
+            None => None,
+        };
+        Self::child_on(media, parent, pending)
+    }
+
+    /// The same, on any media.
+    pub(super) fn child_on(
+        media: Box<dyn Media>,
+        parent: Arc<Chain>,
+        pending: Option<(Box<dyn Media>, String)>,
+    ) -> Result<Self, DiskError> {
+        let (footer, _) = Footer::read(&*media)?;
+        if footer.kind() != Kind::Differencing {
+            let what = "is a disk of its own, not a differencing disk".to_owned();
+            return Err(DiskError::Unsupported { path: media.path().into(), what });
+        }
+        let sparse = Sparse::open(media, footer, false)?;
+        check_parent(&sparse, &parent)?;
+        if let Some((media, boot_id)) = pending {
+            let (map, runs) = PendingMap::open(media, sparse.footer().id(), &boot_id)?;
+            sparse.attach(map, &runs)?;
+        }
+        Ok(Self { layer: Layer::Sparse(sparse), parent: Some(parent) })
+    }
+
+    /// Opens a file that has no parent, on any media.
+    ///
+    /// # Errors
+    /// A differencing disk, a damaged file, or the system's error.
+    pub(super) fn base_on(media: Box<dyn Media>, access: Access) -> Result<Self, DiskError> {
+        let layer = open_layer(media, access)?;
+        match layer {
+            Layer::Sparse(sparse) if sparse.footer().kind() == Kind::Differencing => {
+                let (child, id) = (sparse.media().path().into(), sparse.header().parent_id());
+                Err(DiskError::ParentMissing { child, id, tried: Vec::new() })
+            }
+            layer => Ok(Self { layer, parent: None }),
+        }
+    }
+
+    fn open_below(path: &Path, access: Access, above: &mut Vec<(u64, u64)>) -> Result<Self, DiskError> {
+        let file = File::open(path, access)?;
+        let identity = file.identity()?;
+        if above.contains(&identity) {
+            let what = "is its own ancestor: the parents form a loop".to_owned();
+            return Err(DiskError::Chain { path: path.into(), what });
+        }
+        if above.len() >= MAX_DEPTH {
+            let what = format!("more than {MAX_DEPTH} layers lie above it");
+            return Err(DiskError::Chain { path: path.into(), what });
+        }
+        above.push(identity);
+        let layer = open_layer(Box::new(file), access)?;
+        let Layer::Sparse(sparse) = &layer else { return Ok(Self { layer, parent: None }) };
+        if sparse.footer().kind() != Kind::Differencing {
+            return Ok(Self { layer, parent: None });
+        }
+        let tried = parent_candidates(sparse.media(), sparse.header())?;
+        let Some(found) = tried.iter().find(|path| path.exists()) else {
+            return Err(DiskError::ParentMissing { child: path.into(), id: sparse.header().parent_id(), tried });
+        };
+        let access = if access == Access::Peek { Access::Peek } else { Access::Read };
+        let parent = Arc::new(Self::open_below(found, access, above)?);
+        check_parent(sparse, &parent)?;
+        Ok(Self { layer, parent: Some(parent) })
+    }
+
+    /// The path of the top file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.media().path()
+    }
+
+    /// The identity of the top file; raw files have none.
+    #[must_use]
+    pub fn unique_id(&self) -> Option<Uuid> {
+        self.footer().map(Footer::id)
+    }
+
+    /// What lies below.
+    #[must_use]
+    pub fn parent(&self) -> Option<&Arc<Chain>> {
+        self.parent.as_ref()
+    }
+
+    /// Whether a flush would have something to do: settle such a disk when it has been idle for a while.
+    #[must_use]
+    pub fn dirty(&self) -> bool {
+        match &self.layer {
+            Layer::Flat(flat) => flat.unsettled.load(Ordering::Acquire),
+            Layer::Sparse(sparse) => sparse.is_unsettled(),
+        }
+    }
+
+    /// The footer of the top file, if it is a VHD.
+    #[must_use]
+    pub fn footer(&self) -> Option<&Footer> {
+        match &self.layer {
+            Layer::Flat(flat) => flat.footer.as_ref(),
+            Layer::Sparse(sparse) => Some(sparse.footer()),
+        }
+    }
+
+    /// The dynamic or differencing disk on top, if it is one.
+    #[must_use]
+    pub fn sparse(&self) -> Option<&Sparse> {
+        match &self.layer {
+            Layer::Flat(_) => None,
+            Layer::Sparse(sparse) => Some(sparse),
+        }
+    }
+
+    /// The top file.
+    #[must_use]
+    pub fn media(&self) -> &dyn Media {
+        match &self.layer {
+            Layer::Flat(flat) => &*flat.media,
+            Layer::Sparse(sparse) => sparse.media(),
+        }
+    }
+
+    /// Where each part of a range is, neighbours joined. Bytes beyond a parent's end are zeros.
+    ///
+    /// # Errors
+    /// A range beyond the disk, or the system's error.
+    pub fn resolve(&self, offset: u64, len: u64) -> Result<Vec<Extent<'_>>, DiskError> {
+        self.check(offset, len)?;
+        let mut extents = Vec::new();
+        let complete = self.resolve_into(offset, len, Wait::Block, &mut extents)?;
+        debug_assert!(complete);
+        Ok(extents)
+    }
+
+    /// Adds the extents of a range; `false` if that would have to wait.
+    fn resolve_into<'a>(
+        &'a self,
+        offset: u64,
+        len: u64,
+        wait: Wait,
+        extents: &mut Vec<Extent<'a>>,
+    ) -> Result<bool, DiskError> {
+        let sparse = match &self.layer {
+            Layer::Flat(flat) => {
+                push(extents, Extent { len, at: Some((&*flat.media, offset)) });
+                return Ok(true);
+            }
+            Layer::Sparse(sparse) => sparse,
+        };
+        let Some(runs) = sparse.map_range(offset, len, wait)? else { return Ok(false) };
+        for run in runs {
+            match (run.at, &self.parent) {
+                (Some(at), _) => push(extents, Extent { len: run.len, at: Some((sparse.media(), at)) }),
+                (None, None) => push(extents, Extent { len: run.len, at: None }),
+                (None, Some(parent)) => {
+                    let within = parent.size().saturating_sub(run.offset).min(run.len);
+                    if within > 0 && !parent.resolve_into(run.offset, within, wait, extents)? {
+                        return Ok(false);
+                    }
+                    if within < run.len {
+                        push(extents, Extent { len: run.len - within, at: None });
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn check(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let size = self.size();
+        let whole = offset.is_multiple_of(SECTOR) && len.is_multiple_of(SECTOR);
+        if !whole || offset.checked_add(len).is_none_or(|end| end > size) {
+            return Err(DiskError::OutOfRange { path: self.path().into(), offset, len, size });
+        }
+        Ok(())
+    }
+}
+
+impl Disk for Chain {
+    fn size(&self) -> u64 {
+        match &self.layer {
+            Layer::Flat(flat) => flat.size,
+            Layer::Sparse(sparse) => sparse.size(),
+        }
+    }
+
+    fn try_read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
+        let len = iovec::room(bufs);
+        self.check(offset, len)?;
+        let mut extents = Vec::new();
+        if !self.resolve_into(offset, len, Wait::Never, &mut extents)? {
+            return Ok(false);
+        }
+        if let [Extent { at: Some((media, at)), .. }] = extents[..] {
+            return media.try_read(at, bufs);
+        }
+        let mut scatter = Scatter::new(bufs);
+        for extent in extents {
+            let mut bufs = scatter.take(extent.len);
+            match extent.at {
+                Some((media, at)) if !media.try_read(at, &mut bufs)? => return Ok(false),
+                Some(_) => {}
+                None => bufs.iter_mut().for_each(|buf| buf.fill(0)),
+            }
+        }
+        Ok(true)
+    }
+
+    fn read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DiskError> {
+        let extents = self.resolve(offset, iovec::room(bufs))?;
+        if let [Extent { at: Some((media, at)), .. }] = extents[..] {
+            return media.read(at, bufs);
+        }
+        let mut scatter = Scatter::new(bufs);
+        for extent in extents {
+            let mut bufs = scatter.take(extent.len);
+            match extent.at {
+                Some((media, at)) => media.read(at, &mut bufs)?,
+                None => bufs.iter_mut().for_each(|buf| buf.fill(0)),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
+        self.check(offset, iovec::len(bufs))?;
+        match &self.layer {
+            Layer::Flat(flat) => {
+                flat.begin_change()?;
+                flat.media.write(offset, bufs)
+            }
+            Layer::Sparse(sparse) => sparse.write(offset, bufs),
+        }
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        self.check(offset, len)?;
+        let sparse = match &self.layer {
+            Layer::Flat(flat) => {
+                flat.begin_change()?;
+                return flat.media.zero(offset, len);
+            }
+            Layer::Sparse(sparse) => sparse,
+        };
+        if sparse.read_only() {
+            return Err(DiskError::ReadOnly { path: self.path().into() });
+        }
+        let mut at = offset;
+        while at < offset + len {
+            let step = ZERO_STEP.min(offset + len - at);
+            let mut end = at;
+            // What reads as zeros because nothing below holds it may stay as it is: no bit, no block, no space.
+            for extent in self.resolve(at, step)? {
+                if extent.at.is_some() {
+                    sparse.zero(end, extent.len)?;
+                }
+                end += extent.len;
+            }
+            at += step;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        match &self.layer {
+            Layer::Flat(flat) => flat.flush(),
+            Layer::Sparse(sparse) => sparse.flush(),
+        }
+    }
+
+    fn read_only(&self) -> bool {
+        match &self.layer {
+            Layer::Flat(flat) => flat.read_only,
+            Layer::Sparse(sparse) => sparse.read_only(),
+        }
+    }
+}
+
+impl Flat {
+    fn begin_change(&self) -> Result<(), DiskError> {
+        if self.read_only {
+            return Err(DiskError::ReadOnly { path: self.media.path().into() });
+        }
+        self.check_sound()?;
+        self.unsettled.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        self.check_sound()?;
+        // Cleared first: a write that comes in between is then not forgotten.
+        if self.unsettled.swap(false, Ordering::AcqRel) {
+            self.media.sync().inspect_err(|_| self.failed.store(true, Ordering::Release))?;
+        }
+        Ok(())
+    }
+
+    fn check_sound(&self) -> Result<(), DiskError> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(DiskError::Failed { path: self.media.path().into() });
+        }
+        Ok(())
+    }
+}
+
+/// Adds an extent, or lengthens the last one where it goes on.
+fn push<'a>(extents: &mut Vec<Extent<'a>>, new: Extent<'a>) {
+    if let Some(last) = extents.last_mut() {
+        let goes_on = match (last.at, new.at) {
+            (None, None) => true,
+            (Some((file, at)), Some((new_file, new_at))) => {
+                std::ptr::addr_eq(file, new_file) && at + last.len == new_at
+            }
+            _ => false,
+        };
+        if goes_on {
+            last.len += new.len;
+            return;
+        }
+    }
+    extents.push(new);
+}
+
+/// Opens one file by what it holds: a VHD, or else raw.
+fn open_layer(media: Box<dyn Media>, access: Access) -> Result<Layer, DiskError> {
+    use super::file::read_vec;
+    let read_only = access != Access::Write;
+    let len = media.len()?;
+    let claimed = len >= 512 && {
+        let (first, last) = (read_vec(&*media, 0, 512)?, read_vec(&*media, len - 512, 512)?);
+        Footer::claimed(&first, &last)
+    };
+    let flat = |media, size, footer| {
+        let (failed, unsettled) = (AtomicBool::new(false), AtomicBool::new(!read_only));
+        Ok(Layer::Flat(Flat { media, size, footer, read_only, failed, unsettled }))
+    };
+    if !claimed {
+        if len == 0 || !len.is_multiple_of(SECTOR) {
+            let what = format!("{len} bytes are no disk: a raw disk is a whole number of 512-byte sectors");
+            return Err(DiskError::Unsupported { path: media.path().into(), what });
+        }
+        return flat(media, len, None);
+    }
+    let (footer, _) = Footer::read(&*media)?;
+    if footer.kind() != Kind::Fixed {
+        return Ok(Layer::Sparse(Sparse::open(media, footer, read_only)?));
+    }
+    let size = footer.size();
+    if size > len - 511 {
+        let what = format!("the footer tells of {size} bytes, of which the file has {}", len - 511);
+        return Err(DiskError::corrupt(media.path(), len - 512, what));
+    }
+    flat(media, size, Some(footer))
+}
+
+fn check_parent(child: &Sparse, parent: &Chain) -> Result<(), DiskError> {
+    let path = || child.media().path().to_path_buf();
+    let wanted = child.header().parent_id();
+    let Some(found) = parent.unique_id() else {
+        let what = format!("is raw, so it cannot be the parent with id {wanted} that {} wants", path().display());
+        return Err(DiskError::Unsupported { path: parent.path().into(), what });
+    };
+    if found != wanted {
+        return Err(DiskError::ParentMismatch { child: path(), parent: parent.path().into(), wanted, found });
+    }
+    if child.size() < parent.size() {
+        let what = format!("has {} bytes, fewer than the {} of its parent", child.size(), parent.size());
+        return Err(DiskError::Chain { path: path(), what });
+    }
+    Ok(())
+}
+
+/// Where a differencing disk's parent may be, in the order to try: relative, absolute, and the parent's bare name beside
+/// the child, for a path of another host.
+///
+/// # Errors
+/// A locator outside of the file, or the system's error.
+pub fn parent_candidates(media: &dyn Media, header: &Header) -> Result<Vec<PathBuf>, DiskError> {
+    let folder = folder_of(media.path());
+    let slashes = |text: &str| text.replace('\\', "/");
+    let mut candidates = Vec::new();
+    for locator in header.locators() {
+        let text = locator.text(media)?;
+        match locator.kind {
+            LocatorKind::Relative => {
+                let path = folder.join(slashes(&text).trim_start_matches('/'));
+                candidates.push(path.components().collect()); // drops the "." that Windows begins with
+            }
+            // A path of this kind of host may hold a backslash as a letter.
+            LocatorKind::Absolute if text.starts_with('/') => candidates.push(PathBuf::from(text)),
+            LocatorKind::Absolute => candidates.extend(Path::new(&slashes(&text)).file_name().map(|n| folder.join(n))),
+        }
+    }
+    candidates.extend(Path::new(&slashes(&header.parent_name())).file_name().map(|name| folder.join(name)));
+    candidates.retain(|path| path != folder && !path.as_os_str().as_encoded_bytes().contains(&0));
+    let mut seen = Vec::new();
+    candidates.retain(|path| {
+        !seen.contains(path) && {
+            seen.push(path.clone());
+            true
+        }
+    });
+    Ok(candidates)
+}

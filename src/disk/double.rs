@@ -1,0 +1,216 @@
+//! A file double that remembers every change and every barrier, so that a test can cut the power anywhere.
+
+use std::collections::BTreeMap;
+use std::io::{IoSlice, IoSliceMut};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::error::DiskError;
+use super::file::Media;
+
+/// What was done to the file.
+#[derive(Debug, Clone)]
+pub(super) enum Event {
+    /// These bytes were put there; `None` instead of bytes: that many zeros.
+    Write(u64, Result<Vec<u8>, u64>),
+    SetLen(u64),
+    Sync,
+}
+
+/// A file in memory. Clones are the same file, as two descriptors would be.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Double(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    contents: Contents,
+    /// Each with its place among the events of all doubles.
+    events: Vec<(u64, Event)>,
+    /// Changes from now on fail.
+    broken: bool,
+}
+
+/// Sparse bytes: only pages that were written.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Contents {
+    len: u64,
+    pages: BTreeMap<u64, Arc<[u8; PAGE]>>,
+}
+
+const PAGE: usize = 4096;
+
+/// Counts the events of all doubles, so that the order among two files is known.
+static CLOCK: AtomicU64 = AtomicU64::new(0);
+
+/// A moment that later events come after.
+pub(super) fn now() -> u64 {
+    CLOCK.load(Ordering::SeqCst)
+}
+
+impl Contents {
+    fn page_pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
+        let mut done = 0;
+        std::iter::from_fn(move || {
+            let at = offset + done as u64;
+            let within = usize::try_from(at % PAGE as u64).unwrap();
+            let piece = (PAGE - within).min(len - done);
+            let range = done..done + piece;
+            done += piece;
+            (piece > 0).then_some((at / PAGE as u64, within, range))
+        })
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) {
+        for (page, within, range) in Self::page_pieces(offset, buf.len()) {
+            let len = range.len();
+            match self.pages.get(&page) {
+                Some(bytes) => buf[range].copy_from_slice(&bytes[within..within + len]),
+                None => buf[range].fill(0),
+            }
+        }
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        self.len = self.len.max(offset + bytes.len() as u64);
+        for (page, within, range) in Self::page_pieces(offset, bytes.len()) {
+            let page = Arc::make_mut(self.pages.entry(page).or_insert_with(|| Arc::new([0; PAGE])));
+            page[within..within + range.len()].copy_from_slice(&bytes[range]);
+        }
+    }
+
+    fn zero(&mut self, offset: u64, len: u64) {
+        for (page, within, range) in Self::page_pieces(offset, usize::try_from(len).unwrap()) {
+            if range.len() == PAGE {
+                self.pages.remove(&page);
+            } else if let Some(bytes) = self.pages.get_mut(&page) {
+                Arc::make_mut(bytes)[within..within + range.len()].fill(0);
+            }
+        }
+    }
+
+    fn set_len(&mut self, len: u64) {
+        if len < self.len {
+            self.zero(len, self.len - len);
+        }
+        self.len = len;
+    }
+
+    /// Does what an event did, for those of its sectors that `keeps` lets through.
+    pub(super) fn apply(&mut self, event: &Event, keeps: &mut dyn FnMut() -> bool) {
+        match event {
+            Event::Sync => {}
+            Event::SetLen(len) => {
+                if keeps() {
+                    self.set_len(*len);
+                }
+            }
+            Event::Write(offset, bytes) => {
+                let len = bytes.as_ref().map_or_else(|&len| len, |bytes| bytes.len() as u64);
+                // Cut where the device's sectors are.
+                let mut at = *offset;
+                while at < offset + len {
+                    let end = ((at / 512 + 1) * 512).min(offset + len);
+                    if keeps() {
+                        match bytes {
+                            Ok(bytes) => {
+                                let index = |at: u64| usize::try_from(at - offset).unwrap();
+                                self.write(at, &bytes[index(at)..index(end)]);
+                            }
+                            Err(_) => self.zero(at, end - at),
+                        }
+                    }
+                    at = end;
+                }
+            }
+        }
+    }
+}
+
+impl Double {
+    /// A file of zeros.
+    pub(super) fn new(len: u64) -> Self {
+        Self::holding(Contents { len, pages: BTreeMap::new() })
+    }
+
+    /// A file with these contents and no history.
+    pub(super) fn holding(contents: Contents) -> Self {
+        Self(Arc::new(Mutex::new(State { contents, ..State::default() })))
+    }
+
+    pub(super) fn contents(&self) -> Contents {
+        self.0.lock().unwrap().contents.clone()
+    }
+
+    /// What happened since the double was made, each event with its place among those of all doubles.
+    pub(super) fn events(&self) -> Vec<(u64, Event)> {
+        self.0.lock().unwrap().events.clone()
+    }
+
+    pub(super) fn break_now(&self, broken: bool) {
+        self.0.lock().unwrap().broken = broken;
+    }
+
+    fn change(&self, event: Event) -> Result<(), DiskError> {
+        let mut state = self.0.lock().unwrap();
+        if state.broken {
+            return Err(DiskError::io(self.path(), "write", std::io::ErrorKind::StorageFull));
+        }
+        state.contents.apply(&event, &mut || true);
+        state.events.push((CLOCK.fetch_add(1, Ordering::SeqCst), event));
+        Ok(())
+    }
+}
+
+impl Media for Double {
+    fn path(&self) -> &Path {
+        Path::new("double")
+    }
+
+    fn len(&self) -> Result<u64, DiskError> {
+        Ok(self.0.lock().unwrap().contents.len)
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), DiskError> {
+        self.change(Event::SetLen(len))
+    }
+
+    fn try_read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
+        self.read(offset, bufs).map(|()| true)
+    }
+
+    fn read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DiskError> {
+        let state = self.0.lock().unwrap();
+        let mut at = offset;
+        for buf in bufs {
+            if at + buf.len() as u64 > state.contents.len {
+                return Err(DiskError::corrupt(
+                    self.path(),
+                    state.contents.len,
+                    "the file ends before its contents do",
+                ));
+            }
+            state.contents.read(at, buf);
+            at += buf.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
+        self.change(Event::Write(offset, Ok(bufs.iter().flat_map(|buf| buf.to_vec()).collect())))
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        self.change(Event::Write(offset, Err(len)))
+    }
+
+    fn sync(&self) -> Result<(), DiskError> {
+        self.change(Event::Sync)
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<u64>, DiskError> {
+        let state = self.0.lock().unwrap();
+        let page = state.contents.pages.range(offset / PAGE as u64..).next();
+        Ok(page.map(|(page, _)| offset.max(page * PAGE as u64)))
+    }
+}

@@ -1,0 +1,404 @@
+//! The only file I/O of the disks: synchronous and positional, never a seek of a shared offset.
+//!
+//! [`Media`] is what a disk format needs of a file. [`File`] is the real one; the power-cut tests put a double in its
+//! place that records writes and barriers.
+
+use std::fmt::Debug;
+use std::fs::{self, OpenOptions, TryLockError};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::{Errno, ReadWriteFlags};
+
+use super::error::DiskError;
+use super::iovec;
+
+/// Buffers that one system call takes (`UIO_MAXIOV`).
+const MAX_BUFS: usize = 1024;
+
+/// Zeros that are written at once where a file system cannot punch holes.
+const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
+/// The bytes under a disk format.
+pub trait Media: Send + Sync + Debug {
+    /// The file's path, for messages.
+    fn path(&self) -> &Path;
+    /// Its length in bytes.
+    ///
+    /// # Errors
+    /// The system's.
+    fn len(&self) -> Result<u64, DiskError>;
+    /// Whether nothing is in it.
+    ///
+    /// # Errors
+    /// The system's.
+    fn is_empty(&self) -> Result<bool, DiskError> {
+        Ok(self.len()? == 0)
+    }
+    /// Cuts the file, or lengthens it by a hole.
+    ///
+    /// # Errors
+    /// The system's.
+    fn set_len(&self, len: u64) -> Result<(), DiskError>;
+    /// Fills the buffers if that needs no waiting; `false` if it would, or if the file ends.
+    ///
+    /// # Errors
+    /// The system's.
+    fn try_read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError>;
+    /// Fills the buffers.
+    ///
+    /// # Errors
+    /// The system's, or that the file ends before.
+    fn read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DiskError>;
+    /// Writes all the buffers.
+    ///
+    /// # Errors
+    /// The system's.
+    fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError>;
+    /// Makes a range within the file read as zeros and gives its space back where the file system can.
+    ///
+    /// # Errors
+    /// The system's.
+    fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError>;
+    /// A barrier: when it returns, everything written before is on the device.
+    ///
+    /// # Errors
+    /// The system's; what is on the device is then unknown.
+    fn sync(&self) -> Result<(), DiskError>;
+    /// The first byte at or after `offset` that may be something else than a hole.
+    ///
+    /// # Errors
+    /// The system's.
+    fn next_data(&self, offset: u64) -> Result<Option<u64>, DiskError>;
+}
+
+/// Reads `len` bytes; the caller has bounded `len`.
+pub(super) fn read_vec(media: &dyn Media, offset: u64, len: usize) -> Result<Vec<u8>, DiskError> {
+    let mut bytes = vec![0; len];
+    media.read(offset, &mut [IoSliceMut::new(&mut bytes)])?;
+    Ok(bytes)
+}
+
+/// Writes one buffer.
+pub(super) fn write_all(media: &dyn Media, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+    media.write(offset, &[IoSlice::new(bytes)])
+}
+
+/// How a file is opened, and whom that excludes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// For reading; excludes writers that lock.
+    Read,
+    /// For reading and writing; excludes everybody else that locks.
+    Write,
+    /// For reading, whoever else has it open: what is read may change under the reader.
+    Peek,
+}
+
+/// A file of the host, with an advisory lock (`flock`) that lasts as long as it is open.
+#[derive(Debug)]
+pub struct File {
+    file: fs::File,
+    path: PathBuf,
+    nowait: AtomicU8,
+}
+
+/// What `RWF_NOWAIT` is good for on a file's file system; learnt by the first read.
+const NOWAIT_WORKS: u8 = 0;
+/// It is refused, but the file lives in memory, so that a plain read never waits for a device (tmpfs).
+const NOWAIT_NEEDLESS: u8 = 1;
+/// It is refused, and a plain read may wait.
+const NOWAIT_REFUSED: u8 = 2;
+
+/// `TMPFS_MAGIC` and `RAMFS_MAGIC` (`statfs(2)`).
+const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+
+impl File {
+    /// Opens a file that is there.
+    ///
+    /// # Errors
+    /// The system's, or [`DiskError::Locked`].
+    pub fn open(path: &Path, access: Access) -> Result<Self, DiskError> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(access == Access::Write)
+            .open(path)
+            .map_err(|source| DiskError::io(path, "open", source))?;
+        Self::locked(file, path, access)
+    }
+
+    /// Opens a file for writing, and makes it if it is not there. Its contents stay.
+    ///
+    /// # Errors
+    /// The system's, or [`DiskError::Locked`].
+    pub fn open_or_create(path: &Path) -> Result<Self, DiskError> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(|source| DiskError::io(path, "create", source))?;
+        Self::locked(file, path, Access::Write)
+    }
+
+    fn locked(file: fs::File, path: &Path, access: Access) -> Result<Self, DiskError> {
+        if file.metadata().map_err(|source| DiskError::io(path, "look at", source))?.is_dir() {
+            return Err(DiskError::Unsupported { path: path.into(), what: "is a folder, not a disk file".into() });
+        }
+        let lock = match access {
+            Access::Read => file.try_lock_shared(),
+            Access::Write => file.try_lock(),
+            Access::Peek => Ok(()),
+        };
+        match lock {
+            Ok(()) => Ok(Self { file, path: path.into(), nowait: AtomicU8::new(NOWAIT_WORKS) }),
+            Err(TryLockError::WouldBlock) => Err(DiskError::Locked { path: path.into() }),
+            Err(TryLockError::Error(source)) => Err(DiskError::io(path, "lock", source)),
+        }
+    }
+
+    /// The device and inode, which tell one file from another whatever its paths.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn identity(&self) -> Result<(u64, u64), DiskError> {
+        use std::os::unix::fs::MetadataExt;
+        let meta = self.file.metadata().map_err(|source| self.error("look at", source))?;
+        Ok((meta.dev(), meta.ino()))
+    }
+
+    fn error(&self, operation: &'static str, source: impl Into<io::Error>) -> DiskError {
+        DiskError::io(&self.path, operation, source)
+    }
+
+    /// Remembers why `RWF_NOWAIT` was refused.
+    fn learn_nowait(&self) -> u8 {
+        let kind = rustix::fs::fstatfs(&self.file).map(|stat| i64::from(stat.f_type));
+        let learnt = match kind {
+            Ok(kind) if IN_MEMORY.contains(&kind) => NOWAIT_NEEDLESS,
+            _ => NOWAIT_REFUSED,
+        };
+        self.nowait.store(learnt, Ordering::Relaxed);
+        learnt
+    }
+}
+
+impl Media for File {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn len(&self) -> Result<u64, DiskError> {
+        Ok(self.file.metadata().map_err(|source| self.error("look at", source))?.len())
+    }
+
+    fn set_len(&self, len: u64) -> Result<(), DiskError> {
+        self.file.set_len(len).map_err(|source| self.error("resize", source))
+    }
+
+    fn try_read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
+        match self.nowait.load(Ordering::Relaxed) {
+            NOWAIT_WORKS => {}
+            NOWAIT_NEEDLESS => return self.read(offset, bufs).map(|()| true),
+            _ => return Ok(false),
+        }
+        let mut at = offset;
+        for bufs in bufs.chunks_mut(MAX_BUFS) {
+            let wanted = iovec::room(bufs);
+            match rustix::io::preadv2(&self.file, bufs, at, ReadWriteFlags::NOWAIT) {
+                Ok(read) if read as u64 == wanted => at += wanted,
+                // Short: the rest is cold. Interrupted: no worse than cold.
+                Ok(_) | Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                    if self.learn_nowait() == NOWAIT_NEEDLESS {
+                        return self.read(at, bufs).map(|()| true);
+                    }
+                    return Ok(false);
+                }
+                Err(errno) => return Err(self.error("read", errno)),
+            }
+        }
+        Ok(true)
+    }
+
+    fn read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DiskError> {
+        let total = iovec::room(bufs);
+        let mut done = 0;
+        // The caller's buffers serve the first call, which is nearly always the only one.
+        let mut rest = match self.read_some(offset, bufs)? {
+            read if read == total => return Ok(()),
+            read => {
+                done += read;
+                let mut scatter = iovec::Scatter::new(bufs);
+                scatter.take(done);
+                scatter.take(total - done)
+            }
+        };
+        let mut rest = &mut rest[..];
+        while done < total {
+            let read = self.read_some(offset + done, rest)?;
+            if read == 0 {
+                return Err(DiskError::corrupt(&self.path, offset + done, "the file ends before its contents do"));
+            }
+            done += read;
+            IoSliceMut::advance_slices(&mut rest, usize::try_from(read).expect("a read fits in memory"));
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
+        let mut bufs: Vec<_> = bufs.iter().filter(|buf| !buf.is_empty()).map(|buf| IoSlice::new(buf)).collect();
+        let mut bufs = &mut bufs[..];
+        let mut at = offset;
+        while !bufs.is_empty() {
+            let written = match rustix::io::pwritev(&self.file, &bufs[..bufs.len().min(MAX_BUFS)], at) {
+                Ok(0) => return Err(self.error("write", io::ErrorKind::WriteZero)),
+                Ok(written) => written,
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(self.error("write", errno)),
+            };
+            at += written as u64;
+            IoSlice::advance_slices(&mut bufs, written);
+        }
+        Ok(())
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        if len == 0 {
+            return Ok(());
+        }
+        // The kernel zeroes the edges of a hole that are no whole blocks.
+        match rustix::fs::fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
+            Ok(()) => return Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(errno) => return Err(self.error("punch a hole", errno)),
+        }
+        let mut done = 0;
+        while done < len {
+            let piece = (len - done).min(ZEROS.len() as u64);
+            write_all(self, offset + done, &ZEROS[..usize::try_from(piece).expect("at most 64 KiB")])?;
+            done += piece;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), DiskError> {
+        self.file.sync_data().map_err(|source| self.error("flush", source))
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<u64>, DiskError> {
+        // The shared offset moves, and nobody uses it.
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(at) => Ok(Some(at)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(offset)),
+            Err(errno) => Err(self.error("look for data", errno)),
+        }
+    }
+}
+
+impl File {
+    fn read_some(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<u64, DiskError> {
+        let count = bufs.len().min(MAX_BUFS);
+        loop {
+            match rustix::io::preadv(&self.file, &mut bufs[..count], offset) {
+                Ok(read) => return Ok(read as u64),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.error("read", errno)),
+            }
+        }
+    }
+}
+
+/// Makes the entries of a folder durable, so that a rename in it survives power loss.
+///
+/// # Errors
+/// The system's.
+pub fn sync_folder_of(path: &Path) -> Result<(), DiskError> {
+    let folder = folder_of(path);
+    fs::File::open(folder).and_then(|dir| dir.sync_all()).map_err(|source| DiskError::io(folder, "flush", source))
+}
+
+/// The folder that a path lies in.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        (dir, path)
+    }
+
+    #[test]
+    fn more_buffers_than_one_call_takes_are_all_read_and_written() {
+        let (_dir, path) = scratch();
+        let file = File::open_or_create(&path).unwrap();
+        let bytes: Vec<u8> = (0..3000u32).map(|n| n.to_le_bytes()[0]).collect();
+        let bufs: Vec<_> = bytes.chunks(1).map(IoSlice::new).collect();
+        file.write(7, &bufs).unwrap();
+        let mut back = vec![0; 3000];
+        file.read(7, &mut back.chunks_mut(1).map(IoSliceMut::new).collect::<Vec<_>>()).unwrap();
+        assert_eq!(back, bytes);
+        back.fill(0);
+        assert!(file.try_read(7, &mut back.chunks_mut(1).map(IoSliceMut::new).collect::<Vec<_>>()).unwrap());
+        assert_eq!(back, bytes);
+    }
+
+    #[test]
+    fn a_read_past_the_end_says_where_the_file_ends() {
+        let (_dir, path) = scratch();
+        fs::write(&path, [1; 700]).unwrap();
+        let file = File::open(&path, Access::Read).unwrap();
+        let error = read_vec(&file, 512, 512).unwrap_err();
+        assert!(matches!(error, DiskError::Corrupt { offset: 700, .. }), "{error}");
+    }
+
+    #[test]
+    fn one_writer_excludes_all_but_those_who_peek() {
+        let (_dir, path) = scratch();
+        let writer = File::open_or_create(&path).unwrap();
+        assert!(matches!(File::open(&path, Access::Read), Err(DiskError::Locked { .. })));
+        assert!(matches!(File::open(&path, Access::Write), Err(DiskError::Locked { .. })));
+        File::open(&path, Access::Peek).unwrap();
+        drop(writer);
+        let _reader = File::open(&path, Access::Read).unwrap();
+        File::open(&path, Access::Read).unwrap();
+        assert!(matches!(File::open(&path, Access::Write), Err(DiskError::Locked { .. })));
+    }
+
+    #[test]
+    fn a_punched_range_reads_as_zeros_to_the_byte() {
+        let (_dir, path) = scratch();
+        fs::write(&path, [7; 20_000]).unwrap();
+        let file = File::open(&path, Access::Write).unwrap();
+        file.zero(512, 9_000).unwrap();
+        let mut expected = vec![7; 20_000];
+        expected[512..9_512].fill(0);
+        assert_eq!(fs::read(&path).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_file_in_memory_is_read_inline() {
+        let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+            println!("skip: a_file_in_memory_is_read_inline needs /dev/shm");
+            return;
+        };
+        let path = dir.path().join("file");
+        fs::write(&path, [9; 512]).unwrap();
+        let file = File::open(&path, Access::Read).unwrap();
+        let mut back = [0; 512];
+        assert!(file.try_read(0, &mut [IoSliceMut::new(&mut back)]).unwrap());
+        assert_eq!(back, [9; 512]);
+    }
+}

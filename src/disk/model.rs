@@ -1,0 +1,280 @@
+//! The conformance suite that every disk format runs: random work on a disk and on a plain vector of bytes, which must
+//! agree at every step, after a reopening, and after the process died.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::chain::{Chain, PendingPath};
+use super::file::Access;
+use super::vhd::{Builder, create_child, create_dynamic, create_fixed};
+use super::{Disk, SECTOR};
+
+/// Sectors of the disks here: two and a half blocks, so that the last one is cut short.
+pub(super) const SECTORS: u64 = 5 << 11;
+
+pub(super) const BOOT: &str = "6f1b0a52-0c64-4d0e-93a4-7d8f2b1c5e90";
+
+/// One step of work.
+#[derive(Debug, Clone)]
+pub(super) enum Step {
+    /// Sectors from a start, filled from a seed.
+    Write(u64, u64, u8),
+    Zero(u64, u64),
+    Read(u64, u64),
+    Flush,
+    /// Closed and opened again, with nothing flushed: what a killed process leaves.
+    Reopen,
+}
+
+pub(super) fn range() -> impl Strategy<Value = (u64, u64)> {
+    // Mostly short, near block borders and neighbours, so that bitmaps become a mixture.
+    let start = prop_oneof![0..SECTORS, 4000..4200u64, 0..64u64, SECTORS - 64..SECTORS];
+    let len = prop_oneof![6 => 1..24u64, 2 => 1..2048u64, 1 => Just(1u64)];
+    (start, len).prop_map(|(start, len)| (start, len.min(SECTORS - start)))
+}
+
+pub(super) fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (range(), 1..=255u8).prop_map(|((start, len), seed)| Step::Write(start, len, seed)),
+        2 => range().prop_map(|(start, len)| Step::Zero(start, len)),
+        6 => range().prop_map(|(start, len)| Step::Read(start, len)),
+        1 => Just(Step::Flush),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+/// Bytes that tell their sector and seed, none of them all zero.
+pub(super) fn pattern(start: u64, len: u64, seed: u8) -> Vec<u8> {
+    (start..start + len)
+        .flat_map(|sector| {
+            let mut bytes = [seed; SECTOR as usize];
+            bytes[..8].copy_from_slice(&sector.to_le_bytes());
+            bytes
+        })
+        .collect()
+}
+
+fn at(sectors: u64) -> usize {
+    usize::try_from(sectors * SECTOR).unwrap()
+}
+
+/// Reads through buffers of uneven lengths.
+pub(super) fn read(disk: &dyn Disk, start: u64, len: u64) -> Vec<u8> {
+    let mut bytes = vec![0xa5; at(len)];
+    let (one, two) = bytes.split_at_mut(at(len) / 3);
+    disk.read(start * SECTOR, &mut [IoSliceMut::new(one), IoSliceMut::new(two)]).unwrap();
+    let mut again = vec![0x5a; at(len)];
+    if disk.try_read(start * SECTOR, &mut [IoSliceMut::new(&mut again)]).unwrap() {
+        assert!(again == bytes, "a read without waiting differs from one that waits");
+    }
+    bytes
+}
+
+pub(super) fn write(disk: &dyn Disk, start: u64, bytes: &[u8]) {
+    let (one, two) = bytes.split_at(bytes.len() / 7 * 3);
+    disk.write(start * SECTOR, &[IoSlice::new(one), IoSlice::new(two)]).unwrap();
+}
+
+/// Does the steps on the disk that `open` gives, and compares.
+fn run(open: &dyn Fn() -> Chain, model: &mut [u8], steps: Vec<Step>) {
+    let mut disk = open();
+    assert_eq!(disk.size(), model.len() as u64);
+    for step in steps {
+        match step {
+            Step::Write(start, len, seed) => {
+                let bytes = pattern(start, len, seed);
+                write(&disk, start, &bytes);
+                model[at(start)..at(start + len)].copy_from_slice(&bytes);
+            }
+            Step::Zero(start, len) => {
+                disk.zero(start * SECTOR, len * SECTOR).unwrap();
+                model[at(start)..at(start + len)].fill(0);
+            }
+            Step::Read(start, len) => {
+                let bytes = read(&disk, start, len);
+                assert!(bytes == model[at(start)..at(start + len)], "sectors {start}..{} differ", start + len);
+            }
+            Step::Flush => {
+                disk.flush().unwrap();
+                assert!(!disk.dirty());
+            }
+            Step::Reopen => {
+                drop(disk);
+                disk = open();
+            }
+        }
+    }
+    drop(disk);
+    assert!(read(&open(), 0, SECTORS) == model, "the disk differs at the end");
+}
+
+/// A dynamic master with data in places, and what it reads as.
+pub(super) fn master(path: &Path) -> Vec<u8> {
+    let temp = super::vhd::create::TempFile::beside(path).unwrap();
+    let mut builder = Builder::new(&temp.file, SECTORS * SECTOR).unwrap();
+    let mut model = vec![0; at(SECTORS)];
+    for (start, len) in [(0, 40), (100, 1), (3000, 900), (8192, 2048)] {
+        let bytes = pattern(start, len, 0xee);
+        builder.write(start * SECTOR, &bytes).unwrap();
+        model[at(start)..at(start + len)].copy_from_slice(&bytes);
+    }
+    builder.finish().unwrap();
+    temp.keep().unwrap();
+    model
+}
+
+/// A child of a child of a master, `depth` of them, each with some sectors of its own; the top's path.
+pub(super) fn children(dir: &Path, depth: u64, model: &mut [u8]) -> PathBuf {
+    let mut parent = dir.join("master.vhd");
+    for n in 1..=depth {
+        let path = dir.join(format!("child-{n}.vhd"));
+        let name = format!(".\\{}", parent.file_name().unwrap().to_string_lossy());
+        create_child(&path, &Chain::open(&parent, Access::Read).unwrap(), &name).unwrap();
+        if n < depth {
+            let disk = Chain::open(&path, Access::Write).unwrap();
+            for start in (n * 7..SECTORS).step_by(911) {
+                let bytes = pattern(start, n, 0xd0 + u8::try_from(n).unwrap());
+                write(&disk, start, &bytes);
+                model[at(start)..at(start + n)].copy_from_slice(&bytes);
+            }
+            disk.flush().unwrap();
+        }
+        parent = path;
+    }
+    parent
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_raw_disk_is_a_vector_of_bytes(steps in proptest::collection::vec(step(), 1..40)) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.raw");
+        std::fs::File::create(&path).unwrap().set_len(SECTORS * SECTOR).unwrap();
+        run(&|| Chain::open(&path, Access::Write).unwrap(), &mut vec![0; at(SECTORS)], steps);
+    }
+
+    #[test]
+    fn a_fixed_vhd_is_a_vector_of_bytes(steps in proptest::collection::vec(step(), 1..40)) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.vhd");
+        create_fixed(&path, SECTORS * SECTOR).unwrap();
+        run(&|| Chain::open(&path, Access::Write).unwrap(), &mut vec![0; at(SECTORS)], steps);
+    }
+
+    #[test]
+    fn a_dynamic_vhd_is_a_vector_of_bytes(steps in proptest::collection::vec(step(), 1..40)) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.vhd");
+        create_dynamic(&path, SECTORS * SECTOR).unwrap();
+        run(&|| Chain::open(&path, Access::Write).unwrap(), &mut vec![0; at(SECTORS)], steps);
+    }
+
+    #[test]
+    fn a_child_is_a_vector_of_bytes_with_and_without_a_pending_map(
+        steps in proptest::collection::vec(step(), 1..40), depth in 1..4u64, pending in any::<bool>(),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = master(&dir.path().join("master.vhd"));
+        let path = children(dir.path(), depth, &mut model);
+        let parent = Arc::clone(Chain::open(&path, Access::Read).unwrap().parent().unwrap());
+        let pending = pending.then(|| PendingPath { path: dir.path().join("pending"), boot_id: BOOT.into() });
+        run(&|| Chain::open_child(&path, Arc::clone(&parent), pending.clone()).unwrap(), &mut model, steps);
+    }
+}
+
+#[test]
+fn zeroing_what_is_zero_below_takes_no_bit_and_no_space() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    master(&dir.path().join("master.vhd"));
+    let path = children(dir.path(), 1, &mut []);
+    let parent = Arc::new(Chain::open(&dir.path().join("master.vhd"), Access::Read).unwrap());
+    let disk = Chain::open_child(&path, parent, None).unwrap();
+    let blocks = || std::fs::metadata(&path).unwrap().blocks();
+    let before = blocks();
+    disk.zero(4200 * SECTOR, 3000 * SECTOR).unwrap();
+    disk.flush().unwrap();
+    assert_eq!(blocks(), before);
+    write(&disk, 4200, &pattern(4200, 1024, 7));
+    disk.flush().unwrap();
+    let written = blocks();
+    disk.zero(4200 * SECTOR, 1024 * SECTOR).unwrap();
+    disk.flush().unwrap();
+    assert!(blocks() + 900 < written, "{} sectors before, {} after", written, blocks());
+    assert!(read(&disk, 4200, 1024).iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn a_child_larger_than_its_parent_reads_zeros_beyond_it_and_a_smaller_one_is_refused() {
+    use super::vhd::wire::{Footer, Kind};
+    let dir = tempfile::tempdir().unwrap();
+    let model = master(&dir.path().join("master.vhd"));
+    let path = children(dir.path(), 1, &mut []);
+    let parent = Arc::new(Chain::open(&dir.path().join("master.vhd"), Access::Read).unwrap());
+    // Three blocks are mapped, of which the disk has two and a half: it can say that it ends elsewhere.
+    let claim = |sectors: u64| {
+        let id = Chain::open(&path, Access::Peek).map(|chain| chain.unique_id().unwrap()).unwrap_or_default();
+        let footer = Footer::new(Kind::Differencing, sectors * SECTOR, id);
+        let file = super::file::File::open(&path, Access::Write).unwrap();
+        use super::file::Media;
+        let end = file.len().unwrap() - 512;
+        super::file::write_all(&file, 0, footer.as_bytes()).unwrap();
+        super::file::write_all(&file, end, footer.as_bytes()).unwrap();
+    };
+    claim(SECTORS + 100);
+    let disk = Chain::open_child(&path, Arc::clone(&parent), None).unwrap();
+    let all = read(&disk, SECTORS - 50, 150);
+    assert!(all[..at(50)] == model[at(SECTORS - 50)..] && all[at(50)..].iter().all(|&byte| byte == 0));
+    drop(disk);
+    claim(SECTORS - 1);
+    let error = Chain::open_child(&path, parent, None).unwrap_err();
+    assert!(error.to_string().contains("fewer than"), "{error}");
+}
+
+#[test]
+fn a_parent_that_is_missing_or_another_is_named_and_loops_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b, away] = ["master.vhd", "child-1.vhd", "away.vhd"].map(|name| dir.path().join(name));
+    master(&a);
+    children(dir.path(), 1, &mut []);
+    std::fs::rename(&a, &away).unwrap();
+    let error = Chain::open(&b, Access::Read).unwrap_err();
+    assert!(
+        matches!(error, super::DiskError::ParentMissing { .. }) && error.to_string().contains("master.vhd"),
+        "{error}"
+    );
+
+    let other = create_dynamic(&a, SECTORS * SECTOR).unwrap();
+    let error = Chain::open(&b, Access::Read).unwrap_err();
+    let wanted = Chain::open(&away, Access::Read).unwrap().unique_id().unwrap();
+    for part in [other.to_string(), wanted.to_string(), a.display().to_string(), b.display().to_string()] {
+        assert!(error.to_string().contains(&part), "{error}");
+    }
+
+    std::fs::remove_file(&a).unwrap();
+    std::os::unix::fs::symlink(&b, &a).unwrap();
+    let error = Chain::open(&b, Access::Read).unwrap_err();
+    assert!(error.to_string().contains("loop"), "{error}");
+}
+
+#[test]
+fn a_chain_deeper_than_the_limit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    create_dynamic(&dir.path().join("master.vhd"), 1 << 20).unwrap();
+    let mut parent = dir.path().join("master.vhd");
+    for n in 0..super::chain::MAX_DEPTH {
+        let path = dir.path().join(format!("{n}.vhd"));
+        let name = format!(".\\{}", parent.file_name().unwrap().to_string_lossy());
+        match Chain::open(&parent, Access::Read) {
+            Ok(chain) => create_child(&path, &chain, &name).unwrap(),
+            Err(error) => panic!("depth {n}: {error}"),
+        };
+        parent = path;
+    }
+    assert!(matches!(Chain::open(&parent, Access::Read), Err(super::DiskError::Chain { .. })));
+}

@@ -1,0 +1,588 @@
+//! A dynamic or differencing VHD at work: where each sector is, and in which order a change becomes durable.
+//!
+//! The ground rule: until a flush a sector reads old or new, never anything else, whatever the moment at which power
+//! is lost. In a differencing disk "old" is the parent's bytes, so a bitmap bit must not reach the device before its data.
+//!
+//! | change | order |
+//! |---|---|
+//! | a sector that is here already | the data, no metadata at all |
+//! | a sector that is not | data; a record in the [pending map](crate::disk::pending); the bit in memory. At the next flush: barrier, bits, barrier |
+//! | the same, without a pending map | data; the bit straight into the file. Outlives the process, may tear with the power |
+//! | a block that is not in the file | bitmap and a new footer behind all blocks; barrier; the table's entry; then as above |
+//!
+//! A new block's bitmap is all ones in a dynamic disk (its data is a hole and reads as the zeros it replaces) and all
+//! zeros in a differencing one. Disks made by [`create_child`](super::create_child) map every block from the start and
+//! never take the last row.
+
+use std::collections::BTreeSet;
+use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, RwLock};
+
+use super::super::SECTOR;
+use super::super::error::DiskError;
+use super::super::file::{Media, read_vec, write_all};
+use super::super::iovec::{self, Gather};
+use super::super::pending::PendingMap;
+use super::bits::Bits;
+use super::wire::{ABSENT, FOOTER, Footer, HEADER, Header, Kind};
+
+/// Data of new blocks starts at a multiple of this, the page and block size of hosts.
+pub const ALIGN: u64 = 4096;
+
+/// Runs that go into the pending map at once.
+const MAX_APPEND: usize = 4096;
+
+/// A part of a request, as one layer sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// First byte on the disk.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Where they are in this file; `None`: they are not, ask below.
+    pub at: Option<u64>,
+}
+
+/// Whether a request may wait for the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// It may.
+    Block,
+    /// It must not: better no answer.
+    Never,
+}
+
+/// The block allocation table.
+#[derive(Debug)]
+enum Table {
+    /// Block `n` has its bitmap at sector `first + n × stride`: the layout of our own children, without a table in memory.
+    Even { first: u64, stride: u64 },
+    /// The entries as they are in the file.
+    Entries(Vec<u32>),
+}
+
+impl Table {
+    /// The table of these entries, folded to two numbers where that says the same.
+    fn of(entries: Vec<u32>) -> Self {
+        let (Some(&first), Some(&second)) = (entries.first(), entries.get(1)) else { return Self::Entries(entries) };
+        let (first, stride) = (u64::from(first), u64::from(second.wrapping_sub(first)));
+        let even =
+            entries.iter().zip(0u64..).all(|(&entry, n)| entry != ABSENT && u64::from(entry) == first + n * stride);
+        if even { Self::Even { first, stride } } else { Self::Entries(entries) }
+    }
+
+    /// Where a block's bitmap lies, in bytes.
+    fn at(&self, block: u32) -> Option<u64> {
+        match self {
+            Self::Even { first, stride } => Some((first + u64::from(block) * stride) * SECTOR),
+            Self::Entries(entries) => match entries[block as usize] {
+                ABSENT => None,
+                sector => Some(u64::from(sector) * SECTOR),
+            },
+        }
+    }
+}
+
+/// What readers need, behind one lock that is never held across I/O.
+#[derive(Debug)]
+struct Map {
+    table: Table,
+    bits: Bits,
+}
+
+/// What only the one writer touches.
+#[derive(Debug)]
+struct Writer {
+    pending: Option<PendingMap>,
+    /// Blocks whose bitmap in memory is ahead of the file.
+    dirty: BTreeSet<u32>,
+    /// Where the next new block may begin: behind everything that the file's structures know of.
+    end: u64,
+}
+
+/// A dynamic or differencing VHD.
+#[derive(Debug)]
+pub struct Sparse {
+    media: Box<dyn Media>,
+    footer: Footer,
+    header: Header,
+    map: RwLock<Map>,
+    writer: Mutex<Writer>,
+    read_only: bool,
+    /// A barrier failed: what the device holds is unknown.
+    failed: AtomicBool,
+    /// Something was acknowledged since the last flush.
+    unsettled: AtomicBool,
+}
+
+impl Sparse {
+    /// Opens a file whose footer has been read: checks the header and the table, and where each block lies.
+    ///
+    /// # Errors
+    /// [`DiskError::Corrupt`], or the system's error.
+    pub fn open(media: Box<dyn Media>, footer: Footer, read_only: bool) -> Result<Self, DiskError> {
+        let len = media.len()?;
+        if !read_only && read_vec(&*media, 0, 512)? != footer.as_bytes() {
+            // A new block goes over the footer at the end; until the next one is durable the copy must do.
+            write_all(&*media, 0, footer.as_bytes())?;
+            media.sync()?;
+        }
+        let (header, table, end) = read_structures(&*media, &footer, len)?;
+        let mut bits = Bits::new(header.blocks(), header.block_size());
+        skip_holes(&*media, &table, &header, &mut bits)?;
+        Ok(Self {
+            map: RwLock::new(Map { table, bits }),
+            writer: Mutex::new(Writer { pending: None, dirty: BTreeSet::new(), end }),
+            media,
+            footer,
+            header,
+            read_only,
+            failed: AtomicBool::new(false),
+            unsettled: AtomicBool::new(!read_only),
+        })
+    }
+
+    /// Puts a pending map under the disk, and first what the map tells into the bitmaps.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn attach(&self, mut pending: PendingMap, runs: &[Range<u64>]) -> Result<(), DiskError> {
+        let mut writer = self.writer();
+        for run in runs {
+            // No disk of this id acknowledged such a run: the map is not to be believed from here on.
+            if run.start >= run.end || run.end > self.size() / SECTOR {
+                break;
+            }
+            for piece in self.pieces(run.start * SECTOR, (run.end - run.start) * SECTOR) {
+                if self.block_at(piece.block).is_some() {
+                    self.load(piece.block)?;
+                    self.map_mut().bits.set(piece.block, piece.from, piece.to);
+                    writer.dirty.insert(piece.block);
+                }
+            }
+        }
+        self.settle(&mut writer)?;
+        pending.clear()?;
+        writer.pending = Some(pending);
+        Ok(())
+    }
+
+    /// The file.
+    pub fn media(&self) -> &dyn Media {
+        &*self.media
+    }
+
+    /// The footer.
+    pub fn footer(&self) -> &Footer {
+        &self.footer
+    }
+
+    /// The dynamic header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The capacity in bytes.
+    pub fn size(&self) -> u64 {
+        self.footer.size()
+    }
+
+    /// Whether it was opened for reading only.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Whether a flush has something to do.
+    pub fn is_unsettled(&self) -> bool {
+        self.unsettled.load(Ordering::Acquire)
+    }
+
+    /// Blocks that lie in the file.
+    pub fn blocks_present(&self) -> u32 {
+        match &self.map().table {
+            Table::Even { .. } => self.header.blocks(),
+            Table::Entries(entries) => {
+                let present = entries.iter().filter(|&&entry| entry != ABSENT).count();
+                u32::try_from(present).expect("at most MAX_BLOCKS")
+            }
+        }
+    }
+
+    /// Where each part of a range is, in order and without gaps; `None` if a bitmap would have to be waited for. The caller
+    /// has checked the range.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn map_range(&self, offset: u64, len: u64, wait: Wait) -> Result<Option<Vec<Run>>, DiskError> {
+        let mut runs: Vec<Run> = Vec::new();
+        let mut push = |run: Run| match runs.last_mut() {
+            Some(last) if last.at.map(|at| at + last.len) == run.at && last.at.is_some() => last.len += run.len,
+            Some(last) if last.at.is_none() && run.at.is_none() => last.len += run.len,
+            _ => runs.push(run),
+        };
+        let mut map = self.map();
+        for piece in self.pieces(offset, len) {
+            let Some(bitmap_at) = map.table.at(piece.block) else {
+                push(Run { offset: piece.offset, len: piece.len(), at: None });
+                continue;
+            };
+            if !map.bits.is_known(piece.block) {
+                drop(map);
+                match wait {
+                    Wait::Block => self.load(piece.block)?,
+                    Wait::Never if self.try_load(piece.block, bitmap_at)? => {}
+                    Wait::Never => return Ok(None),
+                }
+                map = self.map();
+            }
+            let data_at = bitmap_at + self.header.bitmap_size();
+            let mut from = piece.from;
+            while from < piece.to {
+                let (here, sectors) = map.bits.run(piece.block, from, piece.to);
+                push(Run {
+                    offset: piece.offset + u64::from(from - piece.from) * SECTOR,
+                    len: u64::from(sectors) * SECTOR,
+                    at: here.then(|| data_at + u64::from(from) * SECTOR),
+                });
+                from += sectors;
+            }
+        }
+        Ok(Some(runs))
+    }
+
+    /// Writes; the caller has checked the range.
+    ///
+    /// # Errors
+    /// As [`Disk::write`](crate::disk::Disk::write).
+    pub fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
+        let mut writer = self.writer_for_change()?;
+        let mut gather = Gather::new(bufs);
+        let mut new = Vec::new();
+        for piece in self.pieces(offset, iovec::len(bufs)) {
+            let data_at = self.here(&mut writer, piece.block)? + u64::from(piece.from) * SECTOR;
+            self.media.write(data_at, &gather.take(piece.len()))?;
+            self.collect_new(&piece, &mut new);
+        }
+        self.acknowledge(&mut writer, &new)
+    }
+
+    /// Makes a range zeros of this layer's own; the caller has checked the range.
+    ///
+    /// # Errors
+    /// As [`Disk::zero`](crate::disk::Disk::zero).
+    pub fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let mut writer = self.writer_for_change()?;
+        let mut new = Vec::new();
+        for piece in self.pieces(offset, len) {
+            let data_at = self.here(&mut writer, piece.block)? + u64::from(piece.from) * SECTOR;
+            // Also where no bit is set: what an unacknowledged write left there must not come to light.
+            self.media.zero(data_at, piece.len())?;
+            self.collect_new(&piece, &mut new);
+        }
+        self.acknowledge(&mut writer, &new)
+    }
+
+    /// Makes everything acknowledged durable.
+    ///
+    /// # Errors
+    /// As [`Disk::flush`](crate::disk::Disk::flush).
+    pub fn flush(&self) -> Result<(), DiskError> {
+        let mut writer = self.writer();
+        self.check_sound()?;
+        if !self.is_unsettled() {
+            return Ok(());
+        }
+        self.settle(&mut writer)?;
+        self.unsettled.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Data barrier, bits, barrier; one barrier where no bit waits.
+    fn settle(&self, writer: &mut Writer) -> Result<(), DiskError> {
+        self.barrier()?;
+        if writer.dirty.is_empty() {
+            return Ok(());
+        }
+        self.write_bitmaps(&writer.dirty)?;
+        self.barrier()?;
+        writer.dirty.clear();
+        if let Some(pending) = &mut writer.pending {
+            // A map that cannot be emptied tells again what is true already.
+            let _ = pending.clear();
+        }
+        Ok(())
+    }
+
+    fn write_bitmaps(&self, blocks: &BTreeSet<u32>) -> Result<(), DiskError> {
+        for &block in blocks {
+            let (at, bytes) = {
+                let map = self.map();
+                (map.table.at(block).expect("a block with new bits is in the file"), map.bits.bytes(block))
+            };
+            write_all(&*self.media, at, &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the bits of data that has just been written outlive the process, then shows them to readers.
+    fn acknowledge(&self, writer: &mut Writer, new: &[(u32, u32, u32)]) -> Result<(), DiskError> {
+        let per_block = self.header.block_size() / SECTOR;
+        for new in new.chunks(MAX_APPEND) {
+            let recorded = match &mut writer.pending {
+                Some(pending) => {
+                    let run = |&(block, from, to): &(u32, u32, u32)| {
+                        let first = u64::from(block) * per_block;
+                        first + u64::from(from)..first + u64::from(to)
+                    };
+                    pending.append(&new.iter().map(run).collect::<Vec<_>>()).map(|()| pending.is_full())
+                }
+                None => Ok(false),
+            };
+            {
+                let mut map = self.map_mut();
+                for &(block, from, to) in new {
+                    map.bits.set(block, from, to);
+                    writer.dirty.insert(block);
+                }
+            }
+            match recorded {
+                Ok(false) if writer.pending.is_some() => {}
+                Ok(false) => {
+                    self.write_bitmaps(&writer.dirty)?;
+                    writer.dirty.clear();
+                }
+                // Full, or it cannot grow: what a flush does is as good as a record.
+                Ok(true) | Err(_) => self.settle(writer)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the parts of a piece whose bits are not set: block, first sector, end.
+    fn collect_new(&self, piece: &Piece, new: &mut Vec<(u32, u32, u32)>) {
+        let map = self.map();
+        let mut from = piece.from;
+        while from < piece.to {
+            let (here, sectors) = map.bits.run(piece.block, from, piece.to);
+            if !here {
+                new.push((piece.block, from, from + sectors));
+            }
+            from += sectors;
+        }
+    }
+
+    /// Where a block's data lies, its bitmap loaded; a block that is not in the file is put there first.
+    fn here(&self, writer: &mut Writer, block: u32) -> Result<u64, DiskError> {
+        let at = match self.block_at(block) {
+            Some(at) => at,
+            None => self.allocate(writer, block)?,
+        };
+        self.load(block)?;
+        Ok(at + self.header.bitmap_size())
+    }
+
+    /// Gives a block a place behind all others, durably, so that a cut leaves at most unused space.
+    fn allocate(&self, writer: &mut Writer, block: u32) -> Result<u64, DiskError> {
+        let bitmap_size = self.header.bitmap_size();
+        let data_at = (writer.end + bitmap_size).next_multiple_of(ALIGN);
+        let (at, end) = (data_at - bitmap_size, data_at + self.header.block_size());
+        let entry = u32::try_from(at / SECTOR).ok().filter(|&entry| entry != ABSENT);
+        let Some(entry) = entry else {
+            let what = "the file would grow beyond the 2 TiB of its format".to_owned();
+            return Err(DiskError::Unsupported { path: self.media.path().into(), what });
+        };
+        let len = self.media.len()?;
+        if len > at {
+            // The old footer, or a block that a cut kept out of the table.
+            self.media.zero(at, len.min(end) - at)?;
+        }
+        let bitmap = match self.footer.kind() {
+            Kind::Differencing => 0,
+            _ => 0xff,
+        };
+        let bitmap = vec![bitmap; usize::try_from(bitmap_size).expect("at most 64 KiB")];
+        write_all(&*self.media, at, &bitmap)?;
+        if len < end + FOOTER {
+            self.media.set_len(end + FOOTER)?;
+        }
+        write_all(&*self.media, self.media.len()? - FOOTER, self.footer.as_bytes())?;
+        self.barrier()?;
+        write_all(&*self.media, self.header.table_offset() + u64::from(block) * 4, &entry.to_be_bytes())?;
+        writer.end = end;
+        let mut map = self.map_mut();
+        if let Table::Entries(entries) = &mut map.table {
+            entries[block as usize] = entry;
+        }
+        map.bits.learn(block, &bitmap);
+        Ok(at)
+    }
+
+    /// Loads a block's bitmap if it is not known.
+    fn load(&self, block: u32) -> Result<(), DiskError> {
+        let at = {
+            let map = self.map();
+            match map.table.at(block) {
+                Some(at) if !map.bits.is_known(block) => at,
+                _ => return Ok(()),
+            }
+        };
+        let bytes = read_vec(&*self.media, at, usize::try_from(self.header.bitmap_size()).expect("at most 64 KiB"))?;
+        self.map_mut().bits.learn(block, &bytes);
+        Ok(())
+    }
+
+    /// The same without waiting; `false` if it is not in memory.
+    fn try_load(&self, block: u32, at: u64) -> Result<bool, DiskError> {
+        let mut bytes = vec![0; usize::try_from(self.header.bitmap_size()).expect("at most 64 KiB")];
+        let read = self.media.try_read(at, &mut [IoSliceMut::new(&mut bytes)])?;
+        if read {
+            self.map_mut().bits.learn(block, &bytes);
+        }
+        Ok(read)
+    }
+
+    fn barrier(&self) -> Result<(), DiskError> {
+        self.media.sync().inspect_err(|_| self.failed.store(true, Ordering::Release))
+    }
+
+    fn check_sound(&self) -> Result<(), DiskError> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(DiskError::Failed { path: self.media.path().into() });
+        }
+        Ok(())
+    }
+
+    fn writer_for_change(&self) -> Result<MutexGuard<'_, Writer>, DiskError> {
+        if self.read_only {
+            return Err(DiskError::ReadOnly { path: self.media.path().into() });
+        }
+        let writer = self.writer();
+        self.check_sound()?;
+        self.unsettled.store(true, Ordering::Release);
+        Ok(writer)
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().expect("no writer panicked")
+    }
+
+    fn map(&self) -> std::sync::RwLockReadGuard<'_, Map> {
+        self.map.read().expect("no writer panicked")
+    }
+
+    fn map_mut(&self) -> std::sync::RwLockWriteGuard<'_, Map> {
+        self.map.write().expect("no writer panicked")
+    }
+
+    fn block_at(&self, block: u32) -> Option<u64> {
+        self.map().table.at(block)
+    }
+
+    /// Cuts a range at block borders.
+    fn pieces(&self, offset: u64, len: u64) -> impl Iterator<Item = Piece> + use<> {
+        let block_size = self.header.block_size();
+        let (mut at, end) = (offset, offset + len);
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            let (block, within) = (at / block_size, at % block_size);
+            let len = (block_size - within).min(end - at);
+            let sectors = |bytes: u64| u32::try_from(bytes / SECTOR).expect("a block is at most 256 MiB");
+            let piece = Piece {
+                offset: at,
+                block: u32::try_from(block).expect("the range lies on the disk"),
+                from: sectors(within),
+                to: sectors(within + len),
+            };
+            at += len;
+            Some(piece)
+        })
+    }
+}
+
+/// A part of a request within one block.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    /// First byte on the disk.
+    offset: u64,
+    block: u32,
+    /// First sector within the block.
+    from: u32,
+    /// First sector after it.
+    to: u32,
+}
+
+impl Piece {
+    fn len(&self) -> u64 {
+        u64::from(self.to - self.from) * SECTOR
+    }
+}
+
+/// Reads header and table, checks that every structure and block has its own place in the file, and says where they end.
+fn read_structures(media: &dyn Media, footer: &Footer, len: u64) -> Result<(Header, Table, u64), DiskError> {
+    let damaged = |offset, what: String| DiskError::corrupt(media.path(), offset, what);
+    let header_at = footer.header_offset();
+    if header_at < FOOTER || header_at.checked_add(HEADER).is_none_or(|end| end > len) {
+        return Err(damaged(16, format!("the dynamic header lies outside of the file, at {header_at}")));
+    }
+    let bytes = read_vec(media, header_at, usize::try_from(HEADER).expect("1024"))?;
+    let header = Header::parse(&bytes, footer.size()).map_err(|what| damaged(header_at, what))?;
+    let table_at = header.table_offset();
+    let table_end = table_at.checked_add(header.table_size()).filter(|&end| end <= len && table_at >= FOOTER);
+    let Some(table_end) = table_end else {
+        return Err(damaged(
+            header_at + 16,
+            format!("the block allocation table lies outside of the file, at {table_at}"),
+        ));
+    };
+    let bytes = read_vec(media, table_at, usize::try_from(header.table_size()).expect("at most 16 MiB"))?;
+    let entries: Vec<u32> = bytes.chunks_exact(4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]])).collect();
+
+    let mut used = vec![(0, FOOTER), (header_at, header_at + HEADER), (table_at, table_end)];
+    let span = header.bitmap_size() + header.block_size();
+    let last = header.blocks() - 1;
+    // The tail of the last block that lies beyond the disk may be missing.
+    let last_span = header.bitmap_size() + (footer.size() - u64::from(last) * header.block_size());
+    for (block, &entry) in (0u32..).zip(&entries) {
+        if entry != ABSENT {
+            let at = u64::from(entry) * SECTOR;
+            let end = at + if block == last { last_span } else { span };
+            if end > len {
+                let place = table_at + u64::from(block) * 4;
+                return Err(damaged(place, format!("block {block} lies beyond the end of the file, at {at}")));
+            }
+            used.push((at, end));
+        }
+    }
+    used.sort_unstable();
+    if let Some(pair) = used.windows(2).find(|pair| pair[0].1 > pair[1].0) {
+        return Err(damaged(pair[1].0, "two structures of the file lie over each other here".into()));
+    }
+    let texts = header
+        .locators()
+        .iter()
+        .map(|locator| locator.offset.saturating_add(locator.space.max(locator.len).into()))
+        .max();
+    // A locator that points anywhere else than into the file is no place to put blocks behind.
+    let end = used.last().expect("three at least").1.max(texts.unwrap_or(0).min(len.saturating_sub(FOOTER)));
+    Ok((header, Table::of(entries), end))
+}
+
+/// Spares the reading of bitmaps that are holes: in a fresh child that is all of them.
+fn skip_holes(media: &dyn Media, table: &Table, header: &Header, bits: &mut Bits) -> Result<(), DiskError> {
+    let mut hole = 0..0;
+    for block in 0..header.blocks() {
+        let Some(at) = table.at(block) else { continue };
+        // One question answers for all blocks up to the next data, where blocks lie in order.
+        if !hole.contains(&at) {
+            hole = at..media.next_data(at)?.unwrap_or(u64::MAX);
+        }
+        if at + header.bitmap_size() <= hole.end {
+            bits.learn_empty(block);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,291 @@
+//! The control API: HTTP/1.1 with JSON over the Unix socket `STATE/roost.sock`, for the CLI on the same host.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/clients` | a list of [`ClientReport`](crate::app::report::ClientReport) |
+//! | `GET /v1/clients/NAME` | one of them; 404 where there is no such client |
+//! | `GET /v1/status` | [`StatusReport`](crate::app::report::StatusReport) |
+//!
+//! An answer that is no 200 carries an [`ErrorReport`]. Who may open the socket is the file's mode: its owner and root.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::extract::{Path as Segment, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use rustix::fs::Mode;
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::net::UnixListener;
+
+use crate::app::App;
+use crate::app::report::{ErrorReport, Reporter};
+use crate::fleet::ClientName;
+use crate::store::StateLock;
+
+/// The socket's name in the state folder.
+pub const SOCKET: &str = "roost.sock";
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 64;
+
+/// What the API answers from.
+#[derive(Debug, Clone)]
+pub struct Control {
+    /// The fleet as it is now.
+    pub app: Arc<App>,
+    /// The rest.
+    pub reporter: Reporter,
+}
+
+/// The listening socket. Its file goes when serving ends.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Listens on `STATE/roost.sock`. The lock is proof that a socket that is there already is a dead process's.
+    ///
+    /// # Errors
+    /// The socket cannot be made; the error says which. A path of more than 107 bytes is too long (unix(7)).
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn bind(state: &Path, _lock: &StateLock) -> io::Result<Self> {
+        let path = state.join(SOCKET);
+        let bound = remove_stale(&path).and_then(|()| listen(&path));
+        let listener = bound.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        Ok(Self { listener, path })
+    }
+
+    /// Answers until `stop` is done and the answers under way are sent.
+    ///
+    /// # Errors
+    /// None that a listening socket is known to give.
+    pub async fn serve(self, control: Control, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+        let Self { listener, path } = self;
+        let _file = SocketFile(path);
+        axum::serve(listener, router(control)).with_graceful_shutdown(stop).await
+    }
+}
+
+/// Removes the socket's file at the end.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Where it cannot be removed, the next process does.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => fs::remove_file(path),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AlreadyExists, "is in the way: it is not a socket; move it away")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // Before bind: Linux gives the file the mode that the socket has, so that at no time it is anybody's.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    UnixListener::from_std(std::os::unix::net::UnixListener::from(std::os::fd::OwnedFd::from(socket)))
+}
+
+fn router(control: Control) -> Router {
+    Router::new()
+        .route("/v1/clients", get(clients))
+        .route("/v1/clients/{name}", get(client))
+        .route("/v1/status", get(status))
+        .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such resource".to_owned()))
+        .with_state(control)
+}
+
+async fn clients(State(control): State<Control>) -> Response {
+    let fleet = control.app.fleet();
+    answer(move || control.reporter.clients(&fleet)).await
+}
+
+async fn client(State(control): State<Control>, Segment(name): Segment<String>) -> Response {
+    let fleet = control.app.fleet();
+    let found = name.parse().ok().filter(|name: &ClientName| fleet.client(name).is_some());
+    let Some(name) = found else {
+        return problem(StatusCode::NOT_FOUND, format!("there is no client `{}`", name.escape_debug()));
+    };
+    answer(move || {
+        let client = fleet.client(&name).expect("it was there, and a snapshot does not change");
+        control.reporter.client(client)
+    })
+    .await
+}
+
+async fn status(State(control): State<Control>) -> Response {
+    Json(control.reporter.status(&control.app.fleet())).into_response()
+}
+
+/// Makes a report on a blocking thread: it reads files.
+async fn answer<T, E>(report: impl FnOnce() -> Result<T, E> + Send + 'static) -> Response
+where
+    T: serde::Serialize + Send + 'static,
+    E: std::fmt::Display + Send + 'static,
+{
+    match tokio::task::spawn_blocking(report).await {
+        Ok(Ok(report)) => Json(report).into_response(),
+        Ok(Err(error)) => problem(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "the report could not be made".to_owned()),
+    }
+}
+
+fn problem(status: StatusCode, error: String) -> Response {
+    (status, Json(ErrorReport { error })).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::app::recorder::Recorder;
+    use crate::app::report::{ClientReport, SessionKind, SessionReport, SessionsView, StatusReport};
+    use crate::config::{DhcpMode, Settings};
+    use crate::fleet::{Client, DiskPolicy, Event, Fleet, Initiators, Stage, Timestamp};
+    use crate::store::{Record, Store};
+
+    #[derive(Debug)]
+    struct OneSession;
+
+    impl SessionsView for OneSession {
+        fn sessions_of(&self, client: &ClientName) -> Vec<SessionReport> {
+            vec![SessionReport {
+                initiator: format!("iqn.2026-11.internal.roost:client.{client}"),
+                address: [10, 0, 0, 7].into(),
+                kind: SessionKind::System,
+                since_ms: 5,
+                reads: 1,
+                writes: 2,
+                bytes_read: 512,
+                bytes_written: 1_024,
+            }]
+        }
+    }
+
+    fn control(state: &Path) -> Control {
+        let settings = Settings {
+            interface: None,
+            dhcp: DhcpMode::Full,
+            pool: None,
+            state: state.to_owned(),
+            iqn: crate::fleet::iqn::DEFAULT_PREFIX.to_owned(),
+            loader_dir: None,
+        };
+        let client = Client {
+            name: "pc-01".parse().unwrap(),
+            group: Some("lab-a".to_owned()),
+            macs: vec!["52:54:00:aa:00:01".parse().unwrap()],
+            ip: None,
+            image: "debian-12".parse().unwrap(),
+            disk: DiskPolicy::Keep,
+            initiators: Initiators::OwnOnly,
+            off: false,
+            title: None,
+            note: None,
+        };
+        let store = Store::open(state).unwrap();
+        let event = Event {
+            at: Timestamp(7),
+            mac: None,
+            client: Some(client.name.clone()),
+            stage: Stage::Script,
+            detail: "boot.ipxe".to_owned(),
+        };
+        store.commit(&[Record::Event(event)]).unwrap();
+        let fleet = Fleet::new([client]).unwrap();
+        let app = Arc::new(App::new(settings.clone(), fleet, Recorder::detached(), String::new()));
+        Control { app, reporter: Reporter::new(settings, Some(store), Arc::new(OneSession)) }
+    }
+
+    async fn get(state: &Path, path: &str) -> (String, String) {
+        let mut stream = UnixStream::connect(state.join(SOCKET)).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: roost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.lines().next().unwrap().to_owned(), body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn the_socket_answers_with_the_documented_types_and_goes_when_it_stops() {
+        let state = tempfile::tempdir().unwrap();
+        let lock = StateLock::acquire(state.path()).unwrap();
+        let socket = ControlSocket::bind(state.path(), &lock).unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let serving = tokio::spawn(socket.serve(control(state.path()), async {
+            let _ = stopped.await;
+        }));
+
+        let (line, body) = get(state.path(), "/v1/clients").await;
+        assert!(line.contains("200"), "{line}");
+        let [listed] = serde_json::from_str::<Vec<ClientReport>>(&body).unwrap().try_into().unwrap();
+        assert_eq!((listed.name.as_str(), listed.group.as_deref()), ("pc-01", Some("lab-a")));
+        assert_eq!(listed.disk_path, state.path().join("disks/pc-01.vhd"));
+        assert_eq!(listed.sessions[0].kind, SessionKind::System);
+        assert_eq!(listed.last_boot.as_ref().unwrap().stages[0].stage, "script");
+
+        let (_, body) = get(state.path(), "/v1/clients/pc-01").await;
+        assert_eq!(serde_json::from_str::<ClientReport>(&body).unwrap(), listed);
+
+        let (_, body) = get(state.path(), "/v1/status").await;
+        let status: StatusReport = serde_json::from_str(&body).unwrap();
+        assert_eq!((status.pid, status.clients, status.sessions), (std::process::id(), 1, 1));
+
+        for missing in ["/v1/clients/pc-02", "/v1/clients/..%2f..", "/v2/clients", "/"] {
+            let (line, body) = get(state.path(), missing).await;
+            assert!(line.contains("404"), "{missing}: {line}");
+            serde_json::from_str::<ErrorReport>(&body).unwrap();
+        }
+
+        stop.send(()).unwrap();
+        serving.await.unwrap().unwrap();
+        assert!(!state.path().join(SOCKET).exists());
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_its_owners_and_a_dead_ones_makes_room() {
+        let state = tempfile::tempdir().unwrap();
+        let lock = StateLock::acquire(state.path()).unwrap();
+        let path = state.path().join(SOCKET);
+        // A process that died leaves its socket's file.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let _socket = ControlSocket::bind(state.path(), &lock).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        UnixStream::connect(&path).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_left_alone() {
+        let state = tempfile::tempdir().unwrap();
+        let lock = StateLock::acquire(state.path()).unwrap();
+        let path = state.path().join(SOCKET);
+        fs::write(&path, "precious").unwrap();
+        let error = ControlSocket::bind(state.path(), &lock).unwrap_err();
+        assert!(error.to_string().contains("not a socket"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+}

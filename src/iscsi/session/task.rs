@@ -1,0 +1,396 @@
+//! A SCSI command from its PDU to its response: collecting write data, executing, answering.
+
+use super::super::pdu::HEADER;
+use super::*;
+use crate::scsi::BLOCK;
+use crate::scsi::command::{CDB_LENGTH, Command};
+use crate::scsi::unit::{Plan, plan_without_unit};
+
+/// R and W in a SCSI Command's byte 1: data is expected from, or to, the target.
+const READ: u8 = 0x40;
+const WRITE: u8 = 0x20;
+
+/// SCSI status codes (SAM-5 §5.3).
+const GOOD: u8 = 0x00;
+const CHECK_CONDITION: u8 = 0x02;
+
+/// One SCSI command that has no response yet.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) id: TaskId,
+    itt: u32,
+    lun: [u8; 8],
+    /// Expected data transfer length of a command that reads, and of one that writes.
+    read_length: u32,
+    write_length: u32,
+    immediate: bool,
+    plan: Plan,
+    pub(super) phase: Phase,
+    data: Vec<Bytes>,
+    received: u32,
+    r2t_sn: u32,
+}
+
+/// Where a task stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Unsolicited Data-Out PDUs are on their way.
+    Unsolicited {
+        /// The DataSN that is due.
+        data_sn: u32,
+    },
+    /// It waits for its turn to ask for data.
+    WaitingForR2t,
+    /// An R2T is out.
+    Solicited {
+        /// Its target transfer tag.
+        ttt: u32,
+        /// The DataSN that is due.
+        data_sn: u32,
+        /// The first byte after what it asked for.
+        end: u32,
+        /// How many bytes it asked for.
+        asked: u32,
+    },
+    /// The disk is at work.
+    Executing,
+}
+
+/// Bytes that a task collects at most: what it needs, or what was announced, whichever is less.
+fn wanted(task: &Task) -> u32 {
+    u32::try_from(task.plan.data_out()).unwrap_or(u32::MAX).min(task.write_length)
+}
+
+impl Session {
+    pub(super) fn scsi_command(&mut self, pdu: Pdu, unit: Option<&Mutex<LogicalUnit>>) {
+        let header = pdu.header;
+        let itt = header.itt();
+        if self.tasks.contains_key(&itt) || itt == NO_TAG {
+            return self.reject(&header, reject::TASK_IN_PROGRESS);
+        }
+        let immediates = self.tasks.values().filter(|task| task.immediate).count();
+        if header.immediate() && immediates >= MAX_IMMEDIATE {
+            return self.reject(&header, reject::TOO_MANY_IMMEDIATE);
+        }
+        let mut cdb = [0; CDB_LENGTH];
+        cdb.copy_from_slice(&header.0[32..48]);
+        // Additional headers carry longer CDBs and bidirectional lengths; no command of ours has either.
+        let command = if pdu.ahs { Err(Sense::INVALID_OPCODE) } else { Command::parse(&cdb) };
+        let unit = unit.filter(|_| lun_number(header.lun()) == Some(0));
+        let plan = match (command, unit) {
+            (Err(_), None) => Plan::Check(Sense::NO_SUCH_UNIT),
+            (Ok(command), None) => plan_without_unit(command),
+            (Err(sense), Some(_)) => Plan::Check(sense),
+            (Ok(command), Some(unit)) => unit.lock().unwrap_or_else(PoisonError::into_inner).plan(self.nexus, command),
+        };
+        self.next_id += 1;
+        let expected = header.word(20);
+        let flags = header.flags();
+        let mut task = Task {
+            id: TaskId(self.next_id),
+            itt,
+            lun: header.lun(),
+            read_length: if flags & READ == 0 { 0 } else { expected },
+            write_length: if flags & WRITE == 0 { 0 } else { expected },
+            immediate: header.immediate(),
+            plan,
+            phase: if header.last() { Phase::WaitingForR2t } else { Phase::Unsolicited { data_sn: 0 } },
+            data: Vec::new(),
+            received: 0,
+            r2t_sn: 0,
+        };
+        let allowed = if self.params.immediate_data { self.params.first_burst.min(task.write_length) } else { 0 };
+        if pdu.data.len() > allowed as usize {
+            task.fail(if allowed == 0 { Sense::UNEXPECTED_UNSOLICITED_DATA } else { Sense::INCORRECT_AMOUNT_OF_DATA });
+        } else if !pdu.data.is_empty() {
+            task.received = u32::try_from(pdu.data.len()).expect("a segment has 24 bits of length");
+            task.data.push(pdu.data);
+        }
+        if !header.last() && self.params.initial_r2t {
+            task.fail(Sense::UNEXPECTED_UNSOLICITED_DATA);
+        }
+        self.by_id.insert(task.id, itt);
+        self.tasks.insert(itt, task);
+        self.advance(itt, unit);
+    }
+
+    pub(super) fn data_out(&mut self, pdu: Pdu, unit: Option<&Mutex<LogicalUnit>>) {
+        let header = pdu.header;
+        let itt = header.itt();
+        // Data for a task that is gone: aborted tasks leave stragglers, which are no error.
+        let Some(task) = self.tasks.get_mut(&itt) else { return };
+        let (ttt, data_sn, offset) = (header.word(20), header.word(36), header.word(40));
+        let length = u32::try_from(pdu.data.len()).expect("a segment has 24 bits of length");
+        let end_of_data = offset.checked_add(length);
+        let (due, limit) = match &mut task.phase {
+            Phase::Unsolicited { data_sn } if ttt == NO_TAG => {
+                (data_sn, self.params.first_burst.min(task.write_length))
+            }
+            Phase::Solicited { ttt: asked, data_sn, end, .. } if ttt == *asked => (data_sn, *end),
+            _ => return, // it belongs to no sequence: not asked for, or already given up
+        };
+        if data_sn != *due || offset != task.received {
+            task.fail(Sense::DATA_PHASE_ERROR);
+        } else if end_of_data.is_none_or(|end| end > limit) {
+            task.fail(Sense::INCORRECT_AMOUNT_OF_DATA);
+        } else if !matches!(task.plan, Plan::Check(_)) {
+            task.data.push(pdu.data);
+        }
+        match &mut task.phase {
+            Phase::Unsolicited { data_sn } | Phase::Solicited { data_sn, .. } => *data_sn = data_sn.wrapping_add(1),
+            Phase::WaitingForR2t | Phase::Executing => {}
+        }
+        task.received = task.received.saturating_add(length).min(limit);
+        if !header.last() {
+            return;
+        }
+        if let Phase::Solicited { end, asked, .. } = task.phase {
+            self.solicited -= asked;
+            if task.received != end {
+                task.fail(Sense::INCORRECT_AMOUNT_OF_DATA);
+            }
+        }
+        task.phase = Phase::WaitingForR2t;
+        self.advance(itt, unit);
+        self.ask_for_more();
+    }
+
+    /// Moves a task on as far as it goes: fails it, asks for its data, or executes it.
+    fn advance(&mut self, itt: u32, unit: Option<&Mutex<LogicalUnit>>) {
+        let Some(task) = self.tasks.get_mut(&itt) else { return };
+        if task.phase != Phase::WaitingForR2t {
+            return;
+        }
+        if !matches!(task.plan, Plan::Check(_)) && task.received < wanted(task) {
+            self.waiting_for_r2t.push_back(itt);
+            return self.ask_for_more();
+        }
+        task.phase = Phase::Executing;
+        self.execute(itt, unit);
+    }
+
+    /// Sends R2Ts while the bytes asked for stay within bounds (RFC 7143 §11.8).
+    fn ask_for_more(&mut self) {
+        while let Some(itt) = self.waiting_for_r2t.front().copied() {
+            let Some(task) = self.tasks.get(&itt).filter(|task| task.phase == Phase::WaitingForR2t) else {
+                self.waiting_for_r2t.pop_front();
+                continue;
+            };
+            let asked = (wanted(task) - task.received).min(self.params.max_burst);
+            if self.solicited > 0 && self.solicited + asked > MAX_SOLICITED {
+                return;
+            }
+            self.waiting_for_r2t.pop_front();
+            self.solicited += asked;
+            let ttt = self.new_ttt();
+            let Some(task) = self.tasks.get_mut(&itt) else { return };
+            let offset = task.received;
+            task.phase = Phase::Solicited { ttt, data_sn: 0, end: offset + asked, asked };
+            let mut header = Header::new(opcode::R2T, FINAL).with(16, itt).with(20, ttt).with(36, task.r2t_sn);
+            header.set_lun(task.lun);
+            task.r2t_sn += 1;
+            header.set_word(40, offset);
+            header.set_word(44, asked);
+            self.number(&mut header, false);
+            append(&mut self.out, header, &[]);
+        }
+    }
+
+    /// A task is gone: what it had asked for is not on its way any more.
+    pub(super) fn settle_r2t(&mut self, task: &Task) {
+        if let Phase::Solicited { asked, .. } = task.phase {
+            self.solicited -= asked;
+        }
+    }
+
+    fn execute(&mut self, itt: u32, unit: Option<&Mutex<LogicalUnit>>) {
+        let Some(task) = self.tasks.get_mut(&itt) else { return };
+        let id = task.id;
+        let data = std::mem::take(&mut task.data);
+        let effect = match &task.plan {
+            Plan::Done => return self.complete(id, Ok(())),
+            Plan::Check(sense) => {
+                let sense = *sense;
+                return self.complete(id, Err(sense));
+            }
+            Plan::Data(_) => return self.answer_from_memory(itt),
+            Plan::Read(range) if range.length == 0 || task.read_length == 0 => return self.complete(id, Ok(())),
+            Plan::Read(range) => Effect::Read(id, *range),
+            Plan::Write { range, fua } => {
+                let (data, length) = whole_blocks(data, u64::from(task.received).min(range.length));
+                if length == 0 {
+                    return self.complete(id, Ok(()));
+                }
+                Effect::Write { task: id, offset: range.offset, data, fua: *fua }
+            }
+            Plan::Verify { range, .. } if range.length == 0 => return self.complete(id, Ok(())),
+            Plan::Verify { range, check: Check::Medium } => {
+                Effect::Verify { task: id, range: *range, expected: Vec::new(), repeat: false }
+            }
+            Plan::Verify { range, check } => {
+                let (expected, length) = whole_blocks(data, u64::from(task.received).min(task.plan.data_out()));
+                let repeat = *check == Check::OneBlock;
+                let range = ByteRange { length: if repeat { range.length } else { length }, ..*range };
+                if length == 0 {
+                    return self.complete(id, Ok(()));
+                }
+                Effect::Verify { task: id, range, expected, repeat }
+            }
+            Plan::WriteSame { range, no_data: true } => Effect::Zero(id, vec![*range]),
+            Plan::WriteSame { range, no_data: false } => {
+                let block = data.concat();
+                match block.get(..usize::try_from(BLOCK).expect("512")) {
+                    None => return self.complete(id, Err(Sense::INCORRECT_AMOUNT_OF_DATA)),
+                    Some(block) if block.iter().all(|byte| *byte == 0) => Effect::Zero(id, vec![*range]),
+                    Some(block) => Effect::Fill(id, *range, Bytes::copy_from_slice(block)),
+                }
+            }
+            Plan::Unmap(length) => {
+                let mut list = data.concat();
+                list.truncate((*length).into());
+                let blocks = unit.map_or(0, |unit| unit.lock().unwrap_or_else(PoisonError::into_inner).blocks());
+                match unmap::parse(&list, blocks) {
+                    Ok(ranges) if ranges.is_empty() => return self.complete(id, Ok(())),
+                    Ok(ranges) => Effect::Zero(id, ranges),
+                    Err(sense) => return self.complete(id, Err(sense)),
+                }
+            }
+            Plan::Flush => Effect::Flush(id),
+        };
+        self.effects.push_back(effect);
+    }
+
+    /// How the answer of this read lies in a buffer; `None` if the task is gone.
+    #[must_use]
+    pub fn layout(&self, id: TaskId) -> Option<Layout> {
+        let task = self.tasks.get(self.by_id.get(&id)?)?;
+        let length = match &task.plan {
+            Plan::Read(range) => range.length,
+            Plan::Data(data) => data.len() as u64,
+            _ => return None,
+        };
+        let length = usize::try_from(length.min(task.read_length.into())).expect("a command moves at most 1 MiB");
+        Some(Layout::new(length, self.segment(), self.params.max_burst as usize))
+    }
+
+    /// The disk was read into `buffer`, which lies as [`Session::layout`] said. Fills the headers, the last of which
+    /// carries the status; the caller then sends the buffer after what is in the output, before anything else.
+    /// False if the task is gone: the buffer must not be sent.
+    #[must_use]
+    pub fn data_in(&mut self, id: TaskId, buffer: &mut [u8]) -> bool {
+        let Some(layout) = self.layout(id) else { return false };
+        let Some(task) = self.by_id.remove(&id).and_then(|itt| self.tasks.remove(&itt)) else { return false };
+        let (residual_flags, residual) = task.residual();
+        for (data_sn, segment) in (0..).zip(layout.segments()) {
+            /// S: the PDU carries the command's status (RFC 7143 §11.7.3).
+            const STATUS: u8 = 0x01;
+            let last = segment.offset + segment.length == layout.length;
+            let mut header = Header::new(opcode::DATA_IN, if last || segment.ends_burst { FINAL } else { 0 })
+                .with(16, task.itt)
+                .with(20, NO_TAG)
+                .with(36, data_sn)
+                .with(40, u32::try_from(segment.offset).expect("a command moves at most 1 MiB"));
+            header.set_data_length(u32::try_from(segment.length).expect("a segment has 24 bits of length"));
+            if last {
+                header.0[1] |= STATUS | residual_flags;
+                header.0[3] = GOOD;
+                header.set_word(44, residual);
+            }
+            self.number(&mut header, last);
+            buffer[segment.at..segment.at + HEADER].copy_from_slice(&header.0);
+            let end = segment.at + HEADER + segment.length;
+            let pad = super::super::pdu::padding(segment.length);
+            buffer[end..end + pad].fill(0);
+        }
+        true
+    }
+
+    fn answer_from_memory(&mut self, itt: u32) {
+        let Some(task) = self.tasks.get(&itt) else { return };
+        let (id, Plan::Data(data)) = (task.id, task.plan.clone()) else { return };
+        let layout = self.layout(id).filter(|layout| layout.length > 0);
+        let Some(layout) = layout else { return self.complete(id, Ok(())) };
+        let mut buffer = vec![0; layout.wire_length()];
+        let mut source = &data[..layout.length];
+        for mut slice in layout.slices(&mut buffer) {
+            let (now, rest) = source.split_at(slice.len());
+            slice.copy_from_slice(now);
+            source = rest;
+        }
+        if self.data_in(id, &mut buffer) {
+            self.out.extend_from_slice(&buffer);
+        }
+    }
+
+    /// A task is done, without data for the initiator. Ignored if it is gone.
+    pub fn complete(&mut self, id: TaskId, result: Result<(), Sense>) {
+        let Some(task) = self.by_id.remove(&id).and_then(|itt| self.tasks.remove(&itt)) else { return };
+        self.settle_r2t(&task);
+        let (residual_flags, residual) = match result {
+            Ok(()) => task.residual(),
+            Err(_) => task.residual_of_nothing(),
+        };
+        let mut header =
+            Header::new(opcode::SCSI_RESPONSE, FINAL | residual_flags).with(16, task.itt).with(44, residual);
+        header.set_word(36, task.r2t_sn); // ExpDataSN counts R2Ts too (RFC 7143 §11.4.8)
+        match result {
+            Ok(()) => self.send(header, &[]),
+            Err(sense) => {
+                header.0[3] = CHECK_CONDITION;
+                let fixed = sense.fixed();
+                let mut data = u16::try_from(fixed.len()).expect("18 bytes").to_be_bytes().to_vec();
+                data.extend_from_slice(&fixed);
+                self.send(header, &data);
+            }
+        }
+    }
+}
+
+impl Task {
+    /// Fails the task once the data that is already announced has come. The first reason stays.
+    fn fail(&mut self, sense: Sense) {
+        if !matches!(self.plan, Plan::Check(_)) {
+            self.plan = Plan::Check(sense);
+            self.data.clear();
+        }
+    }
+
+    /// Overflow or underflow against what the initiator expected (RFC 7143 §11.4.5.1).
+    fn residual(&self) -> (u8, u32) {
+        const OVERFLOW: u8 = 0x04;
+        const UNDERFLOW: u8 = 0x02;
+        let (moves, expected) = match &self.plan {
+            Plan::Read(range) => (range.length, self.read_length),
+            Plan::Data(data) => (data.len() as u64, self.read_length),
+            plan => (plan.data_out(), self.write_length.max(self.read_length)),
+        };
+        let expected = u64::from(expected);
+        let residual = u32::try_from(moves.abs_diff(expected)).unwrap_or(u32::MAX);
+        match moves.cmp(&expected) {
+            std::cmp::Ordering::Greater => (OVERFLOW, residual),
+            std::cmp::Ordering::Less => (UNDERFLOW, residual),
+            std::cmp::Ordering::Equal => (0, 0),
+        }
+    }
+
+    /// As above, of a command that failed: nothing moved that counts.
+    fn residual_of_nothing(&self) -> (u8, u32) {
+        match self.write_length.max(self.read_length) {
+            0 => (0, 0),
+            expected => (0x02, expected),
+        }
+    }
+}
+
+/// The first `length` bytes of the data, rounded down to whole blocks, and how many those are.
+fn whole_blocks(data: Vec<Bytes>, length: u64) -> (Vec<Bytes>, u64) {
+    let length = length - length % BLOCK;
+    let mut left = usize::try_from(length).expect("a command moves at most 1 MiB");
+    let mut pieces = data;
+    for piece in &mut pieces {
+        piece.truncate(left.min(piece.len()));
+        left -= piece.len();
+    }
+    pieces.retain(|piece| !piece.is_empty());
+    (pieces, length)
+}

@@ -1,0 +1,116 @@
+//! The iSCSI adapter: one task for each connection, which owns its session.
+//!
+//! The protocol is `iscsi`'s. Here are the socket, the clock, and the hops to threads that may block; [`login`] brings a
+//! connection to its session, [`serve`] runs it.
+
+mod login;
+mod output;
+mod serve;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::app::App;
+
+/// Connections that have not logged in yet, in all. A stranger can hold these and no more, each for [`login::PATIENCE`].
+const MAX_LOGINS: usize = 256;
+
+/// A connection that is silent for this long is asked by TCP whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// The first read of a connection asks for this many bytes: a login request is smaller.
+const INPUT: usize = 16 * 1024;
+
+/// The listening socket.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    app: Arc<App>,
+}
+
+/// The port cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen for iSCSI on {address}: {source}")]
+pub struct BindError {
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+impl Server {
+    /// Listens on this address.
+    ///
+    /// # Errors
+    /// The system's, for instance that the port is taken.
+    pub async fn bind(address: SocketAddr, app: Arc<App>) -> Result<Self, BindError> {
+        let listener = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
+        Ok(Self { listener, app })
+    }
+
+    /// The address that is listened on.
+    ///
+    /// # Errors
+    /// None that a listening socket is known to give.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` is done; then every connection is dropped. Initiators log in again once they find a server.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let logins = Arc::new(Semaphore::new(MAX_LOGINS));
+        let mut connections = JoinSet::new();
+        tokio::pin!(stop);
+        loop {
+            tokio::select! {
+                () = &mut stop => break,
+                Some(_) = connections.join_next(), if !connections.is_empty() => {}
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, peer)) => {
+                        let Ok(permit) = Arc::clone(&logins).try_acquire_owned() else {
+                            tracing::warn!("{peer}: refused, {MAX_LOGINS} connections have not logged in yet");
+                            continue;
+                        };
+                        let app = Arc::clone(&self.app);
+                        connections.spawn(async move {
+                            if let Err(error) = connection(app, stream, peer, permit).await {
+                                tracing::debug!("{peer}: {error}");
+                            }
+                        });
+                    }
+                    Err(error) => {
+                        // Out of descriptors, say: the next connection may find one free again.
+                        tracing::warn!("cannot take an iSCSI connection: {error}");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                },
+            }
+        }
+        connections.shutdown().await;
+    }
+}
+
+async fn connection(
+    app: Arc<App>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    permit: tokio::sync::OwnedSemaphorePermit,
+) -> anyhow::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3).with_retries(3);
+    socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    let mut input = BytesMut::with_capacity(INPUT);
+    let entered = login::log_in(&app, &mut stream, peer, &mut input).await?;
+    drop(permit);
+    match entered {
+        Some(login::Entered::Discovery(session, initiator)) => {
+            serve::discovery(&app, stream, peer, input, *session, &initiator).await
+        }
+        Some(login::Entered::Normal(seat)) => serve::normal(&app, stream, input, *seat).await,
+        None => Ok(()),
+    }
+}

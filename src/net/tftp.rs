@@ -1,0 +1,292 @@
+//! Adapter: TFTP's sockets. One for requests, and one for each transfer, at the address that the request was sent to and at
+//! a port of its own (its transfer ID, RFC 1350 §4).
+//!
+//! What a name means is [`BootContext`]'s, and what to send when is [`Transfer`]'s; here are only the sockets, the clock and
+//! the bounds.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::UdpSocket;
+use tokio::sync::Notify;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time;
+
+use crate::app::bootfiles::{BootContext, BootFile};
+use crate::fleet::Mac;
+use crate::tftp::packet::{self, ErrorCode, Mode, printable};
+use crate::tftp::{Effect, End, Inbound, Limits, Request, Transfer, parse};
+
+/// The port of TFTP (RFC 1350 §4).
+pub const PORT: u16 = 69;
+/// Most transfers at once: every machine of a large lab in the same minute, within the 1,024 descriptors that a process
+/// usually has.
+pub const MAX_TRANSFERS: usize = 512;
+/// Most transfers of one address. A machine has one, and for a moment two, when firmware stops its size probe.
+pub const MAX_PER_CLIENT: usize = 8;
+/// Longest packet that is read. A request has at most 512 bytes (RFC 2347); the rest is room for those that have more.
+const MAX_PACKET: usize = 2048;
+/// How many packets of others a transfer answers; more are somebody's game.
+const MAX_STRAYS: u32 = 8;
+/// How long running transfers may go on after the server was asked to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Wait after a failure of the request socket, so that one that lasts does not fill the log.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Why the server cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum TftpError {
+    /// The address is taken, not ours, or its port needs a privilege.
+    #[error("cannot serve TFTP on {address}: {source}{}", hint(source))]
+    Bind {
+        /// The address.
+        address: SocketAddrV4,
+        /// Why.
+        source: io::Error,
+    },
+    /// Replies must come from the address that was asked, which 0.0.0.0 does not say.
+    #[error("TFTP needs the address that machines ask, not 0.0.0.0")]
+    Unspecified,
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; stop the other TFTP server (ss -lnup 'sport = 69' names it)",
+        io::ErrorKind::PermissionDenied => "; run as root or give CAP_NET_BIND_SERVICE",
+        _ => "",
+    }
+}
+
+/// A TFTP server that listens.
+#[derive(Debug)]
+pub struct TftpServer {
+    socket: Arc<UdpSocket>,
+    address: SocketAddrV4,
+    limits: Limits,
+    boot: Arc<BootContext>,
+}
+
+/// A transfer in its own task.
+struct Running {
+    /// The request as it came, by which one that comes again is known.
+    request: Vec<u8>,
+    again: Arc<Notify>,
+    task: AbortHandle,
+}
+
+impl TftpServer {
+    /// Listens on this address, of a wire with this MTU. Port 0 takes any that is free.
+    ///
+    /// # Errors
+    /// The address is 0.0.0.0, or cannot be bound.
+    pub async fn bind(address: SocketAddrV4, mtu: u16, boot: Arc<BootContext>) -> Result<Self, TftpError> {
+        if address.ip().is_unspecified() {
+            return Err(TftpError::Unspecified);
+        }
+        let failed = |source| TftpError::Bind { address, source };
+        let socket = UdpSocket::bind(address).await.map_err(failed)?;
+        let port = socket.local_addr().map_err(failed)?.port();
+        let address = SocketAddrV4::new(*address.ip(), port);
+        Ok(Self { socket: Arc::new(socket), address, limits: Limits::for_mtu(mtu), boot })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddrV4 {
+        self.address
+    }
+
+    /// Serves until `stop` is done; then running transfers have [`DRAIN`] to end.
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
+        let mut tasks = JoinSet::new();
+        let mut running = HashMap::new();
+        let mut buffer = vec![0; MAX_PACKET];
+        loop {
+            tokio::select! {
+                () = &mut stop => break,
+                Some(ended) = tasks.join_next_with_id() => {
+                    let id = match ended { Ok((id, ())) => id, Err(error) => error.id() };
+                    running.retain(|_, transfer: &mut Running| transfer.task.id() != id);
+                }
+                received = self.socket.recv_from(&mut buffer) => match received {
+                    Ok((length, SocketAddr::V4(peer))) => {
+                        self.on_request(peer, &buffer[..length], &mut running, &mut tasks).await;
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::warn!(%error, "TFTP: cannot receive requests");
+                        time::sleep(PAUSE).await;
+                    }
+                },
+            }
+        }
+        let drained = async { while tasks.join_next().await.is_some() {} };
+        if time::timeout(DRAIN, drained).await.is_err() {
+            tracing::info!("TFTP: transfers that had not ended were stopped");
+        }
+    }
+
+    async fn on_request(
+        &self,
+        peer: SocketAddrV4,
+        bytes: &[u8],
+        running: &mut HashMap<SocketAddrV4, Running>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        tracing::trace!(%peer, length = bytes.len(), "TFTP request packet");
+        let request = match parse(bytes) {
+            Inbound::Read(request) => request,
+            Inbound::Write => {
+                return self.refuse(peer, ErrorCode::Access, "this server sends boot files and takes none").await;
+            }
+            Inbound::Error { .. } => return,
+            Inbound::Ack(_) | Inbound::Other => {
+                return self.refuse(peer, ErrorCode::Illegal, "a read request was expected here").await;
+            }
+        };
+        if let Some(transfer) = running.get(&peer) {
+            if transfer.request == bytes {
+                return transfer.again.notify_one();
+            }
+            // A client uses a port for one transfer at a time: it has left the old one.
+            transfer.task.abort();
+            running.remove(&peer);
+        }
+        let Some((file, who)) = self.find(peer, &request).await else { return };
+        let of_peer = running.keys().filter(|other| other.ip() == peer.ip()).count();
+        if running.len() >= MAX_TRANSFERS || of_peer >= MAX_PER_CLIENT {
+            tracing::warn!(%peer, transfers = running.len(), of_peer, "TFTP: too many transfers, request refused");
+            return self.refuse(peer, ErrorCode::Undefined, "too many transfers, ask again later").await;
+        }
+        let socket = match UdpSocket::bind(SocketAddrV4::new(*self.address.ip(), 0)).await {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!(%peer, %error, "TFTP: no socket for a transfer");
+                return self.refuse(peer, ErrorCode::Undefined, "the server is out of sockets, ask again later").await;
+            }
+        };
+        let again = Arc::new(Notify::new());
+        let session =
+            Session { socket, peer, file, who, boot: Arc::clone(&self.boot), again: Arc::clone(&again), strays: 0 };
+        let task = tasks.spawn(session.run(request, self.limits));
+        running.insert(peer, Running { request: bytes.to_vec(), again, task });
+    }
+
+    /// The file that is asked for, and by which machine; or the client was told why there is none.
+    async fn find(&self, peer: SocketAddrV4, request: &Request) -> Option<(BootFile, Option<Mac>)> {
+        let name = printable(&request.name);
+        if request.mode != Mode::Octet {
+            tracing::info!(%peer, name, "TFTP: not in octet mode");
+            self.refuse(peer, ErrorCode::Undefined, "boot files are sent in octet mode only (try: binary)").await;
+            return None;
+        }
+        if matches!(request.name.last(), Some(0xff)) {
+            tracing::info!(%peer, name, "TFTP: the name ends in 0xFF, read past the end of DHCP's option 67; dropped");
+        }
+        let who = (self.boot.resolver)(*peer.ip());
+        match self.boot.lookup(&request.name, who) {
+            Ok(Some(file)) => Some((file, who)),
+            Ok(None) => {
+                tracing::info!(%peer, name, "TFTP: no such boot file");
+                self.refuse(peer, ErrorCode::NotFound, "no such boot file").await;
+                None
+            }
+            Err(error) => {
+                tracing::error!(%peer, name, %error, "TFTP: no script");
+                self.refuse(peer, ErrorCode::Undefined, "the script cannot be made; see the server's log").await;
+                None
+            }
+        }
+    }
+
+    async fn refuse(&self, peer: SocketAddrV4, code: ErrorCode, text: &str) {
+        if let Err(error) = self.socket.send_to(&packet::error(code, text), peer).await {
+            tracing::debug!(%peer, %error, "TFTP: an ERROR could not be sent");
+        }
+    }
+}
+
+/// One transfer with its socket.
+struct Session {
+    socket: UdpSocket,
+    peer: SocketAddrV4,
+    file: BootFile,
+    who: Option<Mac>,
+    boot: Arc<BootContext>,
+    again: Arc<Notify>,
+    strays: u32,
+}
+
+impl Session {
+    async fn run(mut self, request: Request, limits: Limits) {
+        let began = Instant::now();
+        let (mut transfer, mut effects) = Transfer::new(request.options, self.file.bytes.clone(), limits, began);
+        let mut buffer = vec![0; MAX_PACKET];
+        loop {
+            if let Some(end) = self.perform(effects).await {
+                return self.report(&end, began.elapsed());
+            }
+            effects = tokio::select! {
+                received = self.socket.recv_from(&mut buffer) => match received {
+                    Ok((length, from)) if from == SocketAddr::V4(self.peer) => {
+                        transfer.on_packet(Instant::now(), &buffer[..length])
+                    }
+                    Ok((length, from)) => {
+                        self.stray(from, &buffer[..length]).await;
+                        Vec::new()
+                    }
+                    Err(error) => {
+                        tracing::warn!(peer = %self.peer, %error, "TFTP: a transfer's socket failed");
+                        return;
+                    }
+                },
+                () = time::sleep_until(transfer.deadline().into()) => transfer.on_timeout(Instant::now()),
+                () = self.again.notified() => transfer.on_request_again(Instant::now()),
+            };
+        }
+    }
+
+    async fn perform(&self, effects: Vec<Effect>) -> Option<End> {
+        for effect in effects {
+            match effect {
+                Effect::Send(packet) => {
+                    // A packet that cannot be sent is a packet that is lost: the transfer's timer sees to it.
+                    if let Err(error) = self.socket.send_to(&packet, self.peer).await {
+                        tracing::debug!(peer = %self.peer, %error, "TFTP: a packet could not be sent");
+                    }
+                }
+                Effect::End(end) => return Some(end),
+            }
+        }
+        None
+    }
+
+    /// A packet from somebody else: told so, and the transfer goes on (RFC 1350 §4). An ERROR is never answered.
+    async fn stray(&mut self, from: SocketAddr, bytes: &[u8]) {
+        if self.strays == MAX_STRAYS || matches!(parse(bytes), Inbound::Error { .. }) {
+            return;
+        }
+        self.strays += 1;
+        let answer = packet::error(ErrorCode::UnknownTid, "this is somebody else's transfer");
+        if let Err(error) = self.socket.send_to(&answer, from).await {
+            tracing::debug!(%from, %error, "TFTP: a stray packet could not be answered");
+        }
+    }
+
+    fn report(&self, end: &End, took: Duration) {
+        let (peer, name) = (self.peer, self.file.name);
+        match end {
+            End::Complete => self.boot.fetched(&self.file, self.who, "TFTP", Some(took)),
+            End::SizeProbe => tracing::debug!(%peer, name, "TFTP: size probe"),
+            End::Refused { code, text } => tracing::info!(%peer, name, code, text, "TFTP: the client gave up"),
+            End::Silent { acked, blocks } => {
+                tracing::warn!(%peer, name, acked, blocks, "TFTP: the client fell silent");
+            }
+        }
+    }
+}

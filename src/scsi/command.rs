@@ -1,0 +1,336 @@
+//! CDBs as typed commands. Off-by-ones and reserved bits die here.
+
+use super::sense::Sense;
+
+/// Longest CDB that is understood; longer ones come in an additional header segment.
+pub const CDB_LENGTH: usize = 16;
+
+/// A range of logical blocks as a CDB names it. Not yet checked against the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// First block.
+    pub lba: u64,
+    /// How many.
+    pub count: u32,
+}
+
+/// What VERIFY compares (SBC-3 §5.29, BYTCHK).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// That the blocks can be read.
+    Medium,
+    /// The blocks with as much data.
+    Data,
+    /// Each block with one block of data.
+    OneBlock,
+}
+
+/// Which mode page is asked for, and which of its values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModeSense {
+    /// Ten-byte form: an eight-byte header.
+    pub ten: bool,
+    /// No block descriptors.
+    pub dbd: bool,
+    /// Page control: 0 current, 1 changeable, 2 default, 3 saved.
+    pub control: u8,
+    /// Page code.
+    pub page: u8,
+    /// Subpage code.
+    pub subpage: u8,
+    /// Most bytes to return.
+    pub allocation: u32,
+}
+
+/// What REPORT SUPPORTED OPERATION CODES asks about (SPC-4 §6.35).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpcodeQuery {
+    /// All commands.
+    All,
+    /// One operation code, which has no service actions.
+    Opcode(u8),
+    /// One operation code and service action.
+    Action(u8, u16),
+    /// One of either kind.
+    Either(u8, u16),
+}
+
+/// A command that is understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Is the unit ready?
+    TestUnitReady,
+    /// What happened last?
+    RequestSense {
+        /// Descriptor format.
+        descriptor: bool,
+        /// Most bytes to return.
+        allocation: u32,
+    },
+    /// What are you?
+    Inquiry {
+        /// A vital product data page instead of the standard data.
+        page: Option<u8>,
+        /// Most bytes to return.
+        allocation: u32,
+    },
+    /// Mode pages.
+    ModeSense(ModeSense),
+    /// START STOP UNIT, which changes nothing here.
+    StartStop {
+        /// Eject or load the medium, which cannot be.
+        load_eject: bool,
+    },
+    /// READ CAPACITY (10).
+    ReadCapacity10,
+    /// READ CAPACITY (16).
+    ReadCapacity16 {
+        /// Most bytes to return.
+        allocation: u32,
+    },
+    /// REPORT LUNS.
+    ReportLuns {
+        /// Which kinds of unit.
+        select: u8,
+        /// Most bytes to return.
+        allocation: u32,
+    },
+    /// REPORT SUPPORTED OPERATION CODES.
+    ReportOpcodes {
+        /// Which.
+        query: OpcodeQuery,
+        /// Return command timeouts descriptors (RCTD).
+        timeouts: bool,
+        /// Most bytes to return.
+        allocation: u32,
+    },
+    /// READ (6, 10, 12, 16).
+    Read(Blocks),
+    /// WRITE (6, 10, 12, 16).
+    Write {
+        /// Where.
+        blocks: Blocks,
+        /// Force unit access: on the medium before the answer.
+        fua: bool,
+    },
+    /// VERIFY (10, 12, 16).
+    Verify {
+        /// Where.
+        blocks: Blocks,
+        /// With what.
+        check: Check,
+    },
+    /// SYNCHRONIZE CACHE (10, 16).
+    SynchronizeCache(Blocks),
+    /// UNMAP.
+    Unmap {
+        /// Length of the parameter list.
+        parameters: u16,
+    },
+    /// WRITE SAME (10, 16).
+    WriteSame {
+        /// Where.
+        blocks: Blocks,
+        /// The blocks may be unmapped if that reads back the same.
+        unmap: bool,
+        /// No data-out buffer: zeros.
+        no_data: bool,
+    },
+}
+
+/// Bits of a CDB that must be zero, by byte.
+fn reserved(cdb: &[u8; CDB_LENGTH], byte: usize, mask: u8) -> Result<(), Sense> {
+    if cdb[byte] & mask == 0 { Ok(()) } else { Err(Sense::INVALID_FIELD_IN_CDB) }
+}
+
+fn be16(cdb: &[u8; CDB_LENGTH], at: usize) -> u16 {
+    u16::from_be_bytes([cdb[at], cdb[at + 1]])
+}
+
+fn be32(cdb: &[u8; CDB_LENGTH], at: usize) -> u32 {
+    u32::from_be_bytes([cdb[at], cdb[at + 1], cdb[at + 2], cdb[at + 3]])
+}
+
+fn be64(cdb: &[u8; CDB_LENGTH], at: usize) -> u64 {
+    u64::from(be32(cdb, at)) << 32 | u64::from(be32(cdb, at + 4))
+}
+
+/// Range and length of a ten-byte CDB: LBA at 2, count at 7.
+fn blocks10(cdb: &[u8; CDB_LENGTH]) -> Blocks {
+    Blocks { lba: be32(cdb, 2).into(), count: be16(cdb, 7).into() }
+}
+
+/// Range and length of a twelve-byte CDB: LBA at 2, count at 6.
+fn blocks12(cdb: &[u8; CDB_LENGTH]) -> Blocks {
+    Blocks { lba: be32(cdb, 2).into(), count: be32(cdb, 6) }
+}
+
+/// Range and length of a sixteen-byte CDB: LBA at 2, count at 10.
+fn blocks16(cdb: &[u8; CDB_LENGTH]) -> Blocks {
+    Blocks { lba: be64(cdb, 2), count: be32(cdb, 10) }
+}
+
+/// Range of a six-byte READ or WRITE: 21 bits of LBA; a count of 0 means 256 (SBC-3 §5.9).
+fn blocks6(cdb: &[u8; CDB_LENGTH]) -> Blocks {
+    let lba = u64::from(be32(cdb, 0) & 0x1F_FFFF);
+    Blocks { lba, count: if cdb[4] == 0 { 256 } else { cdb[4].into() } }
+}
+
+/// RDPROTECT, WRPROTECT or VRPROTECT: the disk has no protection information.
+const PROTECT: u8 = 0xE0;
+/// FUA in byte 1.
+const FUA: u8 = 0x08;
+
+impl Command {
+    /// Reads a CDB, zero-padded to sixteen bytes.
+    ///
+    /// # Errors
+    /// INVALID COMMAND OPERATION CODE for what is not supported, INVALID FIELD IN CDB for a field that holds what it must not.
+    pub fn parse(cdb: &[u8; CDB_LENGTH]) -> Result<Self, Sense> {
+        Ok(match cdb[0] {
+            0x00 => Self::TestUnitReady,
+            0x03 => {
+                reserved(cdb, 1, 0xFE)?;
+                Self::RequestSense { descriptor: cdb[1] & 1 != 0, allocation: cdb[4].into() }
+            }
+            0x08 => Self::Read(blocks6(cdb)),
+            0x0A => Self::Write { blocks: blocks6(cdb), fua: false },
+            0x12 => {
+                reserved(cdb, 1, 0xFE)?; // among them CMDDT, obsolete
+                let page = (cdb[1] & 1 != 0).then_some(cdb[2]);
+                if page.is_none() && cdb[2] != 0 {
+                    return Err(Sense::INVALID_FIELD_IN_CDB);
+                }
+                Self::Inquiry { page, allocation: be16(cdb, 3).into() }
+            }
+            0x1A => Self::mode_sense(cdb, false, cdb[4].into()),
+            0x5A => Self::mode_sense(cdb, true, be16(cdb, 7).into()),
+            0x1B => Self::StartStop { load_eject: cdb[4] & 0x02 != 0 },
+            0x25 => {
+                // PMI is obsolete: without it an LBA means nothing.
+                if cdb[8] & 1 == 0 && be32(cdb, 2) != 0 {
+                    return Err(Sense::INVALID_FIELD_IN_CDB);
+                }
+                Self::ReadCapacity10
+            }
+            0x28 => Self::read(cdb, blocks10(cdb))?,
+            0xA8 => Self::read(cdb, blocks12(cdb))?,
+            0x88 => Self::read(cdb, blocks16(cdb))?,
+            0x2A => Self::write(cdb, blocks10(cdb))?,
+            0xAA => Self::write(cdb, blocks12(cdb))?,
+            0x8A => Self::write(cdb, blocks16(cdb))?,
+            0x2F => Self::verify(cdb, blocks10(cdb))?,
+            0xAF => Self::verify(cdb, blocks12(cdb))?,
+            0x8F => Self::verify(cdb, blocks16(cdb))?,
+            0x35 => Self::SynchronizeCache(blocks10(cdb)),
+            0x91 => Self::SynchronizeCache(blocks16(cdb)),
+            0x41 => Self::write_same(cdb, blocks10(cdb), false)?,
+            0x93 => Self::write_same(cdb, blocks16(cdb), cdb[1] & 1 != 0)?,
+            0x42 => {
+                reserved(cdb, 1, 0x01)?; // ANCHOR
+                Self::Unmap { parameters: be16(cdb, 7) }
+            }
+            0x9E if cdb[1] & 0x1F == 0x10 => Self::ReadCapacity16 { allocation: be32(cdb, 10) },
+            0xA0 => Self::ReportLuns { select: cdb[2], allocation: be32(cdb, 6) },
+            0xA3 if cdb[1] & 0x1F == 0x0C => {
+                let (opcode, action) = (cdb[3], be16(cdb, 4));
+                let query = match cdb[2] & 0x07 {
+                    0 => OpcodeQuery::All,
+                    1 => OpcodeQuery::Opcode(opcode),
+                    2 => OpcodeQuery::Action(opcode, action),
+                    3 => OpcodeQuery::Either(opcode, action),
+                    _ => return Err(Sense::INVALID_FIELD_IN_CDB),
+                };
+                Self::ReportOpcodes { query, timeouts: cdb[2] & 0x80 != 0, allocation: be32(cdb, 6) }
+            }
+            _ => return Err(Sense::INVALID_OPCODE),
+        })
+    }
+
+    fn mode_sense(cdb: &[u8; CDB_LENGTH], ten: bool, allocation: u32) -> Self {
+        Self::ModeSense(ModeSense {
+            ten,
+            dbd: cdb[1] & 0x08 != 0,
+            control: cdb[2] >> 6,
+            page: cdb[2] & 0x3F,
+            subpage: cdb[3],
+            allocation,
+        })
+    }
+
+    fn read(cdb: &[u8; CDB_LENGTH], blocks: Blocks) -> Result<Self, Sense> {
+        reserved(cdb, 1, PROTECT)?;
+        Ok(Self::Read(blocks))
+    }
+
+    fn write(cdb: &[u8; CDB_LENGTH], blocks: Blocks) -> Result<Self, Sense> {
+        reserved(cdb, 1, PROTECT)?;
+        Ok(Self::Write { blocks, fua: cdb[1] & FUA != 0 })
+    }
+
+    fn verify(cdb: &[u8; CDB_LENGTH], blocks: Blocks) -> Result<Self, Sense> {
+        reserved(cdb, 1, PROTECT)?;
+        let check = match cdb[1] >> 1 & 0x03 {
+            0 => Check::Medium,
+            1 => Check::Data,
+            3 => Check::OneBlock,
+            _ => return Err(Sense::INVALID_FIELD_IN_CDB),
+        };
+        Ok(Self::Verify { blocks, check })
+    }
+
+    fn write_same(cdb: &[u8; CDB_LENGTH], blocks: Blocks, no_data: bool) -> Result<Self, Sense> {
+        reserved(cdb, 1, PROTECT | 0x10 | 0x06)?; // protection, ANCHOR, obsolete PBDATA and LBDATA
+        let unmap = cdb[1] & 0x08 != 0;
+        Ok(Self::WriteSame { blocks, unmap, no_data })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn cdb(bytes: &[u8]) -> [u8; CDB_LENGTH] {
+        let mut cdb = [0; CDB_LENGTH];
+        cdb[..bytes.len()].copy_from_slice(bytes);
+        cdb
+    }
+
+    #[test]
+    fn the_four_reads_name_the_same_blocks() {
+        let blocks = Blocks { lba: 0x1234, count: 8 };
+        for bytes in [
+            &[0x08, 0x00, 0x12, 0x34, 8, 0][..],
+            &[0x28, 0, 0, 0, 0x12, 0x34, 0, 0, 8, 0],
+            &[0xA8, 0, 0, 0, 0x12, 0x34, 0, 0, 0, 8, 0, 0],
+            &[0x88, 0, 0, 0, 0, 0, 0, 0, 0x12, 0x34, 0, 0, 0, 8, 0, 0],
+        ] {
+            assert_eq!(Command::parse(&cdb(bytes)), Ok(Command::Read(blocks)), "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn a_six_byte_count_of_zero_is_256_blocks() {
+        assert_eq!(
+            Command::parse(&cdb(&[0x08, 0x1F, 0xFF, 0xFF, 0, 0])),
+            Ok(Command::Read(Blocks { lba: 0x1F_FFFF, count: 256 }))
+        );
+    }
+
+    #[test]
+    fn protection_information_is_refused() {
+        for opcode in [0x28, 0x2A, 0x2F, 0x41, 0x88, 0x8A, 0x8F, 0x93, 0xA8, 0xAA, 0xAF] {
+            assert_eq!(Command::parse(&cdb(&[opcode, 0x20])), Err(Sense::INVALID_FIELD_IN_CDB), "{opcode:02x}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_cdb_is_a_command_or_a_reason(bytes: [u8; CDB_LENGTH]) {
+            if let Err(sense) = Command::parse(&bytes) {
+                prop_assert!(sense == Sense::INVALID_OPCODE || sense == Sense::INVALID_FIELD_IN_CDB);
+            }
+        }
+    }
+}

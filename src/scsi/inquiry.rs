@@ -1,0 +1,186 @@
+//! INQUIRY: the standard data and the vital product data pages (SPC-4 §6.6, §7.8; SBC-3 §6.5).
+
+use super::sense::Sense;
+use super::{BLOCK, MAX_TRANSFER_BLOCKS, MAX_UNMAP_BLOCKS, MAX_UNMAP_RANGES, MAX_WRITE_SAME_BLOCKS};
+
+const VENDOR: &[u8; 8] = b"ROOST   ";
+const PRODUCT: &[u8; 16] = b"DIFFERENCING VHD";
+const REVISION: &[u8; 4] = b"0001";
+
+/// Blocks of 512 bytes in 4 KiB: what the disks are aligned to, what holes are made of.
+const PHYSICAL_BLOCKS: u16 = 8;
+
+/// The physical block's size as an exponent over the logical one, for READ CAPACITY (16).
+pub const PHYSICAL_EXPONENT: u8 = 3;
+
+/// Transfers are best at 256 KiB: one burst.
+const OPTIMAL_TRANSFER_BLOCKS: u32 = 512;
+
+/// Peripheral qualifier and device type where there is no such logical unit (SPC-4 §6.6.2).
+const NO_UNIT: u8 = 0x7F;
+
+/// Who a logical unit is. Derived from its target's name, so that it stays when the disk is made anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    target: String,
+    number: u64,
+}
+
+impl Identity {
+    /// The identity of the disk behind this target name.
+    #[must_use]
+    pub fn of_target(target: impl Into<String>) -> Self {
+        let target = target.into();
+        // FNV-1a: stable for ever, which the standard library's hasher is not.
+        let number = target
+            .bytes()
+            .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
+        Self { target, number }
+    }
+
+    /// The unit serial number: sixteen hexadecimal digits.
+    #[must_use]
+    pub fn serial(&self) -> String {
+        format!("{:016x}", self.number)
+    }
+
+    /// A locally assigned NAA identifier: type 3 and sixty bits (SPC-4 §7.8.6.6.4).
+    fn naa(&self) -> [u8; 8] {
+        (0x3 << 60 | self.number & 0x0FFF_FFFF_FFFF_FFFF).to_be_bytes()
+    }
+}
+
+/// The standard INQUIRY data; `present` is false where the addressed logical unit does not exist.
+#[must_use]
+pub fn standard(present: bool) -> Vec<u8> {
+    let mut data = vec![0; 74];
+    data[0] = if present { 0x00 } else { NO_UNIT };
+    data[2] = 0x06; // SPC-4
+    data[3] = 0x12; // HISUP, response data format 2
+    data[4] = 69; // additional length
+    data[7] = 0x02; // CMDQUE
+    data[8..16].copy_from_slice(VENDOR);
+    data[16..32].copy_from_slice(PRODUCT);
+    data[32..36].copy_from_slice(REVISION);
+    // Version descriptors: SAM-5, iSCSI, SPC-4, SBC-3 (no version claimed).
+    for (at, descriptor) in [0x00A0_u16, 0x0960, 0x0460, 0x04C0].into_iter().enumerate() {
+        data[58 + 2 * at..60 + 2 * at].copy_from_slice(&descriptor.to_be_bytes());
+    }
+    data
+}
+
+/// A vital product data page.
+///
+/// # Errors
+/// INVALID FIELD IN CDB for a page that is not supported.
+pub fn page(code: u8, identity: &Identity) -> Result<Vec<u8>, Sense> {
+    let body = match code {
+        0x00 => vec![0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB2],
+        0x80 => identity.serial().into_bytes(),
+        0x83 => identification(identity),
+        0xB0 => block_limits(),
+        0xB1 => {
+            let mut body = vec![0; 60];
+            body[0..2].copy_from_slice(&1_u16.to_be_bytes()); // not rotating
+            body
+        }
+        // No threshold; UNMAP, WRITE SAME (16) and (10) unmap; unmapped blocks read as zeros; thin.
+        0xB2 => vec![0, 0xE4, 0x02, 0],
+        _ => return Err(Sense::INVALID_FIELD_IN_CDB),
+    };
+    let length = u16::try_from(body.len()).expect("pages are small");
+    let mut data = vec![0x00, code];
+    data.extend_from_slice(&length.to_be_bytes());
+    data.extend(body);
+    Ok(data)
+}
+
+/// Designation descriptors: who the unit is and which target port it was reached through (SPC-4 §7.8.6).
+fn identification(identity: &Identity) -> Vec<u8> {
+    const BINARY: u8 = 1;
+    const ASCII: u8 = 2;
+    const UTF8: u8 = 3;
+    /// The descriptor is about the target port, and its protocol identifier (5: iSCSI) is valid.
+    const PORT: u8 = 0x80 | 0x10;
+    const ISCSI: u8 = 0x50;
+
+    let mut vendor_specific = VENDOR.to_vec();
+    vendor_specific.extend(identity.serial().into_bytes());
+    // An iSCSI name designator is NUL-terminated and padded to four bytes.
+    let mut port = format!("{},t,0x0001", identity.target).into_bytes();
+    port.push(0);
+    port.resize(port.len().next_multiple_of(4), 0);
+
+    let mut body = Vec::new();
+    for (head, kind, designator) in [
+        (BINARY, 0x03, identity.naa().to_vec()),
+        (ASCII, 0x01, vendor_specific),
+        (ISCSI | BINARY, PORT | 0x04, vec![0, 0, 0, 1]),
+        (ISCSI | UTF8, PORT | 0x08, port),
+    ] {
+        let length = u8::try_from(designator.len()).expect("an iSCSI name has at most 223 bytes");
+        body.extend_from_slice(&[head, kind, 0, length]);
+        body.extend(designator);
+    }
+    body
+}
+
+/// Page B0h (SBC-3 §6.5.3).
+fn block_limits() -> Vec<u8> {
+    let mut body = vec![0; 60];
+    body[0] = 0x01; // WSNZ: WRITE SAME with a count of zero is refused
+    let mut put32 = |at: usize, value: u32| body[at..at + 4].copy_from_slice(&value.to_be_bytes());
+    put32(4, MAX_TRANSFER_BLOCKS);
+    put32(8, OPTIMAL_TRANSFER_BLOCKS);
+    put32(16, MAX_UNMAP_BLOCKS);
+    put32(20, MAX_UNMAP_RANGES);
+    put32(24, PHYSICAL_BLOCKS.into()); // optimal unmap granularity
+    put32(28, 0x8000_0000); // its alignment is valid: 0
+    body[32..40].copy_from_slice(&u64::from(MAX_WRITE_SAME_BLOCKS).to_be_bytes());
+    body[2..4].copy_from_slice(&PHYSICAL_BLOCKS.to_be_bytes()); // optimal transfer granularity
+    body
+}
+
+/// READ CAPACITY (10) data: the last block's address, at most `FFFFFFFFh`, and the block's size (SBC-3 §5.15).
+#[must_use]
+pub fn capacity10(blocks: u64) -> Vec<u8> {
+    let last = u32::try_from(blocks.saturating_sub(1)).unwrap_or(u32::MAX);
+    let mut data = last.to_be_bytes().to_vec();
+    data.extend_from_slice(&u32::try_from(BLOCK).expect("512").to_be_bytes());
+    data
+}
+
+/// READ CAPACITY (16) data (SBC-3 §5.16).
+#[must_use]
+pub fn capacity16(blocks: u64) -> Vec<u8> {
+    let mut data = vec![0; 32];
+    data[0..8].copy_from_slice(&blocks.saturating_sub(1).to_be_bytes());
+    data[8..12].copy_from_slice(&u32::try_from(BLOCK).expect("512").to_be_bytes());
+    data[13] = PHYSICAL_EXPONENT;
+    data[14] = 0xC0; // LBPME, LBPRZ: thin, and unmapped blocks read as zeros
+    data
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_identity_of_a_target_never_changes() {
+        let identity = Identity::of_target("iqn.2026-11.internal.roost:pc-01");
+        assert_eq!(identity.serial(), "8cfd7cd18110a78d");
+        assert_eq!(identity.naa()[0] >> 4, 3);
+    }
+
+    #[test]
+    fn every_page_in_page_00_can_be_had_and_says_its_length() {
+        let identity = Identity::of_target("iqn.2026-11.internal.roost:pc-01");
+        let list = page(0x00, &identity).unwrap();
+        for code in &list[4..] {
+            let data = page(*code, &identity).unwrap();
+            assert_eq!(data[1], *code);
+            assert_eq!(usize::from(u16::from_be_bytes([data[2], data[3]])), data.len() - 4, "page {code:02x}");
+        }
+        assert_eq!(page(0x42, &identity), Err(Sense::INVALID_FIELD_IN_CDB));
+    }
+}

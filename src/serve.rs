@@ -1,0 +1,181 @@
+//! The one place that knows every part: opens the state, starts the adapters, drains, stops.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+
+use anyhow::Context;
+use ipnetwork::Ipv4Network;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::app::App;
+use crate::app::bootfiles::{BootContext, BootFiles};
+use crate::app::disks;
+use crate::app::recorder::Recorder;
+use crate::app::report::Reporter;
+use crate::config::{DhcpMode, Loaded, Report};
+use crate::dhcp::{LeaseChange, Leases};
+use crate::fleet::{Lease, Mac, Sighting, Timestamp};
+use crate::http::boot::{self, BootServer};
+use crate::http::control::{Control, ControlSocket};
+use crate::net::dhcp::{self, Durable};
+use crate::net::iscsi;
+use crate::net::tftp::TftpServer;
+use crate::script;
+use crate::store::{Record, StateLock, Store, WriteError, Writer};
+use crate::sys::{self, Interface};
+
+/// The port of boot scripts and loaders by HTTP.
+const HTTP_PORT: u16 = 80;
+/// The port of loaders by TFTP.
+const TFTP_PORT: u16 = 69;
+
+/// The mapping file does not fit this host: the report says where and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Misfit(pub Report);
+
+/// Serves this lab until it is told to stop by SIGTERM or SIGINT.
+///
+/// # Errors
+/// What could not be started, with the reason: among them [`Misfit`], [`crate::store::LockError`] and
+/// [`crate::store::StoreError`].
+pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
+    let settings = loaded.config.settings.clone();
+    let interfaces = sys::interfaces().context("cannot list the network interfaces")?;
+    let interface = sys::choose(&interfaces, settings.interface.as_deref())?;
+    let address = address_for(&loaded, interface)?;
+
+    let lock = StateLock::acquire(&settings.state)?;
+    let store = Store::open(&settings.state)?;
+    let writer = Writer::start(store.clone());
+    let leases = store.leases()?;
+    // Who has a lease may be up, and log in again, though nothing was seen of it yet.
+    let holder = |lease: &Lease| Sighting { mac: lease.mac, address: Some(lease.address), at: Timestamp(0) };
+    let seen = leases.iter().map(holder).chain(store.sightings()?);
+    let recorder = Recorder::new(writer.clone(), seen.collect::<Vec<_>>());
+    warn_of_missing_images(&loaded);
+
+    let boot_id = sys::boot_id().context("cannot read this boot's id")?;
+    let app = Arc::new(App::new(settings.clone(), loaded.config.fleet, recorder, boot_id));
+    let files = BootFiles::load(settings.loader_dir.as_deref())?;
+    let boot = Arc::new(boot_context(&app, files, address));
+
+    let control = ControlSocket::bind(&settings.state, &lock)?;
+    let dhcp = match settings.dhcp {
+        DhcpMode::Off => None,
+        DhcpMode::Full => {
+            let leases = Leases::restore(leases);
+            Some(dhcp::Server::bind(Arc::clone(&app), interface, HTTP_PORT, leases, Stored(writer.clone()))?)
+        }
+    };
+    let tftp = TftpServer::bind(SocketAddrV4::new(address, TFTP_PORT), interface.mtu, Arc::clone(&boot)).await?;
+    let http = BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
+    let target = iscsi::Server::bind(SocketAddr::from((address, crate::iscsi::PORT)), Arc::clone(&app)).await?;
+
+    let clients = app.fleet().clients().len();
+    let dhcp_words = if dhcp.is_some() { "DHCP, " } else { "" };
+    tracing::info!("serving {clients} clients on {} ({address}): {dhcp_words}TFTP, HTTP, iSCSI", interface.name);
+
+    let reporter = Reporter::new(settings, Some(store), app.sessions.clone());
+    let (stop, stopped) = watch::channel(false);
+    let until = || {
+        let mut stopped = stopped.clone();
+        async move { drop(stopped.wait_for(|stop| *stop).await) }
+    };
+    let serving = async {
+        let _ = tokio::join!(
+            control.serve(Control { app: Arc::clone(&app), reporter }, until()),
+            tftp.run(until()),
+            http.run(boot::router(boot), until()),
+            target.run(until()),
+            async {
+                match dhcp {
+                    Some(dhcp) => tokio::select! {
+                        never = dhcp.run() => match never {},
+                        () = until() => {}
+                    },
+                    None => until().await,
+                }
+            },
+        );
+    };
+    let told = async {
+        let word = told_to_stop().await;
+        tracing::info!("{word}: stopping");
+        let _ = stop.send(true);
+    };
+    tokio::join!(serving, told);
+
+    app.disks.close_all().await;
+    writer.flush().await.context("what was seen last could not be stored")?;
+    tracing::info!("stopped; every disk is settled");
+    Ok(())
+}
+
+/// The address that machines are told: the one in whose network the file's addresses are.
+fn address_for(loaded: &Loaded, interface: &Interface) -> anyhow::Result<Ipv4Addr> {
+    let mut misfit = None;
+    for (address, prefix) in &interface.addresses {
+        let network = Ipv4Network::new(*address, *prefix).context("an interface's prefix is at most 32")?;
+        let report = loaded.check_against(network);
+        if !report.has_errors() {
+            return Ok(*address);
+        }
+        misfit = misfit.or(Some(report));
+    }
+    Err(misfit
+        .map_or_else(|| sys::InterfaceError::NoAddress(interface.name.clone()).into(), |report| Misfit(report).into()))
+}
+
+/// A missing image keeps its own clients from booting, not the others: it is said loudly, and the rest is served.
+fn warn_of_missing_images(loaded: &Loaded) {
+    let there = disks::images(&loaded.config.settings.state);
+    let report = loaded.check_images(&there);
+    if report.has_errors() {
+        tracing::warn!("these clients cannot boot until their image is imported:\n{report}");
+    }
+}
+
+fn boot_context(app: &Arc<App>, files: BootFiles, address: Ipv4Addr) -> BootContext {
+    let (fleet, seen) = (Arc::clone(app), app.recorder.clone());
+    BootContext {
+        files,
+        fleet: Box::new(move || fleet.fleet()),
+        server: script::Server {
+            iscsi: SocketAddrV4::new(address, crate::iscsi::PORT),
+            http: SocketAddrV4::new(address, HTTP_PORT),
+            naming: app.naming.clone(),
+        },
+        recorder: app.recorder.clone(),
+        resolver: Box::new(move |at| sys::neighbour(at).and_then(Mac::from_octets).or_else(|| seen.machine_at(at))),
+    }
+}
+
+/// Leases go to the store, and an ACK waits until they are durable there.
+#[derive(Debug)]
+struct Stored(Writer);
+
+impl Durable for Stored {
+    type Error = WriteError;
+
+    async fn commit(&self, changes: Vec<LeaseChange>) -> Result<(), WriteError> {
+        let record = |change| match change {
+            LeaseChange::Held(lease) => Record::Lease(lease),
+            LeaseChange::Gone(holder) => Record::LeaseGone(holder),
+        };
+        self.0.commit(changes.into_iter().map(record).collect()).await
+    }
+}
+
+async fn told_to_stop() -> &'static str {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        // Without handlers the signals end the process at once, which it survives too.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
+}
