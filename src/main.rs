@@ -1,3 +1,7 @@
 //! The `roost` binary: arguments in, exit code out.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    roost::cli::main()
+}

@@ -10,7 +10,6 @@ use tokio::sync::watch;
 
 use crate::app::App;
 use crate::app::bootfiles::{BootContext, BootFiles};
-use crate::app::disks;
 use crate::app::recorder::Recorder;
 use crate::app::report::Reporter;
 use crate::config::{DhcpMode, Loaded, Report};
@@ -54,7 +53,6 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let holder = |lease: &Lease| Sighting { mac: lease.mac, address: Some(lease.address), at: Timestamp(0) };
     let seen = leases.iter().map(holder).chain(store.sightings()?);
     let recorder = Recorder::new(writer.clone(), seen.collect::<Vec<_>>());
-    warn_of_missing_images(&loaded);
 
     let boot_id = sys::boot_id().context("cannot read this boot's id")?;
     let app = Arc::new(App::new(settings.clone(), loaded.config.fleet, recorder, boot_id));
@@ -126,15 +124,6 @@ fn address_for(loaded: &Loaded, interface: &Interface) -> anyhow::Result<Ipv4Add
     }
     Err(misfit
         .map_or_else(|| sys::InterfaceError::NoAddress(interface.name.clone()).into(), |report| Misfit(report).into()))
-}
-
-/// A missing image keeps its own clients from booting, not the others: it is said loudly, and the rest is served.
-fn warn_of_missing_images(loaded: &Loaded) {
-    let there = disks::images(&loaded.config.settings.state);
-    let report = loaded.check_images(&there);
-    if report.has_errors() {
-        tracing::warn!("these clients cannot boot until their image is imported:\n{report}");
-    }
 }
 
 fn boot_context(app: &Arc<App>, files: BootFiles, address: Ipv4Addr) -> BootContext {

@@ -69,6 +69,13 @@ fn real_clients_get_renew_and_keep_their_addresses() {
     signal(&resident, rustix::process::Signal::KILL);
     resident.wait().unwrap();
 
+    // A lease that cannot be stored is not acknowledged.
+    File::create(lab.path("disk-is-full")).unwrap();
+    let mut hopeless = lab.spawn_udhcpc(&["-q", "-t", "1", "-A", "1"]);
+    assert!(!hopeless.wait().unwrap().success(), "udhcpc was told of a lease that no disk has");
+    fs::remove_file(lab.path("disk-is-full")).unwrap();
+    assert_eq!(lab.udhcpc(&[])["ip"], "10.77.0.102");
+
     drop(server);
     let _server = lab.start_server();
     // In another order, so that whoever is first is not simply given the first address.
@@ -138,6 +145,8 @@ fn app() -> App {
 struct Journal {
     leases: Vec<Lease>,
     file: Mutex<File>,
+    /// As long as this file exists, nothing can be stored.
+    full: PathBuf,
 }
 
 impl Journal {
@@ -156,7 +165,7 @@ impl Journal {
             }
         }
         let file = Mutex::new(OpenOptions::new().create(true).append(true).open(path).unwrap());
-        Self { leases, file }
+        Self { leases, file, full: path.with_file_name("disk-is-full") }
     }
 }
 
@@ -168,6 +177,9 @@ impl Durable for Journal {
             Holder::Client(name) => name.to_string(),
             Holder::Stranger(mac) => mac.to_string(),
         };
+        if self.full.exists() {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
         let mut file = self.file.lock().unwrap();
         for change in &changes {
             match change {

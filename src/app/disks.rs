@@ -1,12 +1,12 @@
 //! The clients' disks: one open chain for each client, all over one shared master for each image.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 
 use super::lanes::Lanes;
 use super::queue::WriteQueue;
-use super::report::disk_path;
+use super::report::{disk_path, master_path};
 use crate::disk::file::Access;
 use crate::disk::{Chain, Disk, DiskError, PendingPath, vhd};
 use crate::fleet::image::FIRST_VERSION;
@@ -49,22 +49,6 @@ pub struct Disks {
     masters: Arc<Mutex<HashMap<PathBuf, Weak<Chain>>>>,
 }
 
-/// Where an image's version lies: `STATE/images/NAME/1.vhd`.
-#[must_use]
-pub fn image_path(state: &Path, image: &ImageName, version: u32) -> PathBuf {
-    state.join("images").join(image.as_str()).join(format!("{version}.vhd"))
-}
-
-/// The images that have been imported, by name.
-#[must_use]
-pub fn images(state: &Path) -> Vec<ImageName> {
-    let Ok(folders) = std::fs::read_dir(state.join("images")) else { return Vec::new() };
-    let names = folders.flatten().filter_map(|folder| folder.file_name().to_str()?.parse().ok());
-    let mut images: Vec<ImageName> = names.filter(|image| image_path(state, image, FIRST_VERSION).exists()).collect();
-    images.sort();
-    images
-}
-
 impl Disks {
     /// The disks under this state folder. `boot_id` is what this boot of the host is called.
     #[must_use]
@@ -82,7 +66,7 @@ impl Disks {
             return Ok(Arc::clone(disk));
         }
         let opening = Opening {
-            master: image_path(&self.state, &client.image, FIRST_VERSION),
+            master: master_path(&self.state, &client.image),
             image: client.image.clone(),
             disk: disk_path(&self.state, &client.name),
             pending: PendingPath {

@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::recorder::now;
 use crate::config::{DhcpMode, Settings};
-use crate::fleet::{Client, ClientName, Event, Fleet, Holder, Stage, Timestamp};
+use crate::disk::file::Access;
+use crate::disk::vhd::Footer;
+use crate::fleet::image::FIRST_VERSION;
+use crate::fleet::{Client, ClientName, Event, Fleet, Holder, ImageName, Stage, Timestamp};
 use crate::store::{Store, StoreError};
 
 /// A machine that is silent for longer, and then asks DHCP or fetches a loader or script, boots anew.
@@ -211,7 +214,7 @@ impl Reporter {
             address,
             image: client.image.to_string(),
             disk_bytes_on_host: bytes_on_host(&disk_path),
-            disk_size: None,
+            disk_size: disk_size(&disk_path).or_else(|| disk_size(&master_path(&self.settings.state, &client.image))),
             disk_path,
             sessions: self.sessions.sessions_of(name),
             off: client.off,
@@ -244,12 +247,26 @@ pub fn disk_path(state: &Path, client: &ClientName) -> PathBuf {
     state.join("disks").join(format!("{client}.vhd"))
 }
 
+/// Where the version of an image is that clients boot: `STATE/images/NAME/1.vhd`.
+#[must_use]
+pub fn master_path(state: &Path, image: &ImageName) -> PathBuf {
+    state.join("images").join(image.as_str()).join(format!("{FIRST_VERSION}.vhd"))
+}
+
 /// What a file takes up, in bytes; `None` where there is no such file.
 #[must_use]
 pub fn bytes_on_host(path: &Path) -> Option<u64> {
     /// The unit of `st_blocks`, whatever the file system's own (stat(2)).
     const STAT_BLOCK: u64 = 512;
     Some(std::fs::metadata(path).ok()?.blocks() * STAT_BLOCK)
+}
+
+/// The size of the disk that this VHD holds, in bytes; `None` where it cannot be read.
+#[must_use]
+pub fn disk_size(path: &Path) -> Option<u64> {
+    // Whoever serves the disk has it locked; its footer does not change.
+    let file = crate::disk::file::File::open(path, Access::Peek).ok()?;
+    Footer::read(&file).ok().map(|(footer, _)| footer.size())
 }
 
 fn address(client: &Client, store: &Store) -> Result<Option<Ipv4Addr>, StoreError> {

@@ -1,3 +1,156 @@
-//! The command line.
+//! The command line: one file for each verb.
+//!
+//! Not here: what the verbs do. `run` hands over to `serve`; `client` asks the running process over its socket; `image`,
+//! `inspect` and `check` work on files. Exit codes are the kinds of [`error::Error`]; `--json` makes every verb speak to
+//! programs.
 
+mod ask;
 pub mod check;
+mod client_list;
+mod client_show;
+mod error;
+mod image_import;
+mod image_list;
+mod inspect;
+mod lab;
+mod logs;
+mod output;
+mod run;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Settings;
+use crate::fleet::{ClientName, ImageName};
+use error::Error;
+
+/// Boots diskless machines: DHCP, iPXE, and one disk for each machine over iSCSI, all from one file.
+#[derive(Debug, Parser)]
+#[command(name = "roost", version, after_help = EXIT_CODES, max_term_width = 120)]
+struct Arguments {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// The exit code of a verb that did what it was told.
+const DONE: u8 = 0;
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 nothing runs, 5 refused";
+
+/// What every verb takes.
+#[derive(Debug, Args)]
+struct Globals {
+    /// The mapping file
+    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/roost/roost.toml")]
+    config: PathBuf,
+    /// The state folder; beats `state` in the mapping file
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Answer in JSON, and log in JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// How much to log [default: info for `run`, else warn]
+    #[arg(long, global = true, value_name = "LEVEL", value_enum)]
+    log: Option<logs::Level>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve the lab
+    Run,
+    /// Say everything that is wrong with a mapping file
+    Check {
+        /// The file; else that of --config
+        file: Option<PathBuf>,
+    },
+    /// Golden masters
+    #[command(subcommand)]
+    Image(ImageVerb),
+    /// Say what a disk file is, and what it is a child of
+    Inspect {
+        /// The disk file
+        file: PathBuf,
+    },
+    /// The lab's clients
+    #[command(subcommand)]
+    Client(ClientVerb),
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageVerb {
+    /// Make a golden master of a disk file, raw or VHD
+    Import {
+        /// The disk file; it is only read
+        file: PathBuf,
+        /// What the image is to be called
+        #[arg(long)]
+        name: ImageName,
+    },
+    /// List the images
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+enum ClientVerb {
+    /// List the clients
+    List,
+    /// Show one client: its address, disk, sessions and last boot
+    Show {
+        /// The client's name
+        name: ClientName,
+    },
+}
+
+/// Does what the process's arguments say. The code is the process's exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Where even this cannot be printed, the exit code still says it.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(u8::MAX));
+        }
+    };
+    let Arguments { globals, verb } = arguments;
+    let default = if matches!(verb, Verb::Run) { logs::Level::Info } else { logs::Level::Warn };
+    logs::start(globals.log.unwrap_or(default), globals.json);
+    match perform(&globals, verb) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            error.print(globals.json);
+            ExitCode::from(error.kind.code())
+        }
+    }
+}
+
+/// Performs the verb; the exit code where it worked.
+fn perform(globals: &Globals, verb: Verb) -> Result<u8, Error> {
+    match verb {
+        Verb::Run => run::run(globals),
+        Verb::Check { file } => return check(globals, file.as_deref().unwrap_or(&globals.config)),
+        Verb::Image(ImageVerb::Import { file, name }) => image_import::run(globals, &file, &name),
+        Verb::Image(ImageVerb::List) => image_list::run(globals),
+        Verb::Inspect { file } => inspect::run(globals, &file),
+        Verb::Client(ClientVerb::List) => client_list::run(globals),
+        Verb::Client(ClientVerb::Show { name }) => client_show::run(globals, &name),
+    }?;
+    Ok(DONE)
+}
+
+/// Prints what `roost check` finds. That the file is wrong is its answer, not its failure, and goes to standard output.
+fn check(globals: &Globals, file: &Path) -> Result<u8, Error> {
+    let style = match (globals.json, output::colours(&std::io::stdout())) {
+        (true, _) => check::Style::Json,
+        (false, true) => check::Style::Coloured,
+        (false, false) => check::Style::Plain,
+    };
+    let images = |settings: &Settings| lab::images(globals.state.as_ref().unwrap_or(&settings.state));
+    let answer = check::check(file, style, images);
+    output::print(&answer.text)?;
+    Ok(answer.exit)
+}

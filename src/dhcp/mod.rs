@@ -78,7 +78,8 @@ pub struct Asker {
     pub client: Option<ClientName>,
     /// What it told about itself.
     pub machine: Machine,
-    /// The address that it uses now: it says so, or it was just given it.
+    /// The address that it uses from now on: it was just acknowledged, or it told that it has one. What it merely claimed to
+    /// have does not count.
     pub address: Option<Ipv4Addr>,
 }
 
@@ -289,7 +290,7 @@ impl<'a> Exchange<'a> {
                 kind: request.kind,
                 client: name,
                 machine: Machine::of(request),
-                address: Some(request.ciaddr).filter(|address| scope.is_host(*address)),
+                address: None,
             },
         }
     }
@@ -316,7 +317,7 @@ impl<'a> Exchange<'a> {
             }),
             _ => None,
         };
-        if let Reason::Acked(address, _) = verdict.reason {
+        if let Reason::Acked(address, _) | Reason::Informed(address) = verdict.reason {
             self.asker.address = Some(address);
         }
         Outcome { asker: Some(self.asker), reason: verdict.reason, persist, reply: verdict.reply, note }
@@ -324,6 +325,9 @@ impl<'a> Exchange<'a> {
 
     fn offer_in_words(&self, address: Ipv4Addr, handout: &Handout) -> String {
         let machine = &self.asker.machine;
+        if let Handout::NoLoader(_) = handout {
+            return format!("{address}, {handout}");
+        }
         let runs = if machine.ipxe { "iPXE, " } else { "" };
         format!("{address}, {handout} ({runs}{})", architecture_name(machine.architecture.unwrap_or(0)))
     }

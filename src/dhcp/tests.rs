@@ -336,7 +336,8 @@ fn each_architecture_gets_its_loader_or_is_told_that_there_is_none() {
         assert_eq!(outcome.reason, Reason::Offered(ip(100), handout), "{option:?}");
         if matches!(handout, Handout::NoLoader(_)) {
             assert_eq!((raw(&outcome, 67), raw(&outcome, 60)), (None, None));
-            assert!(outcome.reason.to_string().contains("there is no loader for"), "{}", outcome.reason);
+            let words = outcome.note.unwrap().detail;
+            assert!(words.contains("there is no loader for"), "{words}");
         }
     }
 }
@@ -445,7 +446,7 @@ fn a_wrong_address_is_refused_aloud_and_an_unknown_one_in_silence() {
         assert_eq!(nak.opts().msg_type(), Some(v4::MessageType::Nak));
         assert_eq!((nak.yiaddr(), nak.siaddr(), nak.ciaddr()), ([0; 4].into(), [0; 4].into(), [0; 4].into()));
         assert_eq!(raw(&outcome, 56), Some(why.to_string().into_bytes()));
-        assert_eq!(outcome.persist, []);
+        assert_eq!((outcome.persist, outcome.asker.unwrap().address), (vec![], None));
     }
     for packet in [remembers(9, ip(103)), remembers(9, ip(50)), Packet::new(3, 9).using(ip(50))] {
         let outcome = lab.hear(&packet);
@@ -473,6 +474,20 @@ fn an_offer_that_a_restart_forgot_can_still_be_taken_up() {
     lab.leases = Leases::restore(Vec::new());
     let outcome = lab.hear(&Packet::new(3, 8).selecting(ip(100)));
     assert_eq!(outcome.reason, Reason::Acked(ip(100), State::Selecting));
+}
+
+#[test]
+fn of_two_stored_leases_of_one_address_the_longer_is_believed() {
+    let lease = |last, seconds| Lease {
+        holder: Holder::Stranger(mac(last)),
+        address: ip(100),
+        mac: mac(last),
+        expires: T0.after(Duration::from_secs(seconds)),
+    };
+    for stored in [[lease(20, 60), lease(21, 90)], [lease(21, 90), lease(20, 60)]] {
+        let leases = Leases::restore(stored.to_vec());
+        assert_eq!(leases.iter().collect::<Vec<_>>(), [&lease(21, 90)]);
+    }
 }
 
 #[test]

@@ -16,12 +16,16 @@ use std::io::{IoSlice, IoSliceMut};
 pub mod chain;
 pub mod error;
 pub mod file;
+pub mod import;
+pub mod inspect;
 mod iovec;
 pub mod pending;
 pub mod vhd;
 
 #[cfg(test)]
 mod double;
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 mod model;
 #[cfg(test)]

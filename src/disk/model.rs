@@ -147,12 +147,17 @@ pub(super) fn children(dir: &Path, depth: u64, model: &mut [u8]) -> PathBuf {
     parent
 }
 
+/// A folder in memory, where there is one: the suite waits for hundreds of barriers.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn a_raw_disk_is_a_vector_of_bytes(steps in proptest::collection::vec(step(), 1..40)) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let path = dir.path().join("disk.raw");
         std::fs::File::create(&path).unwrap().set_len(SECTORS * SECTOR).unwrap();
         run(&|| Chain::open(&path, Access::Write).unwrap(), &mut vec![0; at(SECTORS)], steps);
@@ -160,7 +165,7 @@ proptest! {
 
     #[test]
     fn a_fixed_vhd_is_a_vector_of_bytes(steps in proptest::collection::vec(step(), 1..40)) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let path = dir.path().join("disk.vhd");
         create_fixed(&path, SECTORS * SECTOR).unwrap();
         run(&|| Chain::open(&path, Access::Write).unwrap(), &mut vec![0; at(SECTORS)], steps);
@@ -168,7 +173,7 @@ proptest! {
 
     #[test]
     fn a_dynamic_vhd_is_a_vector_of_bytes(steps in proptest::collection::vec(step(), 1..40)) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let path = dir.path().join("disk.vhd");
         create_dynamic(&path, SECTORS * SECTOR).unwrap();
         run(&|| Chain::open(&path, Access::Write).unwrap(), &mut vec![0; at(SECTORS)], steps);
@@ -178,7 +183,7 @@ proptest! {
     fn a_child_is_a_vector_of_bytes_with_and_without_a_pending_map(
         steps in proptest::collection::vec(step(), 1..40), depth in 1..4u64, pending in any::<bool>(),
     ) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let mut model = master(&dir.path().join("master.vhd"));
         let path = children(dir.path(), depth, &mut model);
         let parent = Arc::clone(Chain::open(&path, Access::Read).unwrap().parent().unwrap());

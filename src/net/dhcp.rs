@@ -15,11 +15,12 @@ use tracing::{debug, trace, warn};
 use super::udp::{BindError, Udp};
 use crate::app::App;
 use crate::app::recorder::now;
+use crate::config;
 use crate::dhcp::{
     self, Arrival, CLIENT_PORT, Destination, LeaseChange, Leases, Outcome, Pool, Reason, Reply, SERVER_PORT, Scope,
     ScopeError,
 };
-use crate::fleet::Timestamp;
+use crate::fleet::{Naming, Timestamp};
 use crate::sys::{Interface, Local, PacketSocket, Received};
 
 /// Largest packet that is read; no client sends more than an Ethernet frame holds.
@@ -95,7 +96,7 @@ impl<D: Durable> Server<D> {
         leases: Leases,
         durable: D,
     ) -> Result<Self, DhcpError> {
-        let scope = scope(&app, interface, http_port)?;
+        let scope = scope(app.settings.pool.as_ref(), &app.naming, interface, http_port)?;
         let udp = Udp::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, SERVER_PORT), Some(&interface.name))?;
         let frames = PacketSocket::open(interface.index).map_err(DhcpError::Frames)?;
         let local = Local { interface: interface.index, address: scope.server() };
@@ -149,18 +150,17 @@ impl<D: Durable> Server<D> {
 }
 
 /// The scope of the interface's address whose subnet holds the pool.
-fn scope(app: &App, interface: &Interface, http_port: u16) -> Result<Scope, DhcpError> {
-    let settings = app.settings.pool.as_ref().ok_or(DhcpError::NoPool)?;
-    let pool = || Pool {
-        first: settings.first,
-        last: settings.last,
-        router: settings.router,
-        dns: settings.dns.clone(),
-        lease: settings.lease,
-    };
+fn scope(
+    pool: Option<&config::Pool>,
+    naming: &Naming,
+    interface: &Interface,
+    http_port: u16,
+) -> Result<Scope, DhcpError> {
+    let config::Pool { first, last, router, dns, lease } = pool.ok_or(DhcpError::NoPool)?.clone();
+    let pool = Pool { first, last, router, dns, lease };
     let mut first_error = None;
     for (address, prefix) in &interface.addresses {
-        match Scope::new(*address, *prefix, pool(), http_port, app.naming.clone()) {
+        match Scope::new(*address, *prefix, pool.clone(), http_port, naming.clone()) {
             Ok(scope) => return Ok(scope),
             Err(error) => first_error = first_error.or(Some(error)),
         }
@@ -263,5 +263,37 @@ impl Alarms {
         let who = asker.client.as_ref().map_or_else(|| asker.mac.to_string(), |name| format!("{name} ({})", asker.mac));
         warn!(since_the_last = self.unsaid, "DHCP: {who}: {reason}");
         *self = Self { last: Some(now), unsaid: 0 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_that_the_pool_belongs_to_is_the_servers() {
+        let interface = |addresses: &[&str]| Interface {
+            name: "enp3s0".into(),
+            index: 2,
+            mac: None,
+            addresses: addresses.iter().map(|address| (address.parse().unwrap(), 24)).collect(),
+            up: true,
+            carrier: true,
+            wired: true,
+        };
+        let pool = config::Pool {
+            first: Ipv4Addr::new(10, 20, 0, 100),
+            last: Ipv4Addr::new(10, 20, 0, 199),
+            router: None,
+            dns: Vec::new(),
+            lease: Duration::from_secs(3600),
+        };
+        let naming = Naming::new("iqn.2026-11.test");
+        let scope_on = |addresses: &[&str]| scope(Some(&pool), &naming, &interface(addresses), 80);
+        assert_eq!(scope_on(&["192.168.1.5", "10.20.0.2"]).unwrap().server(), Ipv4Addr::new(10, 20, 0, 2));
+        let words = scope_on(&["192.168.1.5", "172.16.0.1"]).unwrap_err().to_string();
+        assert!(words.contains("enp3s0") && words.contains("outside 192.168.1.5/24"), "{words}");
+        assert!(matches!(scope_on(&[]), Err(DhcpError::NoAddress(_))));
+        assert!(matches!(scope(None, &naming, &interface(&["10.20.0.2"]), 80), Err(DhcpError::NoPool)));
     }
 }

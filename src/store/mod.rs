@@ -12,10 +12,11 @@ mod lock;
 mod rows;
 mod writer;
 
+use std::fmt;
 use std::fs::File;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{
     Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
@@ -118,9 +119,25 @@ pub enum Record {
 }
 
 /// The open store. Clones share it.
+///
+/// redb gives up a database whose file failed once. The usual failure is a full file system, which passes: so a failed
+/// database is closed, and the next call opens the file anew. What was not durable by then is lost.
 #[derive(Debug, Clone)]
 pub struct Store {
-    db: Arc<Database>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    path: PathBuf,
+    open: Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>,
+    /// `None` after a failure, until the next call.
+    db: RwLock<Option<Database>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl Store {
@@ -130,45 +147,59 @@ impl Store {
     /// The file is another process's, a newer roost's, or cannot be read or written.
     pub fn open(state: &Path) -> Result<Self, StoreError> {
         let path = state.join(FILE);
-        let cannot = |error: redb::Error| StoreError::Open { path: path.clone(), source: Box::new(error) };
         let new = !path.exists();
-        let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create(&path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => StoreError::Busy(path.clone()),
-            other => cannot(other.into()),
-        })?;
-        let store = Self { db: Arc::new(db) };
-        match store.schema()? {
-            None => store.create_tables()?,
-            Some(SCHEMA) => {}
-            // There is no older schema yet; when there is one, it migrates here.
-            Some(found) => return Err(StoreError::Newer { path, found }),
-        }
+        let file = path.clone();
+        let open = move || {
+            // A lab's store is small: to read it whole once is cheap, and damage becomes an error instead of a panic.
+            redb::Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create(&file)
+        };
+        let store = Self::with(path.clone(), Box::new(open))?;
         if new {
             // The file's name is durable only when its folder is.
-            File::open(state).and_then(|folder| folder.sync_all()).map_err(|error| cannot(error.into()))?;
+            let synced = File::open(state).and_then(|folder| folder.sync_all());
+            synced.map_err(|error| StoreError::Open { path, source: Box::new(error.into()) })?;
         }
         Ok(store)
     }
 
-    fn schema(&self) -> Result<Option<u64>, StoreError> {
-        let read = self.db.begin_read().map_err(failed)?;
-        match read.open_table(META) {
-            Ok(meta) => Ok(meta.get(META_SCHEMA).map_err(failed)?.map(|version| version.value())),
-            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-            Err(other) => Err(failed(other)),
+    fn with(
+        path: PathBuf,
+        open: Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>,
+    ) -> Result<Self, StoreError> {
+        let store = Self { shared: Arc::new(Shared { path, open, db: RwLock::new(None) }) };
+        match store.use_db(schema)? {
+            None => store.use_db(create_tables)?,
+            Some(SCHEMA) => {}
+            // There is no older schema yet; when there is one, it migrates here.
+            Some(found) => return Err(StoreError::Newer { path: store.shared.path.clone(), found }),
         }
+        Ok(store)
     }
 
-    fn create_tables(&self) -> Result<(), StoreError> {
-        let write = self.db.begin_write().map_err(failed)?;
-        write.open_table(META).map_err(failed)?.insert(META_SCHEMA, SCHEMA).map_err(failed)?;
-        write.open_table(LEASES).map_err(failed)?;
-        write.open_table(SIGHTINGS).map_err(failed)?;
-        write.open_table(SIGHTINGS_BY_AGE).map_err(failed)?;
-        write.open_table(EVENTS).map_err(failed)?;
-        write.open_table(EVENTS_BY_SUBJECT).map_err(failed)?;
-        write.open_table(EVENT_COUNTS).map_err(failed)?;
-        write.commit().map_err(failed)
+    /// Works with the database, which is opened where it is not.
+    fn use_db<T>(&self, work: impl Fn(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let Shared { path, open, db } = &*self.shared;
+        let done = loop {
+            // A panic inside redb leaves a database that says itself whether it still works.
+            let opened = db.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(db) = &*opened {
+                break work(db);
+            }
+            drop(opened);
+            let mut closed = db.write().unwrap_or_else(PoisonError::into_inner);
+            if closed.is_none() {
+                *closed = Some(open().map_err(|error| match error {
+                    DatabaseError::DatabaseAlreadyOpen => StoreError::Busy(path.clone()),
+                    other => StoreError::Open { path: path.clone(), source: Box::new(other.into()) },
+                })?);
+            }
+        };
+        if let Err(StoreError::Failed(error)) = &done
+            && matches!(**error, redb::Error::Io(_) | redb::Error::PreviousIo)
+        {
+            *db.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        done
     }
 
     /// Every lease, expired ones too, in the order of holders.
@@ -176,10 +207,13 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn leases(&self) -> Result<Vec<Lease>, StoreError> {
-        let read = self.db.begin_read().map_err(failed)?;
-        let table = read.open_table(LEASES).map_err(failed)?;
-        let rows = table.range::<&str>(..).map_err(failed)?;
-        rows.map(|row| row.map_err(failed).and_then(|(holder, row)| rows::lease(holder.value(), row.value()))).collect()
+        self.use_db(|db| {
+            let read = db.begin_read().map_err(failed)?;
+            let table = read.open_table(LEASES).map_err(failed)?;
+            let rows = table.range::<&str>(..).map_err(failed)?;
+            rows.map(|row| row.map_err(failed).and_then(|(holder, row)| rows::lease(holder.value(), row.value())))
+                .collect()
+        })
     }
 
     /// Every machine that was seen, at most [`MAX_SIGHTINGS`], in the order of MAC addresses.
@@ -187,10 +221,13 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn sightings(&self) -> Result<Vec<Sighting>, StoreError> {
-        let read = self.db.begin_read().map_err(failed)?;
-        let table = read.open_table(SIGHTINGS).map_err(failed)?;
-        let rows = table.range::<&str>(..).map_err(failed)?;
-        rows.map(|row| row.map_err(failed).and_then(|(mac, row)| rows::sighting(mac.value(), row.value()))).collect()
+        self.use_db(|db| {
+            let read = db.begin_read().map_err(failed)?;
+            let table = read.open_table(SIGHTINGS).map_err(failed)?;
+            let rows = table.range::<&str>(..).map_err(failed)?;
+            rows.map(|row| row.map_err(failed).and_then(|(mac, row)| rows::sighting(mac.value(), row.value())))
+                .collect()
+        })
     }
 
     /// This holder's lease, expired or not.
@@ -199,10 +236,12 @@ impl Store {
     /// The file cannot be read.
     pub fn lease_of(&self, holder: &Holder) -> Result<Option<Lease>, StoreError> {
         let key = rows::holder_key(holder);
-        let read = self.db.begin_read().map_err(failed)?;
-        let table = read.open_table(LEASES).map_err(failed)?;
-        let row = table.get(key.as_str()).map_err(failed)?;
-        row.map(|row| rows::lease(&key, row.value())).transpose()
+        self.use_db(|db| {
+            let read = db.begin_read().map_err(failed)?;
+            let table = read.open_table(LEASES).map_err(failed)?;
+            let row = table.get(key.as_str()).map_err(failed)?;
+            row.map(|row| rows::lease(&key, row.value())).transpose()
+        })
     }
 
     /// When and where this machine was last seen.
@@ -211,10 +250,12 @@ impl Store {
     /// The file cannot be read.
     pub fn sighting_of(&self, mac: Mac) -> Result<Option<Sighting>, StoreError> {
         let key = mac.to_string();
-        let read = self.db.begin_read().map_err(failed)?;
-        let table = read.open_table(SIGHTINGS).map_err(failed)?;
-        let row = table.get(key.as_str()).map_err(failed)?;
-        row.map(|row| rows::sighting(&key, row.value())).transpose()
+        self.use_db(|db| {
+            let read = db.begin_read().map_err(failed)?;
+            let table = read.open_table(SIGHTINGS).map_err(failed)?;
+            let row = table.get(key.as_str()).map_err(failed)?;
+            row.map(|row| rows::sighting(&key, row.value())).transpose()
+        })
     }
 
     /// What is kept of one client's boots, oldest first.
@@ -242,24 +283,26 @@ impl Store {
     }
 
     fn events_of_subject(&self, subject: &str, most: usize) -> Result<Vec<Event>, StoreError> {
-        let read = self.db.begin_read().map_err(failed)?;
-        let index = read.open_table(EVENTS_BY_SUBJECT).map_err(failed)?;
-        let events = read.open_table(EVENTS).map_err(failed)?;
-        let mut found = Vec::new();
-        for entry in index.range(of_subject(subject)).map_err(failed)?.rev().take(most) {
-            let (key, ()) = entry.map(|(key, value)| (key, value.value())).map_err(failed)?;
-            let (_, at, sequence) = key.value();
-            let row = events.get((at, sequence)).map_err(failed)?.ok_or_else(|| missing(at, sequence))?;
-            found.push(rows::event(at, row.value())?);
-        }
-        found.reverse();
-        Ok(found)
+        self.use_db(|db| {
+            let read = db.begin_read().map_err(failed)?;
+            let index = read.open_table(EVENTS_BY_SUBJECT).map_err(failed)?;
+            let events = read.open_table(EVENTS).map_err(failed)?;
+            let mut found = Vec::new();
+            for entry in index.range(of_subject(subject)).map_err(failed)?.rev().take(most) {
+                let (key, ()) = entry.map(|(key, value)| (key, value.value())).map_err(failed)?;
+                let (_, at, sequence) = key.value();
+                let row = events.get((at, sequence)).map_err(failed)?.ok_or_else(|| missing(at, sequence))?;
+                found.push(rows::event(at, row.value())?);
+            }
+            found.reverse();
+            Ok(found)
+        })
     }
 
     /// Stores all of these or none, and returns when they are on the disk.
     ///
     /// # Errors
-    /// The file cannot be written; nothing of this was stored.
+    /// The file cannot be written: nobody may count on any of this being stored.
     pub fn commit(&self, records: &[Record]) -> Result<(), StoreError> {
         self.write(records, Durability::Immediate)
     }
@@ -270,16 +313,32 @@ impl Store {
     }
 
     fn write(&self, records: &[Record], durability: Durability) -> Result<(), StoreError> {
-        let mut write = self.db.begin_write().map_err(failed)?;
-        write.set_durability(durability).map_err(failed)?;
-        {
+        self.use_db(|db| {
+            let mut write = db.begin_write().map_err(failed)?;
+            write.set_durability(durability).map_err(failed)?;
             let mut tables = Tables::open(&write)?;
-            for record in records {
-                tables.apply(record)?;
-            }
-        }
-        write.commit().map_err(failed)
+            records.iter().try_for_each(|record| tables.apply(record))?;
+            drop(tables);
+            write.commit().map_err(failed)
+        })
     }
+}
+
+/// The schema that the file has; `None`: it is new.
+fn schema(db: &Database) -> Result<Option<u64>, StoreError> {
+    let read = db.begin_read().map_err(failed)?;
+    match read.open_table(META) {
+        Ok(meta) => Ok(meta.get(META_SCHEMA).map_err(failed)?.map(|version| version.value())),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(other) => Err(failed(other)),
+    }
+}
+
+fn create_tables(db: &Database) -> Result<(), StoreError> {
+    let write = db.begin_write().map_err(failed)?;
+    // To open them makes them.
+    Tables::open(&write)?.meta.insert(META_SCHEMA, SCHEMA).map_err(failed)?;
+    write.commit().map_err(failed)
 }
 
 /// Every key of one subject.

@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
+use std::io;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
@@ -185,21 +187,19 @@ fn a_store_of_a_newer_schema_is_refused_and_left_as_it_is() {
     };
     let store = Store::open(state.path()).unwrap();
     store.commit(&[Record::Lease(lease.clone())]).unwrap();
-    set_schema(&store, SCHEMA + 1);
     drop(store);
+    set_schema(state.path(), SCHEMA + 1);
     let error = Store::open(state.path()).unwrap_err();
     assert!(matches!(error, StoreError::Newer { found, .. } if found == SCHEMA + 1), "{error}");
     assert!(error.to_string().contains("made by a newer roost"), "{error}");
 
-    let path = state.path().join(FILE);
-    let db = Store { db: Arc::new(redb::Builder::new().create(path).unwrap()) };
-    set_schema(&db, SCHEMA);
-    drop(db);
+    set_schema(state.path(), SCHEMA);
     assert_eq!(Store::open(state.path()).unwrap().leases().unwrap(), [lease]);
 }
 
-fn set_schema(store: &Store, version: u64) {
-    let write = store.db.begin_write().unwrap();
+fn set_schema(state: &Path, version: u64) {
+    let db = Database::open(state.join(FILE)).unwrap();
+    let write = db.begin_write().unwrap();
     write.open_table(META).unwrap().insert(META_SCHEMA, version).unwrap();
     write.commit().unwrap();
 }
@@ -223,10 +223,97 @@ fn a_file_that_is_no_store_is_named() {
 #[test]
 fn a_row_that_somebody_else_wrote_is_an_error_not_a_panic() {
     let state = tempfile::tempdir().unwrap();
-    let store = Store::open(state.path()).unwrap();
-    let write = store.db.begin_write().unwrap();
+    drop(Store::open(state.path()).unwrap());
+    let db = Database::open(state.path().join(FILE)).unwrap();
+    let write = db.begin_write().unwrap();
     write.open_table(LEASES).unwrap().insert("client:PC 01", b"{}".as_slice()).unwrap();
     write.commit().unwrap();
-    let error = store.leases().unwrap_err();
+    drop(db);
+    let error = Store::open(state.path()).unwrap().leases().unwrap_err();
     assert!(matches!(error, StoreError::Row { table: "leases", .. }), "{error}");
+}
+
+#[test]
+fn damage_anywhere_in_the_file_is_an_error_or_harmless_but_never_a_panic() {
+    let state = tempfile::tempdir().unwrap();
+    let path = state.path().join(FILE);
+    let store = Store::open(state.path()).unwrap();
+    let events: Vec<Record> = (0..200).map(|at| Record::Event(event(at, Some(0), Some(0), Stage::Offer))).collect();
+    store.commit(&events).unwrap();
+    drop(store);
+    let sound = std::fs::read(&path).unwrap();
+    let whole = Store::open(state.path()).unwrap().events_of(&client(0)).unwrap();
+    for page in 0..sound.len() / 4_096 {
+        let mut damaged = sound.clone();
+        damaged[page * 4_096 + 40..][..64].fill(0xa5);
+        std::fs::write(&path, damaged).unwrap();
+        let read = Store::open(state.path()).and_then(|store| store.events_of(&client(0)));
+        assert!(read.is_err() || read.is_ok_and(|events| events == whole), "page {page}");
+    }
+}
+
+/// A file on a file system that is full while a flag is set.
+#[derive(Debug)]
+struct Filling {
+    file: redb::backends::FileBackend,
+    full: Arc<AtomicBool>,
+}
+
+impl Filling {
+    fn room(&self) -> io::Result<()> {
+        if self.full.load(Ordering::Relaxed) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+impl redb::StorageBackend for Filling {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.room()?;
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.room()?;
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.room()?;
+        self.file.write(offset, data)
+    }
+}
+
+#[test]
+fn a_full_file_system_costs_what_was_not_stored_and_nothing_else() {
+    let state = tempfile::tempdir().unwrap();
+    let path = state.path().join(FILE);
+    let full = Arc::new(AtomicBool::new(false));
+    let (file, flag) = (path.clone(), full.clone());
+    let open = move || {
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(&file)?;
+        let file = redb::backends::FileBackend::new(file)?;
+        redb::Builder::new().create_with_backend(Filling { file, full: flag.clone() })
+    };
+    let store = Store::with(path, Box::new(open)).unwrap();
+    let lease = |number: u8| Lease {
+        holder: Holder::Client(client(number)),
+        address: Ipv4Addr::new(10, 0, 0, number),
+        mac: mac(u16::from(number)),
+        expires: Timestamp(5),
+    };
+    store.commit(&[Record::Lease(lease(1))]).unwrap();
+    full.store(true, Ordering::Relaxed);
+    for _ in 0..2 {
+        store.commit(&[Record::Lease(lease(2))]).unwrap_err();
+    }
+    full.store(false, Ordering::Relaxed);
+    store.commit(&[Record::Lease(lease(3))]).unwrap();
+    assert_eq!(store.leases().unwrap(), [lease(1), lease(3)]);
 }

@@ -72,7 +72,7 @@ impl Writer {
     /// Stores these, and all that was recorded before, and returns when they are on the disk.
     ///
     /// # Errors
-    /// Nothing of `records` was stored.
+    /// Nobody may count on any of `records` being stored.
     pub async fn commit(&self, records: Vec<Record>) -> Result<(), WriteError> {
         let (answer, answered) = oneshot::channel();
         self.queue.send(Request::Commit(records, answer)).await.map_err(|_| WriteError::Closed)?;

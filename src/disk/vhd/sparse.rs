@@ -542,32 +542,32 @@ fn read_structures(media: &dyn Media, footer: &Footer, len: u64) -> Result<(Head
     let entries: Vec<u32> = bytes.chunks_exact(4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]])).collect();
 
     let mut used = vec![(0, FOOTER), (header_at, header_at + HEADER), (table_at, table_end)];
+    let mut end = table_end.max(header_at + HEADER);
     let span = header.bitmap_size() + header.block_size();
     let last = header.blocks() - 1;
-    // The tail of the last block that lies beyond the disk may be missing.
+    // The tail of the last block, beyond the disk, may be missing.
     let last_span = header.bitmap_size() + (footer.size() - u64::from(last) * header.block_size());
     for (block, &entry) in (0u32..).zip(&entries) {
         if entry != ABSENT {
             let at = u64::from(entry) * SECTOR;
-            let end = at + if block == last { last_span } else { span };
-            if end > len {
+            let needed = at + if block == last { last_span } else { span };
+            if needed > len {
                 let place = table_at + u64::from(block) * 4;
                 return Err(damaged(place, format!("block {block} lies beyond the end of the file, at {at}")));
             }
-            used.push((at, end));
+            used.push((at, needed));
+            end = end.max(at + span);
         }
     }
     used.sort_unstable();
     if let Some(pair) = used.windows(2).find(|pair| pair[0].1 > pair[1].0) {
         return Err(damaged(pair[1].0, "two structures of the file lie over each other here".into()));
     }
-    let texts = header
-        .locators()
-        .iter()
-        .map(|locator| locator.offset.saturating_add(locator.space.max(locator.len).into()))
-        .max();
-    // A locator that points anywhere else than into the file is no place to put blocks behind.
-    let end = used.last().expect("three at least").1.max(texts.unwrap_or(0).min(len.saturating_sub(FOOTER)));
+    for locator in header.locators() {
+        // One that points anywhere else than into the file is no place to put blocks behind.
+        let text_end = locator.offset.saturating_add(locator.space.max(locator.len).into());
+        end = end.max(text_end.min(len - FOOTER));
+    }
     Ok((header, Table::of(entries), end))
 }
 

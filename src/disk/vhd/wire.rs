@@ -330,6 +330,10 @@ impl Locator {
     /// # Errors
     /// [`DiskError::Corrupt`] if it lies outside of the file, or the system's error.
     pub fn text(&self, media: &dyn Media) -> Result<String, DiskError> {
+        if self.offset.checked_add(self.len.into()).is_none_or(|end| media.len().is_ok_and(|len| end > len)) {
+            let what = "a parent locator's text lies outside of the file";
+            return Err(DiskError::corrupt(media.path(), self.offset, what));
+        }
         let bytes = read_vec(media, self.offset, self.len as usize)?;
         let units: Vec<_> = bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
         Ok(String::from_utf16_lossy(&units).trim_end_matches('\0').to_owned())

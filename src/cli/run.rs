@@ -1,0 +1,30 @@
+//! `roost run`: serve the lab.
+
+use super::error::{Error, Kind};
+use super::{Globals, lab};
+use crate::serve::Misfit;
+use crate::store::{LockError, StoreError};
+
+pub(super) fn run(globals: &Globals) -> Result<(), Error> {
+    let loaded = lab::loaded_with_warnings(globals)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Error::failed(format!("cannot start: {error}")))?;
+    runtime.block_on(crate::serve::run(loaded)).map_err(why)
+}
+
+/// What serving ended with, as an exit code and words.
+fn why(error: anyhow::Error) -> Error {
+    let error = match error.downcast::<LockError>() {
+        Ok(lock) => return lock.into(),
+        Err(other) => other,
+    };
+    let error = match error.downcast::<StoreError>() {
+        Ok(store) => return store.into(),
+        Err(other) => other,
+    };
+    match error.downcast::<Misfit>() {
+        Ok(misfit) => Error::new(Kind::Configuration, misfit.to_string().trim_end()),
+        // With all its causes, on one line.
+        Err(error) => Error::failed(format!("{error:#}")),
+    }
+}
