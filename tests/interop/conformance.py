@@ -34,17 +34,23 @@ def suites():
 def verdicts(output):
     """test -> verdict, from a suite's output.
 
-    CUnit counts a skipped test as passed: it is one that printed [SKIPPED].
+    CUnit counts a skipped test as passed: it is one that printed [SKIPPED] before it passed. (Behind the last test of a
+    suite stands what its clean-up says, which is no verdict.)
     """
     found, test, text = {}, None, []
 
     def close():
-        if test:
-            whole = "\n".join(text)
-            # The line of the test ends with the verdict, which may stand behind what the test printed.
-            failed = re.search(r"(^|[^\[\w])FAILED\s*$|^\s+1\. \S+\s+- ", whole, re.M)
-            passed = re.search(r"(^|\s|\.)passed\s*$", whole, re.M)
-            found[test] = "fail" if failed else "skip" if passed and "[SKIPPED]" in whole else "pass" if passed else "unknown"
+        if not test:
+            return
+        whole = "\n".join(text)
+        # The verdict ends the line of the test, or a line of its own where the test printed something.
+        passed = re.search(r"^\s*passed(\s|$)|passed\s*$", whole, re.M)
+        if re.search(r"(^|[^\[\w])FAILED\s*$|^\s+1\. \S+\s+- ", whole, re.M):
+            found[test] = "fail"
+        elif passed:
+            found[test] = "skip" if "[SKIPPED]" in whole[: passed.start()] else "pass"
+        else:
+            found[test] = "unknown"
 
     for line in output.splitlines():
         if match := re.match(r"  Test: (\S+) \.\.\.(.*)", line):

@@ -63,7 +63,7 @@ def everything(options, report):
         netboot.tests(options, roost, report)
         targets.tests(options, roost, report, DISK_MIB << 20)
         conformance.tests(options, roost, report, "pc-conformance")
-        writes.tests(options, roost, report, master)
+        writes.tests(options, roost, report, IMAGE, master)
         report.test("no-panic", no_panic, roost)
     finally:
         roost.kill()

@@ -1,4 +1,4 @@
-"""DHCP, TFTP and HTTP: addresses and boot files, as udhcpc, dhclient, perfdhcp, two TFTP clients and curl see them."""
+"""DHCP, TFTP and HTTP: addresses and boot files, as udhcpc, dhclient, two TFTP clients and curl see them."""
 
 import ipaddress
 from pathlib import Path
@@ -126,26 +126,10 @@ def scripts(options):
     assert chain.startswith("#!ipxe") and "boot.ipxe?mac=" in chain, chain
 
 
-def many_at_once(options):
-    """perfdhcp: a rush of machines that nobody knows, each through DISCOVER, OFFER, REQUEST and ACK."""
-    plug_in(options.switch, "52:54:00:77:02:98")
-    try:
-        # It wants an address of its own to send from, and broadcasts as a machine does.
-        run(options.switch, "ip", "addr", "add", "10.77.0.250/24", "dev", "card")
-        done = run(options.switch, "perfdhcp", "-4", "-B", "-r", "50", "-n", "60", "-R", "60", "-l", "card",
-                   "-W", "1000000", "255.255.255.255", check=False, seconds=60)  # fmt: skip
-    finally:
-        unplug(options.switch)
-    counts = [int(line.split(":")[1]) for line in done.stdout.splitlines() if line.startswith("received packets")]
-    assert len(counts) == 2 and all(count >= 60 for count in counts), done.stdout + done.stderr
-    return f"{counts[0]} offers, {counts[1]} acknowledgements"
-
-
 def tests(options, _roost, report):
     """All of them."""
     report.test("addresses-by-udhcpc-and-dhclient", addresses, options)
     report.test("a-stranger-gets-an-address-and-no-disk", stranger_gets_a_lease, options)
-    report.test("a-rush-by-perfdhcp", many_at_once, options)
     report.test("loader-by-tftp-hpa", tftp_hpa, options)
     report.test("loader-by-atftp", atftp, options)
     report.test("loader-by-curl", http, options)

@@ -31,10 +31,11 @@ def inquiry(options):
     standard = run(options.server, "iscsi-inq", "-i", TESTER, url(OPEN)).stdout
     assert re.search(r"Peripheral Device Type:.*DIRECT_ACCESS", standard), standard
     pages = {}
-    for page in ("0x00", "0x80", "0x83", "0xb0", "0xb1", "0xb2"):
+    for page in (0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB2):
         pages[page] = run(options.server, "iscsi-inq", "-i", TESTER, "-e", "1", "-c", page, url(OPEN)).stdout
-        assert pages[page].strip(), f"VPD page {page} is empty"
-    serials = {run(options.server, "iscsi-inq", "-i", TESTER, "-e", "1", "-c", "0x80", url(client)).stdout
+        assert pages[page].strip(), f"VPD page {page:#x} is empty"
+    same(len(set(pages.values())), len(pages), "pages that differ")
+    serials = {run(options.server, "iscsi-inq", "-i", TESTER, "-e", "1", "-c", 0x80, url(client)).stdout
                for client in (OPEN, "pc-kills")}  # fmt: skip
     assert len(serials) == 2, f"two clients' disks have one serial number: {serials}"
 

@@ -91,21 +91,21 @@ def kills(roost, writer):
             acknowledged += kill_once(roost, writer, delay, source.getrandbits(32))
             found = writer.verify()
         except Exception as error:
-            raise AssertionError(f"kill {number} of {KILLS}, {delay:.3f} s into the writes: {error}") from error
+            raise AssertionError(f"kill {number} of {KILLS}, {delay:.3f} s into the writes: {error}\n{roost.tail()}") from error
     return f"{KILLS} kills, {acknowledged} writes acknowledged; at the end {found}"
 
 
-def alike(options, roost, clients):
+def alike(options, roost, image, clients):
     """qemu-img over iSCSI and 7-Zip from the file see one disk."""
     over_iscsi = {client: sha256_over_iscsi(options.server, client, options.fast) for client in clients}
     roost.stop()
-    from_file = {client: sha256_by_7zip(roost.disk(client)) for client in clients}
+    from_file = {client: sha256_by_7zip(roost.disk(client), roost.master(image)) for client in clients}
     roost.start()
     same(from_file, over_iscsi, "SHA-256 and size by 7-Zip and over iSCSI")
     return ", ".join(f"{client} {digest[:16]}..." for client, (digest, _) in from_file.items())
 
 
-def tests(options, roost, report, master):
+def tests(options, roost, report, image, master):
     """All of them."""
     report.test("single-sectors-are-read-back", single_sectors, Writer(options, "pc-writes", master))
     report.test(f"acknowledged-writes-survive-{KILLS}-kills", kills, roost, Writer(options, "pc-kills", master))
@@ -113,4 +113,4 @@ def tests(options, roost, report, master):
         roost.kill()
         roost.start()
     written = ["pc-writes", "pc-kills", "pc-conformance"]
-    report.test("children-by-7zip-are-the-disks-over-iscsi", alike, options, roost, written)
+    report.test("children-by-7zip-are-the-disks-over-iscsi", alike, options, roost, image, written)
