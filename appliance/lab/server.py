@@ -117,6 +117,8 @@ class Roost:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         wait_for("roost's control socket", self._answers, seconds, tail=self.tail)
+        # The socket is there before the ports are. What it is asked is answered once everything serves.
+        self.cli("client", "list", seconds=seconds)
         return self
 
     def _answers(self):
