@@ -340,7 +340,7 @@ fn while_running(lab: &Lab, inside: impl FnOnce()) {
     let store = Store::open(&lab.state()).unwrap();
     leave_a_boot(&store);
     let reporter = Reporter::new(config.settings.clone(), Some(store), Arc::new(NoSessions));
-    let app = Arc::new(App::new(config.settings, config.fleet, Recorder::detached()));
+    let app = Arc::new(App::new(config.settings, config.fleet, Recorder::detached(), String::new()));
     let socket = ControlSocket::bind(&lab.state(), &lock).unwrap();
     runtime.spawn(socket.serve(Control { app, reporter }, pending()));
     inside();

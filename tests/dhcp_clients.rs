@@ -138,7 +138,7 @@ fn app() -> App {
         iqn: "iqn.2026-11.test".into(),
         loader_dir: None,
     };
-    App::new(settings, fleet.unwrap(), Recorder {})
+    App::new(settings, fleet.unwrap(), Recorder::detached(), String::new())
 }
 
 /// Leases as lines of a file, each written before the client hears of it.

@@ -267,3 +267,130 @@ impl BootContext {
 fn size(bytes: usize) -> String {
     if bytes < 10_000 { format!("{bytes} bytes") } else { format!("{} KB", bytes.div_ceil(1000)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// The least that passes for a program for this machine type.
+    fn efi(machine: u16) -> Vec<u8> {
+        let mut bytes = vec![0; 0x46];
+        bytes[..2].copy_from_slice(b"MZ");
+        bytes[0x3c] = 0x40;
+        bytes[0x40..0x44].copy_from_slice(b"PE\0\0");
+        bytes[0x44..].copy_from_slice(&machine.to_le_bytes());
+        bytes
+    }
+
+    fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn a_name_is_found_however_firmware_writes_it() {
+        for (path, name) in [
+            (&b"undionly.kpxe"[..], Name::Undionly),
+            (b"/tftpboot/undionly.kpxe", Name::Undionly),
+            (b"\\Boot\\x64\\SNPONLY.EFI", Name::Snponly),
+            (b"C:\\ipxe.efi", Name::Ipxe),
+            (b"C:ipxe.efi", Name::Ipxe),
+            (b"../../etc/../autoexec.ipxe", Name::Autoexec),
+            (b"//boot.ipxe", Name::Script),
+            (b"snponly.efi\xff", Name::Snponly),
+            (b"snponly.efi\0\0\xff\xff", Name::Snponly),
+        ] {
+            assert_eq!(Name::of(path), Some(name), "{}", path.escape_ascii());
+        }
+        for (text, name) in NAMES {
+            assert_eq!((Name::of(text.as_bytes()), name.as_str()), (Some(name), text));
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_the_table_does_not_exist() {
+        for path in [
+            &b""[..],
+            b"/",
+            b"..",
+            b"\xff\xff",
+            b"/etc/passwd",
+            b"undionly.kpxe/",
+            b"undionly.kpxe/..",
+            b"undionly.kpx",
+            b"xundionly.kpxe",
+            b"\xffundionly.kpxe",
+            b"undionly.kpxe\0x",
+        ] {
+            assert_eq!(Name::of(path), None, "{}", path.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn loaders_are_read_once_and_ipxe_efi_may_be_missing() {
+        let dir = folder(&[("undionly.kpxe", b"bios"), ("snponly.efi", &efi(PE_X64))]);
+        let files = BootFiles::load(Some(dir.path())).unwrap();
+        drop(dir);
+        assert_eq!(files.loader(Name::Undionly).unwrap(), &b"bios"[..]);
+        assert_eq!(files.loader(Name::Snponly).unwrap(), efi(PE_X64));
+        assert_eq!(files.loader(Name::Ipxe), None);
+    }
+
+    #[test]
+    fn the_loaders_of_the_package_pass() {
+        if !Path::new(LOADER_DIR).join("snponly.efi").exists() {
+            eprintln!("skip: the_loaders_of_the_package_pass needs {LOADER_DIR}/snponly.efi (apt install ipxe)");
+            return;
+        }
+        let files = BootFiles::load(None).unwrap();
+        assert!(files.loader(Name::Undionly).unwrap().len() > 10_000);
+    }
+
+    #[test]
+    fn a_missing_loader_is_refused_with_what_to_do() {
+        let dir = folder(&[("snponly.efi", &efi(PE_X64))]);
+        let words = BootFiles::load(Some(dir.path())).unwrap_err().to_string();
+        assert_eq!(
+            words,
+            format!(
+                "there is no undionly.kpxe in {}: install it (apt install ipxe), or say in roost.toml where it is: \
+                 [server] loader_dir",
+                dir.path().display()
+            )
+        );
+    }
+
+    #[test]
+    fn what_is_no_loader_is_refused() {
+        let cut = &efi(PE_X64)[..0x44];
+        let mut far = efi(PE_X64);
+        far[0x3c..0x40].copy_from_slice(&[0xff; 4]);
+        for (bytes, reason) in [
+            (&efi(0xaa64)[..], "machine type 0xaa64, not for x64"),
+            (b"<html>not found</html>", "no PE header"),
+            (b"MZ", "no PE header"),
+            (b"", "no PE header"),
+            (cut, "no PE header"),
+            (&far, "no PE header"),
+        ] {
+            let dir = folder(&[("undionly.kpxe", b"bios"), ("snponly.efi", bytes)]);
+            let words = BootFiles::load(Some(dir.path())).unwrap_err().to_string();
+            assert!(words.contains("snponly.efi") && words.contains(reason), "{words}");
+        }
+        let dir = folder(&[("undionly.kpxe", b""), ("snponly.efi", &efi(PE_X64))]);
+        assert!(BootFiles::load(Some(dir.path())).unwrap_err().to_string().contains("it is empty"));
+    }
+
+    #[test]
+    fn a_loader_too_large_for_memory_is_refused() {
+        let dir = folder(&[("snponly.efi", &efi(PE_X64))]);
+        File::create(dir.path().join("undionly.kpxe")).unwrap().set_len(MAX_LOADER + 1).unwrap();
+        let words = BootFiles::load(Some(dir.path())).unwrap_err().to_string();
+        assert!(words.contains("larger than 16 MB"), "{words}");
+    }
+}

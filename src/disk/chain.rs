@@ -41,6 +41,7 @@ pub struct Chain {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one per open disk, and never moved about")]
 enum Layer {
     /// The disk's bytes as they are: raw, or a fixed VHD before its footer.
     Flat(Flat),
@@ -104,6 +105,10 @@ impl Chain {
             let what = "is a disk of its own, not a differencing disk".to_owned();
             return Err(DiskError::Unsupported { path: media.path().into(), what });
         }
+        let below = std::iter::successors(Some(&parent), |chain| chain.parent.as_ref()).count();
+        if below >= MAX_DEPTH {
+            return Err(too_deep(media.path()));
+        }
         let sparse = Sparse::open(media, footer, false)?;
         check_parent(&sparse, &parent)?;
         if let Some((media, boot_id)) = pending {
@@ -114,9 +119,7 @@ impl Chain {
     }
 
     /// Opens a file that has no parent, on any media.
-    ///
-    /// # Errors
-    /// A differencing disk, a damaged file, or the system's error.
+    #[cfg(test)]
     pub(super) fn base_on(media: Box<dyn Media>, access: Access) -> Result<Self, DiskError> {
         let layer = open_layer(media, access)?;
         match layer {
@@ -136,8 +139,7 @@ impl Chain {
             return Err(DiskError::Chain { path: path.into(), what });
         }
         if above.len() >= MAX_DEPTH {
-            let what = format!("more than {MAX_DEPTH} layers lie above it");
-            return Err(DiskError::Chain { path: path.into(), what });
+            return Err(too_deep(path));
         }
         above.push(identity);
         let layer = open_layer(Box::new(file), access)?;
@@ -440,6 +442,10 @@ fn open_layer(media: Box<dyn Media>, access: Access) -> Result<Layer, DiskError>
         return Err(DiskError::corrupt(media.path(), len - 512, what));
     }
     flat(media, size, Some(footer))
+}
+
+fn too_deep(path: &Path) -> DiskError {
+    DiskError::Chain { path: path.into(), what: format!("with it the chain has more than {MAX_DEPTH} layers") }
 }
 
 fn check_parent(child: &Sparse, parent: &Chain) -> Result<(), DiskError> {

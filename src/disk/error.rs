@@ -20,7 +20,7 @@ pub enum DiskError {
         source: io::Error,
     },
     /// The host's file system (or its quota) is full.
-    #[error("{}: no space left on the host: free some, nothing was half-written", path.display())]
+    #[error("{}: no space left on the host: free some; what was acknowledged is safe", path.display())]
     NoSpace {
         /// The file that wanted to grow.
         path: PathBuf,

@@ -19,7 +19,7 @@ use super::iovec;
 const MAX_BUFS: usize = 1024;
 
 /// Zeros that are written at once where a file system cannot punch holes.
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// The bytes under a disk format.
 pub trait Media: Send + Sync + Debug {
@@ -176,9 +176,8 @@ impl File {
 
     /// Remembers why `RWF_NOWAIT` was refused.
     fn learn_nowait(&self) -> u8 {
-        let kind = rustix::fs::fstatfs(&self.file).map(|stat| i64::from(stat.f_type));
-        let learnt = match kind {
-            Ok(kind) if IN_MEMORY.contains(&kind) => NOWAIT_NEEDLESS,
+        let learnt = match rustix::fs::fstatfs(&self.file) {
+            Ok(stat) if IN_MEMORY.contains(&stat.f_type) => NOWAIT_NEEDLESS,
             _ => NOWAIT_REFUSED,
         };
         self.nowait.store(learnt, Ordering::Relaxed);
@@ -192,7 +191,12 @@ impl Media for File {
     }
 
     fn len(&self) -> Result<u64, DiskError> {
-        Ok(self.file.metadata().map_err(|source| self.error("look at", source))?.len())
+        let meta = self.file.metadata().map_err(|source| self.error("look at", source))?;
+        if meta.is_file() {
+            return Ok(meta.len());
+        }
+        // A disk or partition of the host.
+        rustix::fs::seek(&self.file, SeekFrom::End(0)).map_err(|errno| self.error("measure", errno))
     }
 
     fn set_len(&self, len: u64) -> Result<(), DiskError> {

@@ -78,7 +78,7 @@ fn exercise(disk: &Chain) -> Result<(), DiskError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn a_damaged_file_is_refused_or_still_a_disk(

@@ -117,8 +117,8 @@ pub fn import(source: &Path, into: &Path, progress: &mut dyn FnMut(u64, u64)) ->
         at += len;
     }
     builder.finish()?;
-    fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o444))
-        .map_err(|error| DiskError::io(temp.path(), "make read-only", error))?;
+    fs::set_permissions(temp.temp_path(), fs::Permissions::from_mode(0o444))
+        .map_err(|error| DiskError::io(temp.temp_path(), "make read-only", error))?;
     temp.file.sync()?;
     temp.keep()?;
     progress(disk.size(), disk.size());
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_raw_disk_becomes_a_sparse_read_only_dynamic_vhd_of_the_same_bytes() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = model::scratch();
         let (raw, vhd) = (dir.path().join("disk.raw"), dir.path().join("1.vhd"));
         // 100 MiB and a bit, with data at its beginning, inside of a block, and in its last sector.
         let size = (100 << 20) + 512;
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_chain_becomes_one_master() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = model::scratch();
         let mut model = model::master(&dir.path().join("master.vhd"));
         let top = model::children(dir.path(), 3, &mut model);
         let flat = dir.path().join("flat.vhd");
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn what_is_no_disk_is_refused_with_what_to_do() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = model::scratch();
         let path = dir.path().join("source");
         let refuse = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::SECTOR;
 use super::chain::{Chain, MAX_DEPTH, parent_candidates};
 use super::error::DiskError;
 use super::file::{Access, File, Media, read_vec};
 use super::vhd::sparse::Sparse;
 use super::vhd::wire::{Footer, Geometry, Kind};
-use super::{Disk, SECTOR};
 
 /// Bytes at the front of a file in which other formats say what they are; an ISO 9660 image does so at 32 KiB.
 const FRONT: u64 = 34 * 1024;
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_chain_is_described_to_its_bottom() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = model::scratch();
         model::master(&dir.path().join("master.vhd"));
         let top = model::children(dir.path(), 2, &mut vec![0; 5 << 20]);
         let seen = inspect(&top).unwrap();
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn damage_that_can_be_lived_with_is_a_warning() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = model::scratch();
         let path = dir.path().join("master.vhd");
         model::master(&path);
         let top = model::children(dir.path(), 1, &mut []);

@@ -5,7 +5,7 @@
 //! VHD over a master that all clients share; [`vhd::create_child`] says how it is laid out and [`vhd::sparse`] in
 //! which order its writes become durable.
 //!
-//! Everything here is synchronous and knows neither SCSI nor clients. Nothing but [`file`] touches a file's bytes, so the
+//! Everything here is synchronous and knows neither SCSI nor clients. Nothing but [`mod@file`] touches a file's bytes, so the
 //! same code runs on a double that loses power.
 //!
 //! Standard: *Virtual Hard Disk Image Format Specification* 1.0 (2006), with the practice of Windows where the two differ.

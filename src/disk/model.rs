@@ -17,6 +17,11 @@ pub(super) const SECTORS: u64 = 5 << 11;
 
 pub(super) const BOOT: &str = "6f1b0a52-0c64-4d0e-93a4-7d8f2b1c5e90";
 
+/// A folder in memory, where there is one: the tests wait for thousands of barriers.
+pub(super) fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// One step of work.
 #[derive(Debug, Clone)]
 pub(super) enum Step {
@@ -50,7 +55,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
 pub(super) fn pattern(start: u64, len: u64, seed: u8) -> Vec<u8> {
     (start..start + len)
         .flat_map(|sector| {
-            let mut bytes = [seed; SECTOR as usize];
+            let mut bytes = [seed; 512];
             bytes[..8].copy_from_slice(&sector.to_le_bytes());
             bytes
         })
@@ -62,10 +67,16 @@ fn at(sectors: u64) -> usize {
 }
 
 /// Reads through buffers of uneven lengths.
-pub(super) fn read(disk: &dyn Disk, start: u64, len: u64) -> Vec<u8> {
+pub(super) fn read_once(disk: &dyn Disk, start: u64, len: u64) -> Vec<u8> {
     let mut bytes = vec![0xa5; at(len)];
     let (one, two) = bytes.split_at_mut(at(len) / 3);
     disk.read(start * SECTOR, &mut [IoSliceMut::new(one), IoSliceMut::new(two)]).unwrap();
+    bytes
+}
+
+/// Reads both ways, which must agree while nobody writes.
+pub(super) fn read(disk: &dyn Disk, start: u64, len: u64) -> Vec<u8> {
+    let bytes = read_once(disk, start, len);
     let mut again = vec![0x5a; at(len)];
     if disk.try_read(start * SECTOR, &mut [IoSliceMut::new(&mut again)]).unwrap() {
         assert!(again == bytes, "a read without waiting differs from one that waits");
@@ -147,11 +158,6 @@ pub(super) fn children(dir: &Path, depth: u64, model: &mut [u8]) -> PathBuf {
     parent
 }
 
-/// A folder in memory, where there is one: the suite waits for hundreds of barriers.
-fn scratch() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
@@ -195,7 +201,7 @@ proptest! {
 #[test]
 fn zeroing_what_is_zero_below_takes_no_bit_and_no_space() {
     use std::os::unix::fs::MetadataExt;
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     master(&dir.path().join("master.vhd"));
     let path = children(dir.path(), 1, &mut []);
     let parent = Arc::new(Chain::open(&dir.path().join("master.vhd"), Access::Read).unwrap());
@@ -217,7 +223,7 @@ fn zeroing_what_is_zero_below_takes_no_bit_and_no_space() {
 #[test]
 fn a_child_larger_than_its_parent_reads_zeros_beyond_it_and_a_smaller_one_is_refused() {
     use super::vhd::wire::{Footer, Kind};
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let model = master(&dir.path().join("master.vhd"));
     let path = children(dir.path(), 1, &mut []);
     let parent = Arc::new(Chain::open(&dir.path().join("master.vhd"), Access::Read).unwrap());
@@ -243,7 +249,7 @@ fn a_child_larger_than_its_parent_reads_zeros_beyond_it_and_a_smaller_one_is_ref
 
 #[test]
 fn a_parent_that_is_missing_or_another_is_named_and_loops_end() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let [a, b, away] = ["master.vhd", "child-1.vhd", "away.vhd"].map(|name| dir.path().join(name));
     master(&a);
     children(dir.path(), 1, &mut []);
@@ -269,7 +275,7 @@ fn a_parent_that_is_missing_or_another_is_named_and_loops_end() {
 
 #[test]
 fn a_chain_deeper_than_the_limit_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     create_dynamic(&dir.path().join("master.vhd"), 1 << 20).unwrap();
     let mut parent = dir.path().join("master.vhd");
     for n in 0..super::chain::MAX_DEPTH {
@@ -282,4 +288,17 @@ fn a_chain_deeper_than_the_limit_is_refused() {
         parent = path;
     }
     assert!(matches!(Chain::open(&parent, Access::Read), Err(super::DiskError::Chain { .. })));
+}
+
+#[test]
+fn a_footer_that_lacks_its_last_byte_is_read() {
+    let dir = scratch();
+    for create in [create_fixed, create_dynamic] {
+        let path = dir.path().join("old.vhd");
+        create(&path, SECTORS * SECTOR).unwrap();
+        write(&Chain::open(&path, Access::Write).unwrap(), 9, &pattern(9, 2, 4));
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+        assert_eq!(read(&Chain::open(&path, Access::Read).unwrap(), 9, 2), pattern(9, 2, 4));
+    }
 }

@@ -162,17 +162,17 @@ mod tests {
         assert!(runs.is_empty());
         map.clear().unwrap();
         map.append(&[3..5, 100..4000]).unwrap();
-        map.append(&[7..8]).unwrap();
+        map.append(&[7..8, 9..12]).unwrap();
 
         let runs = |disk, boot| PendingMap::open(Box::new(double.clone()), Uuid::from_u128(disk), boot).unwrap().1;
-        assert_eq!(runs(1, BOOT), [3..5, 100..4000, 7..8]);
+        assert_eq!(runs(1, BOOT), [3..5, 100..4000, 7..8, 9..12]);
         assert!(runs(2, BOOT).is_empty());
         assert!(runs(1, "1f3c1e62-9a34-4d2b-8a55-5d1f6f0f8f10").is_empty());
 
-        double.set_len(FRONT + 40).unwrap();
+        double.set_len(FRONT + 56).unwrap();
+        assert_eq!(runs(1, BOOT), [3..5, 100..4000, 7..8]);
+        write_all(&double, FRONT + 36, &[0xee]).unwrap();
         assert_eq!(runs(1, BOOT), [3..5, 100..4000]);
-        write_all(&double, FRONT + 20, &[0xee]).unwrap();
-        assert_eq!(runs(1, BOOT), [3..5]);
         map.clear().unwrap();
         assert!(runs(1, BOOT).is_empty());
     }

@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time;
 
-use super::connection;
+use super::connection::{self, PATIENCE};
 use crate::app::bootfiles::{BootContext, BootFile, Kind, Name};
 use crate::fleet::Mac;
 use crate::script::{self, ScriptError};
@@ -40,7 +40,7 @@ pub const MAX_CONNECTIONS: usize = 384;
 /// Most connections of one address. iPXE has one; a browser has six.
 pub const MAX_PER_CLIENT: usize = 16;
 /// How long answers under way may take after the server was asked to stop.
-const DRAIN: Duration = Duration::from_secs(5);
+pub const DRAIN: Duration = Duration::from_secs(5);
 /// Wait after a failure to accept (no descriptors left), so that one that lasts does not fill the log.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -143,7 +143,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, stopped: imp
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "HTTP: no TCP_NODELAY");
     }
-    connection::serve(stream, peer, router, stopped).await;
+    connection::serve(stream, peer, router, PATIENCE, stopped).await;
 }
 
 /// How many connections each address has.

@@ -18,14 +18,29 @@ use tokio::time;
 const MAX_HEAD: usize = 16 << 10;
 /// Most header fields of a request.
 const MAX_FIELDS: usize = 64;
-/// A request's head must be here this long after its connection, or the answer before, was done.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// No connection lasts longer: who has not taken a loader of 1 MB by then has gone without a word.
-const MAX_LIFE: Duration = Duration::from_secs(600);
 
-/// Serves one connection until it ends, `MAX_LIFE` is over, or `stop` is done and the answer under way has been sent.
+/// How long a client may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// A request's head must be here this long after its connection was made, or after the answer before it.
+    head: Duration,
+    /// No connection lasts longer.
+    life: Duration,
+}
+
+/// iPXE asks at once, and keeps a connection only for its next file. Who has not taken a loader of 1 MB in ten minutes has
+/// gone without a word.
+pub(super) const PATIENCE: Patience = Patience { head: Duration::from_secs(15), life: Duration::from_secs(600) };
+
+/// Serves one connection until it ends, our patience does, or `stop` is done and the answer under way has been sent.
 /// Handlers get `peer` as [`ConnectInfo`].
-pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, stop: impl Future<Output = ()>) {
+pub(super) async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    patience: Patience,
+    stop: impl Future<Output = ()>,
+) {
     let routed = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
@@ -33,12 +48,12 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, s
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(patience.head)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_FIELDS)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let served = time::timeout(MAX_LIFE, async {
+    let served = time::timeout(patience.life, async {
         tokio::select! {
             served = connection.as_mut() => served,
             () = stop => {
@@ -51,5 +66,66 @@ pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, s
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "HTTP: a connection failed"),
         Err(_) => tracing::debug!("HTTP: a connection lasted too long"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::sync::oneshot;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+    const SHORT: Duration = Duration::from_millis(40);
+
+    /// A client's end of a connection that answers `hello`, and what stops it.
+    async fn connection(patience: Patience) -> (TcpStream, oneshot::Sender<()>, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let router = Router::new().route("/", get(async || "hello"));
+        let served = tokio::spawn(serve(stream, peer, router, patience, async { drop(stopped.await) }));
+        (client, stop, served)
+    }
+
+    async fn rest(mut client: TcpStream) -> String {
+        let mut text = String::new();
+        time::timeout(Duration::from_secs(10), client.read_to_string(&mut text)).await.expect("still open").unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_or_half_a_head_is_left() {
+        for said in ["", "GET / HTTP/1.1\r\nHo"] {
+            let (mut client, _stop, _) = connection(Patience { head: SHORT, life: LONG }).await;
+            client.write_all(said.as_bytes()).await.unwrap();
+            assert!(!rest(client).await.contains("hello"), "{said:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_kept_connection_without_a_next_request_is_left() {
+        let (mut client, _stop, _) = connection(Patience { head: SHORT, life: LONG }).await;
+        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        assert!(rest(client).await.ends_with("hello"));
+    }
+
+    #[tokio::test]
+    async fn no_connection_lasts_for_ever() {
+        let (client, _stop, _) = connection(Patience { head: LONG, life: SHORT }).await;
+        assert_eq!(rest(client).await, "");
+    }
+
+    #[tokio::test]
+    async fn stopping_closes_an_idle_connection() {
+        let (client, stop, served) = connection(Patience { head: LONG, life: LONG }).await;
+        stop.send(()).unwrap();
+        assert_eq!(rest(client).await, "");
+        served.await.unwrap();
     }
 }

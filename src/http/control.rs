@@ -13,6 +13,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Path as Segment, State};
 use axum::http::StatusCode;
@@ -22,6 +23,7 @@ use axum::{Json, Router};
 use rustix::fs::Mode;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
+use tokio::sync::oneshot;
 
 use crate::app::App;
 use crate::app::report::{ErrorReport, Reporter};
@@ -33,6 +35,9 @@ pub const SOCKET: &str = "roost.sock";
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
+
+/// How long answers under way may take once the process is to stop.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// What the API answers from.
 #[derive(Debug, Clone)]
@@ -65,14 +70,29 @@ impl ControlSocket {
         Ok(Self { listener, path })
     }
 
-    /// Answers until `stop` is done and the answers under way are sent.
+    /// Answers until `stop` is done and the answers under way are sent, for which they have a second.
     ///
     /// # Errors
     /// None that a listening socket is known to give.
     pub async fn serve(self, control: Control, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
         let Self { listener, path } = self;
         let _file = SocketFile(path);
-        axum::serve(listener, router(control)).with_graceful_shutdown(stop).await
+        let (stopping, stopped) = oneshot::channel();
+        let stop = async {
+            stop.await;
+            // Nobody waits for it where serving has ended by itself.
+            let _ = stopping.send(());
+        };
+        // Whoever has sent half a request would keep us waiting for the other half.
+        let overdue = async {
+            let _ = stopped.await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        let serving = axum::serve(listener, router(control)).with_graceful_shutdown(stop);
+        tokio::select! {
+            done = serving.into_future() => done,
+            () = overdue => Ok(()),
+        }
     }
 }
 
@@ -235,7 +255,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let lock = StateLock::acquire(state.path()).unwrap();
         let socket = ControlSocket::bind(state.path(), &lock).unwrap();
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let (stop, stopped) = oneshot::channel::<()>();
         let serving = tokio::spawn(socket.serve(control(state.path()), async {
             let _ = stopped.await;
         }));
@@ -276,6 +296,23 @@ mod tests {
         let _socket = ControlSocket::bind(state.path(), &lock).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         UnixStream::connect(&path).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_silent_connection_does_not_keep_the_process_from_stopping() {
+        let state = tempfile::tempdir().unwrap();
+        let lock = StateLock::acquire(state.path()).unwrap();
+        let socket = ControlSocket::bind(state.path(), &lock).unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = tokio::spawn(socket.serve(control(state.path()), async {
+            let _ = stopped.await;
+        }));
+        let mut half = UnixStream::connect(state.path().join(SOCKET)).await.unwrap();
+        half.write_all(b"GET /v1/status HTT").await.unwrap();
+        // An answer on another connection: the first has been accepted by then.
+        get(state.path(), "/v1/status").await;
+        stop.send(()).unwrap();
+        tokio::time::timeout(DRAIN * 10, serving).await.expect("it stops").unwrap().unwrap();
     }
 
     #[tokio::test]

@@ -280,6 +280,7 @@ mod tests {
             up: true,
             carrier: true,
             wired: true,
+            mtu: 1500,
         };
         let pool = config::Pool {
             first: Ipv4Addr::new(10, 20, 0, 100),

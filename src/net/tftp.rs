@@ -33,7 +33,7 @@ const MAX_PACKET: usize = 2048;
 /// How many packets of others a transfer answers; more are somebody's game.
 const MAX_STRAYS: u32 = 8;
 /// How long running transfers may go on after the server was asked to stop.
-const DRAIN: Duration = Duration::from_secs(5);
+pub const DRAIN: Duration = Duration::from_secs(5);
 /// Wait after a failure of the request socket, so that one that lasts does not fill the log.
 const PAUSE: Duration = Duration::from_millis(200);
 

@@ -182,3 +182,161 @@ fn text(template: &impl Template) -> Result<String, ScriptError> {
     text.push('\n');
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::policy::boot_plan;
+    use crate::fleet::{DiskPolicy, Fleet, Initiators};
+
+    fn server(iscsi: u16, http: u16) -> Server {
+        let at = |port| SocketAddrV4::new(Ipv4Addr::new(10, 20, 0, 2), port);
+        Server { iscsi: at(iscsi), http: at(http), naming: Naming::new("iqn.2026-11.internal.roost") }
+    }
+
+    fn mac() -> Mac {
+        "52:54:00:aa:00:01".parse().unwrap()
+    }
+
+    fn fleet(off: bool) -> Fleet {
+        Fleet::new([Client {
+            name: "pc-01".parse().unwrap(),
+            group: None,
+            macs: vec![mac()],
+            ip: None,
+            image: "debian-12".parse().unwrap(),
+            disk: DiskPolicy::Keep,
+            initiators: Initiators::OwnOnly,
+            off,
+            title: None,
+            note: None,
+        }])
+        .unwrap()
+    }
+
+    #[test]
+    fn a_client_opens_its_disk_and_tries_again_for_a_while() {
+        let fleet = fleet(false);
+        let script = render(boot_plan(&fleet, mac()), mac(), &server(3260, 80)).unwrap();
+        let expected = "\
+#!ipxe
+# pc-01 boots from its own disk.
+set initiator-iqn iqn.2026-11.internal.roost:client.pc-01
+set hostname pc-01
+set try:int32 0
+:boot
+inc try
+echo Roost: this machine is pc-01. Opening its disk, try ${try} of 30.
+sanboot iscsi:10.20.0.2:::0:iqn.2026-11.internal.roost:pc-01 || goto failed
+:failed
+echo
+echo Roost: pc-01 did not boot from its disk. The line above says why.
+echo Roost: disk iqn.2026-11.internal.roost:pc-01 on 10.20.0.2:3260
+iseq ${try} 30 && goto give_up ||
+echo Roost: the server may be starting again; next try in 5 s. Ctrl-C gives up.
+sleep 5 || goto give_up
+goto boot
+:give_up
+echo
+echo Roost: pc-01 gives up. On the server, see: roost client show pc-01
+echo Roost: then start this machine again. Leaving to the next boot device.
+sleep 20 ||
+exit 1
+";
+        assert_eq!(script, expected);
+    }
+
+    #[test]
+    fn an_unknown_machine_is_told_its_line_for_the_mapping_file() {
+        let script = render(Plan::Unknown, mac(), &server(3260, 80)).unwrap();
+        let expected = "\
+#!ipxe
+# A machine that stands in no client's place: it gets no disk.
+echo
+echo Roost: no client has the MAC address 52:54:00:aa:00:01, so it gets no disk.
+echo Roost: to give it one, add under [clients] in roost.toml on 10.20.0.2:
+echo
+echo new-name = \"52:54:00:aa:00:01\"
+echo
+echo Roost: then start this machine again. Leaving to the next boot device.
+sleep 20 ||
+exit 1
+";
+        assert_eq!(script, expected);
+    }
+
+    #[test]
+    fn a_client_out_of_service_is_told_so() {
+        let fleet = fleet(true);
+        let script = render(boot_plan(&fleet, mac()), mac(), &server(3260, 80)).unwrap();
+        let expected = "\
+#!ipxe
+# A client that is out of service.
+echo
+echo Roost: this machine is pc-01, MAC 52:54:00:aa:00:01. It is out of service:
+echo Roost: roost.toml on 10.20.0.2 says \"off = true\" for it. Take that out and
+echo Roost: start this machine again. Leaving to the next boot device.
+sleep 20 ||
+exit 1
+";
+        assert_eq!(script, expected);
+    }
+
+    #[test]
+    fn the_hook_leads_to_the_machines_own_script() {
+        let expected = "\
+#!ipxe
+# The same for every machine: configures the network, if firmware has not, and fetches the machine's own script.
+isset ${ip} || goto configure
+chain --replace http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp} ||
+:configure
+dhcp || goto failed
+chain --replace http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp} || goto failed
+:failed
+echo
+echo Roost: 10.20.0.2:8080 gave no boot script. The line above says why.
+echo Roost: check the cable and that Roost runs, then start this machine again.
+echo Roost: leaving to the next boot device.
+sleep 20 ||
+exit 1
+";
+        assert_eq!(chain(&server(3260, 8080)).unwrap(), expected);
+    }
+
+    #[test]
+    fn who_named_no_machine_is_told_how() {
+        let script = nameless(&server(3260, 80)).unwrap();
+        assert!(script.contains("\necho chain http://10.20.0.2/boot.ipxe?mac=${mac:hexhyp}\n"), "{script}");
+        assert!(script.ends_with("\nexit 1\n"), "{script}");
+    }
+
+    #[test]
+    fn every_line_fits_a_screen_of_80_columns() {
+        let (on, off, server) = (fleet(false), fleet(true), server(3260, 8080));
+        let plans = [boot_plan(&on, mac()), boot_plan(&off, mac()), Plan::Unknown];
+        let mut scripts: Vec<String> = plans.map(|plan| render(plan, mac(), &server).unwrap()).into();
+        scripts.extend([chain(&server).unwrap(), nameless(&server).unwrap()]);
+        for shown in scripts.iter().flat_map(|script| script.lines()).filter_map(|line| line.strip_prefix("echo ")) {
+            assert!(shown.len() < 80, "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_port_is_named_only_where_it_is_not_the_usual_one() {
+        let fleet = fleet(false);
+        let client = fleet.by_mac(mac()).unwrap();
+        assert_eq!(root_path(client, &server(3260, 80)), "iscsi:10.20.0.2:::0:iqn.2026-11.internal.roost:pc-01");
+        assert_eq!(root_path(client, &server(3261, 80)), "iscsi:10.20.0.2::3261:0:iqn.2026-11.internal.roost:pc-01");
+        assert_eq!(script_url(&server(3260, 80)), "http://10.20.0.2/boot.ipxe?mac=${mac:hexhyp}");
+    }
+
+    #[test]
+    fn a_prefix_that_would_become_a_command_is_refused() {
+        let fleet = fleet(false);
+        for prefix in ["iqn.2026-11.x && shell", "iqn.${mac}", "iqn.2026-11.x\nshell", "iqn.2026-11.ü"] {
+            let server = Server { naming: Naming::new(prefix), ..server(3260, 80) };
+            let error = render(boot_plan(&fleet, mac()), mac(), &server).unwrap_err();
+            assert!(matches!(error, ScriptError::Word { .. }), "{prefix}");
+        }
+    }
+}

@@ -311,6 +311,37 @@ mod tests {
     }
 
     #[test]
+    fn writes_and_verifies_of_any_length_name_the_same_blocks_and_their_options() {
+        let blocks = Blocks { lba: 0x1234_5678, count: 0x9A };
+        let ten = |opcode, options| cdb(&[opcode, options, 0x12, 0x34, 0x56, 0x78, 0, 0, 0x9A, 0]);
+        let twelve = |opcode, options| cdb(&[opcode, options, 0x12, 0x34, 0x56, 0x78, 0, 0, 0, 0x9A, 0, 0]);
+        let sixteen =
+            |opcode, options| cdb(&[opcode, options, 0, 0, 0, 0, 0x12, 0x34, 0x56, 0x78, 0, 0, 0, 0x9A, 0, 0]);
+        for (options, fua) in [(0x00, false), (0x10, false), (0x08, true)] {
+            for bytes in [ten(0x2A, options), twelve(0xAA, options), sixteen(0x8A, options)] {
+                assert_eq!(Command::parse(&bytes), Ok(Command::Write { blocks, fua }));
+            }
+        }
+        for (options, check) in [(0, Check::Medium), (2, Check::Data), (6, Check::OneBlock)] {
+            for bytes in [ten(0x2F, options), twelve(0xAF, options), sixteen(0x8F, options)] {
+                assert_eq!(Command::parse(&bytes), Ok(Command::Verify { blocks, check }));
+            }
+        }
+        for (options, unmap, no_data) in [(0, false, false), (8, true, false), (9, true, true), (1, false, true)] {
+            let must = Ok(Command::WriteSame { blocks, unmap, no_data });
+            assert_eq!(Command::parse(&sixteen(0x93, options)), must);
+            let must = Ok(Command::WriteSame { blocks, unmap, no_data: false });
+            assert_eq!(Command::parse(&ten(0x41, options)), must, "WRITE SAME (10) has no NDOB");
+        }
+        for refused in [ten(0x2F, 4), ten(0x41, 0x10), sixteen(0x93, 0x02), ten(0x42, 1)] {
+            assert_eq!(Command::parse(&refused), Err(Sense::INVALID_FIELD_IN_CDB));
+        }
+        for bytes in [ten(0x35, 0), sixteen(0x91, 0)] {
+            assert_eq!(Command::parse(&bytes), Ok(Command::SynchronizeCache(blocks)));
+        }
+    }
+
+    #[test]
     fn a_six_byte_count_of_zero_is_256_blocks() {
         assert_eq!(
             Command::parse(&cdb(&[0x08, 0x1F, 0xFF, 0xFF, 0, 0])),

@@ -85,6 +85,23 @@ mod tests {
         assert_eq!(parse(&[0; 7], 100), Err(Sense::PARAMETER_LIST_LENGTH));
     }
 
+    #[test]
+    fn more_than_the_limits_of_page_b0_is_refused_and_a_partial_descriptor_is_ignored() {
+        let (most, ranges) = (MAX_UNMAP_BLOCKS, MAX_UNMAP_RANGES as usize);
+        let blocks = u64::from(most) * 2;
+        assert!(parse(&list(&[(0, most)]), blocks).is_ok());
+        assert_eq!(parse(&list(&[(0, most), (0, 1)]), blocks), Err(Sense::INVALID_FIELD_IN_PARAMETERS));
+        assert_eq!(parse(&list(&vec![(0, 1); ranges]), blocks).unwrap().len(), ranges);
+        assert_eq!(parse(&list(&vec![(0, 1); ranges + 1]), blocks), Err(Sense::INVALID_FIELD_IN_PARAMETERS));
+        let two = list(&[(0, 1), (9, 1)]);
+        for cut in 0..DESCRIPTOR {
+            assert_eq!(parse(&two[..HEADER + DESCRIPTOR + cut], blocks).unwrap().len(), 1);
+        }
+        let mut declared_less = two;
+        declared_less[3] = 31;
+        assert_eq!(parse(&declared_less, blocks).unwrap().len(), 1);
+    }
+
     proptest! {
         #[test]
         fn any_list_gives_ranges_within_the_disk(bytes: Vec<u8>, blocks in 0..1_u64 << 40) {

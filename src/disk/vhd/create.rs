@@ -186,7 +186,7 @@ impl<'a> Builder<'a> {
         let entry = &mut self.entries[usize::try_from(block).expect("within the disk")];
         if *entry == ABSENT {
             let data_at = (self.end + BITMAP).next_multiple_of(ALIGN);
-            write_all(self.media, data_at - BITMAP, &[0xff; BITMAP as usize])?;
+            write_all(self.media, data_at - BITMAP, &[0xff; 512])?;
             *entry = u32::try_from((data_at - BITMAP) / SECTOR).expect("2040 GiB and 4 KiB per block are under 2 TiB");
             self.end = data_at + Self::BLOCK_SIZE;
         }
@@ -239,7 +239,7 @@ impl TempFile {
     }
 
     /// Its path until it is kept.
-    pub(in crate::disk) fn path(&self) -> &Path {
+    pub(in crate::disk) fn temp_path(&self) -> &Path {
         &self.temp
     }
 }

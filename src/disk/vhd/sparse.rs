@@ -164,6 +164,7 @@ impl Sparse {
             }
         }
         self.settle(&mut writer)?;
+        self.unsettled.store(false, Ordering::Release);
         pending.clear()?;
         writer.pending = Some(pending);
         Ok(())

@@ -4,18 +4,21 @@
 //! response. What must be done on a disk leaves as an [`Effect`] and comes back by [`Session::complete`] or
 //! [`Session::data_in`]. Sent bytes gather in [`Session::output`], in the order of their StatSN.
 
+mod collected;
 mod data_in;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::MAX_DATA_SEGMENT;
 use super::login::Agreed;
 use super::pdu::{CONTINUE, FINAL, Header, NO_TAG, Pdu, append, opcode};
 use super::text::{self, Params};
+use super::{LOGIN_DATA_SEGMENT, MAX_DATA_SEGMENT};
 use crate::scsi::command::Check;
 use crate::scsi::unit::{LogicalUnit, Nexus};
 use crate::scsi::unmap::ByteRange;
@@ -29,8 +32,11 @@ pub const WINDOW: u32 = 64;
 /// Immediate commands at work beyond the window, which RFC 7143 §4.2.2.1 lets us limit.
 const MAX_IMMEDIATE: usize = 8;
 
-/// Most bytes of write data that the session asks for at once by R2T: it bounds what a session's writes hold in memory,
-/// together with [`WINDOW`] first bursts that may come unasked.
+/// Task management functions at work, each of which may wait for the disk.
+const MAX_FUNCTIONS: usize = 8;
+
+/// Most bytes of write data that the session has asked for by R2T and not written yet: it bounds what a session's writes
+/// hold in memory, together with [`WINDOW`] first bursts that may come unasked.
 const MAX_SOLICITED: u32 = 4 * 1_048_576;
 
 /// A task's number, never used twice in a session (its initiator task tag is).
@@ -40,7 +46,8 @@ pub struct TaskId(pub u64);
 /// What the session needs done. Every effect with a task is answered once, unless the task was aborted before.
 #[derive(Debug)]
 pub enum Effect {
-    /// Read these bytes; answer by [`Session::data_in`], or by [`Session::complete`] with what went wrong.
+    /// Read these bytes, as many as the [`Session::layout`] of the answer has room for; answer by [`Session::data_in`], or
+    /// by [`Session::complete`] with what went wrong.
     Read(TaskId, ByteRange),
     /// Write this data from `offset` on; with `fua` onto the medium.
     Write {
@@ -70,7 +77,7 @@ pub enum Effect {
     Fill(TaskId, ByteRange, Bytes),
     /// Make everything that was acknowledged durable.
     Flush(TaskId),
-    /// Stop these tasks; answer by [`Session::aborted`] once none of them can touch the disk any more.
+    /// Stop these tasks, which may be none; answer by [`Session::aborted`] once none of them can touch the disk any more.
     Abort(Abort),
     /// List targets; answer by [`Session::targets`].
     SendTargets(Which),
@@ -78,10 +85,10 @@ pub enum Effect {
     Close,
 }
 
-/// A task management function at work.
+/// A task management function at work, or a logout that ends tasks.
 #[derive(Debug)]
 pub struct Abort {
-    /// The initiator task tag of the function's request.
+    /// The initiator task tag of the request.
     pub request: u32,
     /// This session's tasks to stop.
     pub tasks: Vec<TaskId>,
@@ -141,6 +148,12 @@ pub struct Session {
     solicited: u32,
     waiting_for_r2t: VecDeque<u32>,
     listing: Option<Listing>,
+    /// Effects of [`Effect::Abort`] that are not answered yet.
+    functions: usize,
+    /// The initiator task tag of a logout that waits for them.
+    logout: Option<u32>,
+    /// Nothing that still comes counts.
+    closing: bool,
     effects: VecDeque<Effect>,
     out: Vec<u8>,
 }
@@ -169,6 +182,7 @@ mod function {
     pub(super) const NO_SUCH_UNIT: u8 = 2;
     pub(super) const REASSIGNMENT_NOT_SUPPORTED: u8 = 4;
     pub(super) const NOT_SUPPORTED: u8 = 5;
+    pub(super) const REJECTED: u8 = 255;
 }
 
 impl Session {
@@ -189,6 +203,9 @@ impl Session {
             solicited: 0,
             waiting_for_r2t: VecDeque::new(),
             listing: None,
+            functions: 0,
+            logout: None,
+            closing: false,
             effects: VecDeque::new(),
             out: Vec::new(),
         }
@@ -222,6 +239,9 @@ impl Session {
     /// The connection must be closed.
     pub fn receive(&mut self, pdu: Pdu, unit: Option<&Mutex<LogicalUnit>>) -> Result<(), ProtocolError> {
         let header = pdu.header;
+        if self.closing {
+            return Ok(());
+        }
         let numbered = !matches!(header.opcode(), opcode::DATA_OUT | opcode::SNACK);
         if numbered && !header.immediate() && !self.take_number(header.word(24))? {
             return Ok(());
@@ -323,20 +343,26 @@ impl Session {
 
     fn text(&mut self, pdu: &Pdu) {
         let header = pdu.header;
-        if let Some(listing) = self.listing.take_if(|l| l.ttt == header.word(20) && l.itt == header.itt()) {
+        if header.word(20) != NO_TAG {
+            let listing = self.listing.take_if(|l| l.ttt == header.word(20) && l.itt == header.itt());
+            let Some(listing) = listing else { return self.reject(&header, reject::PROTOCOL_ERROR) };
             return self.send_listing(listing.itt, listing.rest);
         }
-        let keys = (header.flags() & CONTINUE == 0).then(|| text::parse(&pdu.data).ok()).flatten();
+        // One text at a time (RFC 7143 §11.10), in one PDU, and no longer than in a login.
+        let waits = self.listing.as_ref().is_some_and(|listing| listing.ttt == NO_TAG);
+        let legal = !waits && header.flags() & CONTINUE == 0 && pdu.data.len() <= LOGIN_DATA_SEGMENT as usize;
+        let keys = legal.then(|| text::parse(&pdu.data).ok()).flatten();
         let Some(keys) = keys else { return self.reject(&header, reject::PROTOCOL_ERROR) };
         self.listing = None;
-        if let Some(value) = keys.get("SendTargets") {
+        // "All" is for discovery sessions alone (RFC 7143 appendix C).
+        if let Some(value) = keys.get("SendTargets").filter(|value| self.discovery || *value != "All") {
             let which = if value == "All" { Which::All } else { Which::One(value.clone()) };
             self.listing = Some(Listing { itt: header.itt(), ttt: NO_TAG, rest: Vec::new() });
             return self.effects.push_back(Effect::SendTargets(which));
         }
         let mut reply = Vec::new();
         for key in keys.keys() {
-            text::push(&mut reply, key, "NotUnderstood");
+            text::push(&mut reply, key, if key == "SendTargets" { "Reject" } else { "NotUnderstood" });
         }
         self.send_listing(header.itt(), reply);
     }
@@ -365,58 +391,94 @@ impl Session {
     fn logout(&mut self, header: &Header) {
         /// The connection is to be closed for recovery, which level 0 does not know.
         const RECOVERY: u8 = 2;
-        let mut response = Header::new(opcode::LOGOUT_RESPONSE, FINAL).with(16, header.itt());
+        let itt = header.itt();
         if header.flags() & 0x7F == RECOVERY {
+            let mut response = Header::new(opcode::LOGOUT_RESPONSE, FINAL).with(16, itt);
             response.0[2] = 2; // not supported
             return self.send(response, &[]);
         }
-        self.tasks.clear();
-        self.by_id.clear();
-        self.send(response, &[]);
-        self.effects.push_back(Effect::Close);
+        // The response follows what still runs: aborted tasks, and functions that the initiator waits for.
+        self.closing = true;
+        let tasks = self.forget(|_| true);
+        if !tasks.is_empty() {
+            self.abort(itt, tasks, Scope::Session);
+        }
+        self.logout = Some(itt);
+        self.finish_logout();
+    }
+
+    fn finish_logout(&mut self) {
+        if let Some(itt) = self.logout.take_if(|_| self.functions == 0) {
+            self.send(Header::new(opcode::LOGOUT_RESPONSE, FINAL).with(16, itt), &[]);
+            self.effects.push_back(Effect::Close);
+        }
     }
 
     fn task_management(&mut self, header: &Header) {
-        let ours = lun_number(header.lun()) == Some(0);
-        let all = |session: &Self| session.by_id.keys().copied().collect();
-        let (scope, tasks): (Scope, Vec<TaskId>) = match header.flags() & 0x7F {
-            1 => match self.tasks.get(&header.word(20)) {
-                Some(task) => (Scope::Session, vec![task.id]),
-                None => return self.function_done(header.itt(), function::NO_SUCH_TASK),
-            },
-            2 | 4 | 5 if !ours => return self.function_done(header.itt(), function::NO_SUCH_UNIT),
-            2 => (Scope::Session, all(self)),  // ABORT TASK SET
-            4 | 5 => (Scope::Unit, all(self)), // CLEAR TASK SET, LOGICAL UNIT RESET
-            6 => (Scope::Unit, all(self)),     // TARGET WARM RESET
-            7 => (Scope::Sessions, all(self)), // TARGET COLD RESET
-            8 => return self.function_done(header.itt(), function::REASSIGNMENT_NOT_SUPPORTED),
-            _ => return self.function_done(header.itt(), function::NOT_SUPPORTED),
-        };
+        let itt = header.itt();
+        if self.tasks.contains_key(&itt) || itt == NO_TAG {
+            return self.reject(header, reject::TASK_IN_PROGRESS);
+        }
+        if self.functions >= MAX_FUNCTIONS {
+            return self.function_done(itt, function::REJECTED);
+        }
+        let lun = header.lun();
+        let ours = lun_number(lun) == Some(0);
         // From here on no response of these tasks is sent (RFC 7143 §11.5.1, TAS = 0).
-        self.forget(&tasks);
-        self.effects.push_back(Effect::Abort(Abort { request: header.itt(), tasks, scope }));
+        let (scope, tasks) = match header.flags() & 0x7F {
+            1 => {
+                let named = header.word(20);
+                let tasks = self.forget(|task| task.itt() == named && task.lun() == lun);
+                if tasks.is_empty() {
+                    let response = if ours { function::NO_SUCH_TASK } else { function::NO_SUCH_UNIT };
+                    return self.function_done(itt, response);
+                }
+                (Scope::Session, tasks)
+            }
+            2 | 4 | 5 if !ours => return self.function_done(itt, function::NO_SUCH_UNIT),
+            // ABORT TASK SET
+            2 => (Scope::Session, self.forget(|task| lun_number(task.lun()) == Some(0))),
+            // CLEAR TASK SET, LOGICAL UNIT RESET
+            4 | 5 => (Scope::Unit, self.forget(|task| lun_number(task.lun()) == Some(0))),
+            6 => (Scope::Unit, self.forget(|_| true)),     // TARGET WARM RESET
+            7 => (Scope::Sessions, self.forget(|_| true)), // TARGET COLD RESET
+            8 => return self.function_done(itt, function::REASSIGNMENT_NOT_SUPPORTED),
+            _ => return self.function_done(itt, function::NOT_SUPPORTED),
+        };
+        self.abort(itt, tasks, scope);
+    }
+
+    fn abort(&mut self, request: u32, tasks: Vec<TaskId>, scope: Scope) {
+        self.functions += 1;
+        self.effects.push_back(Effect::Abort(Abort { request, tasks, scope }));
     }
 
     /// Another session's reset stops all of this session's tasks, without a response (TAS = 0). Returns them, for the
     /// caller to keep from the disk.
     pub fn abort_all(&mut self) -> Vec<TaskId> {
-        let tasks: Vec<TaskId> = self.by_id.keys().copied().collect();
-        self.forget(&tasks);
-        tasks
+        self.forget(|_| true)
     }
 
-    fn forget(&mut self, tasks: &[TaskId]) {
-        for id in tasks {
-            if let Some(task) = self.by_id.remove(id).and_then(|itt| self.tasks.remove(&itt)) {
-                self.settle_r2t(&task);
-            }
+    /// Drops the tasks that this is true of, and says which. What they had asked for is not on its way any more.
+    fn forget(&mut self, gone: impl Fn(&Task) -> bool) -> Vec<TaskId> {
+        let tasks: Vec<Task> = self.tasks.extract_if(|_, task| gone(task)).map(|(_, task)| task).collect();
+        for task in &tasks {
+            self.by_id.remove(&task.id);
+            self.release(task);
         }
+        self.ask_for_more();
+        tasks.into_iter().map(|task| task.id).collect()
     }
 
     /// The tasks of [`Effect::Abort`] can touch the disk no more.
     pub fn aborted(&mut self, request: u32, scope: Scope) {
-        self.function_done(request, function::COMPLETE);
+        self.functions = self.functions.saturating_sub(1);
+        if self.logout != Some(request) {
+            self.function_done(request, function::COMPLETE);
+        }
+        self.finish_logout();
         if scope == Scope::Sessions {
+            self.closing = true;
             self.effects.push_back(Effect::Close);
         }
     }

@@ -1,6 +1,7 @@
 //! A SCSI command from its PDU to its response: collecting write data, executing, answering.
 
-use super::super::pdu::HEADER;
+use super::super::pdu::{HEADER, padding};
+use super::collected::Collected;
 use super::*;
 use crate::scsi::BLOCK;
 use crate::scsi::command::{CDB_LENGTH, Command};
@@ -26,8 +27,10 @@ pub(super) struct Task {
     immediate: bool,
     plan: Plan,
     pub(super) phase: Phase,
-    data: Vec<Bytes>,
+    data: Collected,
     received: u32,
+    /// Bytes of [`MAX_SOLICITED`] that are set aside for the rest of its data, until it is gone.
+    reserved: u32,
     r2t_sn: u32,
 }
 
@@ -49,8 +52,6 @@ pub(super) enum Phase {
         data_sn: u32,
         /// The first byte after what it asked for.
         end: u32,
-        /// How many bytes it asked for.
-        asked: u32,
     },
     /// The disk is at work.
     Executing,
@@ -94,20 +95,24 @@ impl Session {
             write_length: if flags & WRITE == 0 { 0 } else { expected },
             immediate: header.immediate(),
             plan,
-            phase: if header.last() { Phase::WaitingForR2t } else { Phase::Unsolicited { data_sn: 0 } },
-            data: Vec::new(),
+            phase: Phase::WaitingForR2t,
+            data: Collected::default(),
             received: 0,
+            reserved: 0,
             r2t_sn: 0,
         };
         let allowed = if self.params.immediate_data { self.params.first_burst.min(task.write_length) } else { 0 };
         if pdu.data.len() > allowed as usize {
             task.fail(if allowed == 0 { Sense::UNEXPECTED_UNSOLICITED_DATA } else { Sense::INCORRECT_AMOUNT_OF_DATA });
-        } else if !pdu.data.is_empty() {
-            task.received = u32::try_from(pdu.data.len()).expect("a segment has 24 bits of length");
-            task.data.push(pdu.data);
+        } else {
+            task.take(pdu.data);
         }
-        if !header.last() && self.params.initial_r2t {
-            task.fail(Sense::UNEXPECTED_UNSOLICITED_DATA);
+        // F means nothing where no data can follow.
+        if !header.last() && task.write_length > 0 {
+            task.phase = Phase::Unsolicited { data_sn: 0 };
+            if self.params.initial_r2t {
+                task.fail(Sense::UNEXPECTED_UNSOLICITED_DATA);
+            }
         }
         self.by_id.insert(task.id, itt);
         self.tasks.insert(itt, task);
@@ -120,8 +125,7 @@ impl Session {
         // Data for a task that is gone: aborted tasks leave stragglers, which are no error.
         let Some(task) = self.tasks.get_mut(&itt) else { return };
         let (ttt, data_sn, offset) = (header.word(20), header.word(36), header.word(40));
-        let length = u32::try_from(pdu.data.len()).expect("a segment has 24 bits of length");
-        let end_of_data = offset.checked_add(length);
+        let end_of_data = offset.checked_add(header.data_length());
         let (due, limit) = match &mut task.phase {
             Phase::Unsolicited { data_sn } if ttt == NO_TAG => {
                 (data_sn, self.params.first_burst.min(task.write_length))
@@ -129,30 +133,25 @@ impl Session {
             Phase::Solicited { ttt: asked, data_sn, end, .. } if ttt == *asked => (data_sn, *end),
             _ => return, // it belongs to no sequence: not asked for, or already given up
         };
-        if data_sn != *due || offset != task.received {
+        let in_order = data_sn == *due && offset == task.received;
+        *due = due.wrapping_add(1);
+        if !in_order {
             task.fail(Sense::DATA_PHASE_ERROR);
         } else if end_of_data.is_none_or(|end| end > limit) {
             task.fail(Sense::INCORRECT_AMOUNT_OF_DATA);
-        } else if !matches!(task.plan, Plan::Check(_)) {
-            task.data.push(pdu.data);
+        } else {
+            task.take(pdu.data);
         }
-        match &mut task.phase {
-            Phase::Unsolicited { data_sn } | Phase::Solicited { data_sn, .. } => *data_sn = data_sn.wrapping_add(1),
-            Phase::WaitingForR2t | Phase::Executing => {}
-        }
-        task.received = task.received.saturating_add(length).min(limit);
         if !header.last() {
             return;
         }
-        if let Phase::Solicited { end, asked, .. } = task.phase {
-            self.solicited -= asked;
-            if task.received != end {
-                task.fail(Sense::INCORRECT_AMOUNT_OF_DATA);
-            }
+        if let Phase::Solicited { end, .. } = task.phase
+            && task.received != end
+        {
+            task.fail(Sense::INCORRECT_AMOUNT_OF_DATA);
         }
         task.phase = Phase::WaitingForR2t;
         self.advance(itt, unit);
-        self.ask_for_more();
     }
 
     /// Moves a task on as far as it goes: fails it, asks for its data, or executes it.
@@ -161,7 +160,10 @@ impl Session {
         if task.phase != Phase::WaitingForR2t {
             return;
         }
-        if !matches!(task.plan, Plan::Check(_)) && task.received < wanted(task) {
+        if !task.failed() && task.received < wanted(task) {
+            if task.reserved > 0 {
+                return self.ask(itt);
+            }
             self.waiting_for_r2t.push_back(itt);
             return self.ask_for_more();
         }
@@ -169,44 +171,50 @@ impl Session {
         self.execute(itt, unit);
     }
 
-    /// Sends R2Ts while the bytes asked for stay within bounds (RFC 7143 §11.8).
-    fn ask_for_more(&mut self) {
+    /// Lets tasks ask for their data, in their order, while [`MAX_SOLICITED`] allows. Room is set aside for all that a
+    /// task wants: tasks that each have a part of theirs would wait for one another.
+    pub(super) fn ask_for_more(&mut self) {
         while let Some(itt) = self.waiting_for_r2t.front().copied() {
-            let Some(task) = self.tasks.get(&itt).filter(|task| task.phase == Phase::WaitingForR2t) else {
-                self.waiting_for_r2t.pop_front();
-                continue;
-            };
-            let asked = (wanted(task) - task.received).min(self.params.max_burst);
-            if self.solicited > 0 && self.solicited + asked > MAX_SOLICITED {
-                return;
+            if let Some(task) = self.tasks.get_mut(&itt) {
+                let room = wanted(task) - task.received;
+                if self.solicited > 0 && self.solicited + room > MAX_SOLICITED {
+                    return;
+                }
+                task.reserved = room;
+                self.solicited += room;
+                self.ask(itt);
             }
             self.waiting_for_r2t.pop_front();
-            self.solicited += asked;
-            let ttt = self.new_ttt();
-            let Some(task) = self.tasks.get_mut(&itt) else { return };
-            let offset = task.received;
-            task.phase = Phase::Solicited { ttt, data_sn: 0, end: offset + asked, asked };
-            let mut header = Header::new(opcode::R2T, FINAL).with(16, itt).with(20, ttt).with(36, task.r2t_sn);
-            header.set_lun(task.lun);
-            task.r2t_sn += 1;
-            header.set_word(40, offset);
-            header.set_word(44, asked);
-            self.number(&mut header, false);
-            append(&mut self.out, header, &[]);
         }
     }
 
-    /// A task is gone: what it had asked for is not on its way any more.
-    pub(super) fn settle_r2t(&mut self, task: &Task) {
-        if let Phase::Solicited { asked, .. } = task.phase {
-            self.solicited -= asked;
-        }
+    /// Sends an R2T for the next burst of a task's data (RFC 7143 §11.8).
+    fn ask(&mut self, itt: u32) {
+        let ttt = self.new_ttt();
+        let Some(task) = self.tasks.get_mut(&itt) else { return };
+        let offset = task.received;
+        let asked = (wanted(task) - offset).min(self.params.max_burst);
+        task.phase = Phase::Solicited { ttt, data_sn: 0, end: offset + asked };
+        let mut header = Header::new(opcode::R2T, FINAL).with(16, itt).with(20, ttt).with(36, task.r2t_sn);
+        header.set_lun(task.lun);
+        task.r2t_sn += 1;
+        header.set_word(40, offset);
+        header.set_word(44, asked);
+        self.number(&mut header, false);
+        append(&mut self.out, header, &[]);
+    }
+
+    /// A task is gone, and with it the data that it asked for.
+    pub(super) fn release(&mut self, task: &Task) {
+        self.solicited -= task.reserved;
+        // Else a queue that cannot move would grow with each command that is aborted in it.
+        self.waiting_for_r2t.retain(|waiting| *waiting != task.itt);
     }
 
     fn execute(&mut self, itt: u32, unit: Option<&Mutex<LogicalUnit>>) {
         let Some(task) = self.tasks.get_mut(&itt) else { return };
         let id = task.id;
-        let data = std::mem::take(&mut task.data);
+        let data = task.data.take();
         let effect = match &task.plan {
             Plan::Done => return self.complete(id, Ok(())),
             Plan::Check(sense) => {
@@ -214,8 +222,10 @@ impl Session {
                 return self.complete(id, Err(sense));
             }
             Plan::Data(_) => return self.answer_from_memory(itt),
-            Plan::Read(range) if range.length == 0 || task.read_length == 0 => return self.complete(id, Ok(())),
-            Plan::Read(range) => Effect::Read(id, *range),
+            Plan::Read(range) => match task.answer_length() {
+                0 => return self.complete(id, Ok(())),
+                length => Effect::Read(id, ByteRange { length, ..*range }),
+            },
             Plan::Write { range, fua } => {
                 let (data, length) = whole_blocks(data, u64::from(task.received).min(range.length));
                 if length == 0 {
@@ -264,12 +274,10 @@ impl Session {
     #[must_use]
     pub fn layout(&self, id: TaskId) -> Option<Layout> {
         let task = self.tasks.get(self.by_id.get(&id)?)?;
-        let length = match &task.plan {
-            Plan::Read(range) => range.length,
-            Plan::Data(data) => data.len() as u64,
-            _ => return None,
-        };
-        let length = usize::try_from(length.min(task.read_length.into())).expect("a command moves at most 1 MiB");
+        if !matches!(task.plan, Plan::Read(_) | Plan::Data(_)) {
+            return None;
+        }
+        let length = usize::try_from(task.answer_length()).expect("a command moves at most 1 MiB");
         Some(Layout::new(length, self.segment(), self.params.max_burst as usize))
     }
 
@@ -299,8 +307,7 @@ impl Session {
             self.number(&mut header, last);
             buffer[segment.at..segment.at + HEADER].copy_from_slice(&header.0);
             let end = segment.at + HEADER + segment.length;
-            let pad = super::super::pdu::padding(segment.length);
-            buffer[end..end + pad].fill(0);
+            buffer[end..end + padding(segment.length)].fill(0);
         }
         true
     }
@@ -325,7 +332,7 @@ impl Session {
     /// A task is done, without data for the initiator. Ignored if it is gone.
     pub fn complete(&mut self, id: TaskId, result: Result<(), Sense>) {
         let Some(task) = self.by_id.remove(&id).and_then(|itt| self.tasks.remove(&itt)) else { return };
-        self.settle_r2t(&task);
+        self.release(&task);
         let (residual_flags, residual) = match result {
             Ok(()) => task.residual(),
             Err(_) => task.residual_of_nothing(),
@@ -343,15 +350,57 @@ impl Session {
                 self.send(header, &data);
             }
         }
+        self.ask_for_more();
     }
 }
 
 impl Task {
+    pub(super) fn itt(&self) -> u32 {
+        self.itt
+    }
+
+    pub(super) fn lun(&self) -> [u8; 8] {
+        self.lun
+    }
+
+    #[cfg(test)]
+    pub(super) fn reserved(&self) -> u32 {
+        self.reserved
+    }
+
+    /// Bytes of data that it holds.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.data.len()
+    }
+
+    fn failed(&self) -> bool {
+        matches!(self.plan, Plan::Check(_))
+    }
+
+    /// Takes data that came in order. Of a task that failed nothing is kept.
+    fn take(&mut self, data: Bytes) {
+        self.received += u32::try_from(data.len()).expect("a segment has 24 bits of length");
+        if !self.failed() {
+            self.data.push(data);
+        }
+    }
+
+    /// Bytes of data for the initiator: what there is, or what it expects if that is less. Of the disk whole blocks.
+    fn answer_length(&self) -> u64 {
+        let expected = u64::from(self.read_length);
+        match &self.plan {
+            Plan::Read(range) => range.length.min(expected - expected % BLOCK),
+            Plan::Data(data) => expected.min(data.len() as u64),
+            _ => 0,
+        }
+    }
+
     /// Fails the task once the data that is already announced has come. The first reason stays.
     fn fail(&mut self, sense: Sense) {
-        if !matches!(self.plan, Plan::Check(_)) {
+        if !self.failed() {
             self.plan = Plan::Check(sense);
-            self.data.clear();
+            self.data.take();
         }
     }
 

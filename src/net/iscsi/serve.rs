@@ -345,7 +345,10 @@ impl Running {
     fn forget_all(&mut self) -> Vec<u64> {
         self.writes.clear();
         self.deferred.clear();
-        self.seat.session.abort_all().into_iter().map(|task| task.0).collect()
+        let tasks = self.seat.session.abort_all();
+        // No answer of theirs will tell the initiator that its command window is open again; this does.
+        self.seat.session.ping();
+        tasks.into_iter().map(|task| task.0).collect()
     }
 
     fn unit(&self, change: impl FnOnce(&mut LogicalUnit, crate::scsi::Nexus)) {
@@ -362,7 +365,7 @@ impl Running {
         match entry.kind {
             SessionKind::Loader => self.note(Stage::Login, &format!("the loader, from {}", entry.address)),
             SessionKind::System => {
-                self.note(Stage::OsSession, &format!("the operating system, from {}", entry.address))
+                self.note(Stage::OsSession, &format!("the operating system, from {}", entry.address));
             }
             SessionKind::Other => {
                 tracing::info!("{}: {} logged in from {}", entry.client, entry.initiator, entry.address);
@@ -399,23 +402,8 @@ fn read_into(
     buffer: &mut [u8],
     wait: bool,
 ) -> Result<bool, DiskError> {
-    let read = |slices: &mut [std::io::IoSliceMut<'_>]| {
-        if wait { disk.read(range.offset, slices).map(|()| true) } else { disk.try_read(range.offset, slices) }
-    };
     let mut slices = layout.slices(buffer);
-    if layout.length as u64 == range.length {
-        return read(&mut slices);
-    }
-    // The initiator expects less than the command reads: whole blocks are read, and the head of them is sent.
-    let mut whole = vec![0; usize::try_from(range.length).expect("a command moves at most 1 MiB")];
-    let there = read(&mut [std::io::IoSliceMut::new(&mut whole)])?;
-    let mut source = &whole[..layout.length];
-    for slice in &mut slices {
-        let (now, rest) = source.split_at(slice.len());
-        slice.copy_from_slice(now);
-        source = rest;
-    }
-    Ok(there)
+    if wait { disk.read(range.offset, &mut slices).map(|()| true) } else { disk.try_read(range.offset, &mut slices) }
 }
 
 /// Compares the disk with what should be there; with nothing to compare, only reads it.

@@ -1,0 +1,263 @@
+//! Disks against tools and files that nobody here made: 7-Zip, qemu-img, and images of Windows and others.
+//!
+//! A test whose tool or file is missing says `skip:` and passes. The files are looked for in `ROOST_FIXTURES`.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::io::{IoSlice, IoSliceMut, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use roost::disk::file::{Access, File};
+use roost::disk::import::{Imported, import};
+use roost::disk::inspect::{DiskFormat, inspect};
+use roost::disk::vhd::sparse::{Sparse, Wait};
+use roost::disk::vhd::{Footer, Kind, create_child, create_dynamic, create_fixed};
+use roost::disk::{Chain, Disk, PendingPath, SECTOR};
+
+/// Whether a program can be run; says what to do if not.
+fn has(test: &str, program: &str, package: &str) -> bool {
+    let found = Command::new(program).arg("--help").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    if !found {
+        println!("skip: {test} needs {program} (apt install {package})");
+    }
+    found
+}
+
+/// A file that others made, unpacked into a folder.
+fn fixture(test: &str, dir: &Path, name: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("ROOST_FIXTURES")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures"), PathBuf::from);
+    let packed = root.join(name);
+    if !packed.exists() {
+        println!("skip: {test} needs {name} in the folder that ROOST_FIXTURES names");
+        return None;
+    }
+    let program = if name.ends_with(".bz2") { "bzip2" } else { "gzip" };
+    let path = dir.join(packed.file_stem().unwrap());
+    let unpacked = Command::new(program).arg("-dc").arg(&packed).stdout(fs::File::create(&path).unwrap()).status();
+    if !unpacked.is_ok_and(|status| status.success()) {
+        println!("skip: {test} needs {program} (apt install {program})");
+        return None;
+    }
+    Some(path)
+}
+
+/// The SHA-256 of a stream, by coreutils.
+fn sha256(feed: impl FnOnce(&mut dyn Write)) -> String {
+    let mut child = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    feed(child.stdin.as_mut().unwrap());
+    let output = child.wait_with_output().unwrap();
+    String::from_utf8(output.stdout).unwrap()[..64].to_owned()
+}
+
+fn sha256_of(disk: &Chain) -> String {
+    sha256(|to| {
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = 0;
+        while at < disk.size() {
+            let len = usize::try_from((disk.size() - at).min(1 << 20)).unwrap();
+            disk.read(at, &mut [IoSliceMut::new(&mut buffer[..len])]).unwrap();
+            to.write_all(&buffer[..len]).unwrap();
+            at += len as u64;
+        }
+    })
+}
+
+/// The SHA-256 of what 7-Zip finds in a VHD. A refusal of its own gives no bytes at all and a word on stderr.
+fn sha256_by_7zip(path: &Path) -> String {
+    let output = Command::new("7zz").args(["e", "-tVHD", "-so"]).arg(path).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let fine = output.status.success() && said.trim().is_empty() && !output.stdout.is_empty();
+    assert!(fine, "7zz refused {}: {said}", path.display());
+    sha256(|to| to.write_all(&output.stdout).unwrap())
+}
+
+/// The SHA-256 of what qemu-img finds in a VHD that needs no parent.
+fn sha256_by_qemu(path: &Path) -> String {
+    let raw = path.with_extension("by-qemu");
+    let status = Command::new("qemu-img").args(["convert", "-f", "vpc", "-O", "raw"]).arg(path).arg(&raw).status();
+    assert!(status.unwrap().success());
+    sha256(|to| to.write_all(&fs::read(&raw).unwrap()).unwrap())
+}
+
+/// Random numbers that are the same in each run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// Writes single sectors and short runs all over a disk, and now and then zeros.
+fn scribble(disk: &Chain, writes: u64, random: &mut Random) {
+    for _ in 0..writes {
+        let sectors = disk.size() / SECTOR;
+        let start = random.below(sectors);
+        let len = 1 + if random.below(4) == 0 { random.below(40.min(sectors - start)) } else { 0 };
+        let bytes: Vec<u8> = (0..len * SECTOR).map(|_| u8::try_from(random.below(256)).unwrap()).collect();
+        disk.write(start * SECTOR, &[IoSlice::new(&bytes)]).unwrap();
+        if random.below(8) == 0 {
+            disk.zero(random.below(sectors) * SECTOR, SECTOR).unwrap();
+        }
+    }
+}
+
+/// A raw disk with some data, imported as `images/lab/1.vhd`.
+fn master(dir: &Path, random: &mut Random) -> PathBuf {
+    let raw = dir.join("disk.raw");
+    fs::File::create(&raw).unwrap().set_len(9 << 20).unwrap();
+    let disk = Chain::open(&raw, Access::Write).unwrap();
+    scribble(&disk, 300, random);
+    drop(disk);
+    let vhd = dir.join("images/lab/1.vhd");
+    fs::create_dir_all(vhd.parent().unwrap()).unwrap();
+    let Imported { size, format, .. } = import(&raw, &vhd, &mut |_, _| ()).unwrap();
+    assert_eq!((size, format), (9 << 20, DiskFormat::Raw));
+    let contents = |path| sha256_of(&Chain::open(path, Access::Read).unwrap());
+    assert_eq!(contents(&vhd), contents(&raw));
+    vhd
+}
+
+#[test]
+fn seven_zip_reads_a_chain_of_three_as_we_do() {
+    if !has("seven_zip_reads_a_chain_of_three_as_we_do", "7zz", "7zip") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = Random(42);
+    let image = master(dir.path(), &mut random);
+    let mut parent = Arc::new(Chain::open(&image, Access::Read).unwrap());
+    fs::create_dir(dir.path().join("disks")).unwrap();
+    // On Linux 7-Zip takes the whole text of a relative locator as the name of a file beside the child.
+    std::os::unix::fs::symlink(&image, dir.path().join(r"disks/..\images\lab\1.vhd")).unwrap();
+    for (n, relative) in [r"..\images\lab\1.vhd", r".\pc-0.vhd", r".\pc-1.vhd"].into_iter().enumerate() {
+        let path = dir.path().join(format!("disks/pc-{n}.vhd"));
+        create_child(&path, &parent, relative).unwrap();
+        assert_eq!(sha256_by_7zip(&path), sha256_of(&parent), "a new child reads as its parent");
+        let pending = PendingPath { path: dir.path().join(format!("pending-{n}")), boot_id: "a-boot".into() };
+        let disk = Chain::open_child(&path, Arc::clone(&parent), Some(pending)).unwrap();
+        scribble(&disk, 400, &mut random);
+        disk.flush().unwrap();
+        let ours = sha256_of(&disk);
+        assert_ne!(ours, sha256_of(&parent));
+        assert_eq!(sha256_by_7zip(&path), ours);
+        drop(disk);
+        // This time the parents are found as the files name them.
+        parent = Arc::new(Chain::open(&path, Access::Read).unwrap());
+        assert_eq!(sha256_of(&parent), ours);
+        assert_eq!(inspect(&path).unwrap().layers.len(), n + 2);
+    }
+}
+
+#[test]
+fn seven_zip_and_qemu_read_masters_dynamic_and_fixed_disks_as_we_do() {
+    let test = "seven_zip_and_qemu_read_masters_dynamic_and_fixed_disks_as_we_do";
+    if !has(test, "7zz", "7zip") || !has(test, "qemu-img", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = Random(7);
+    let (dynamic, fixed) = (dir.path().join("dynamic.vhd"), dir.path().join("fixed.vhd"));
+    // No multiple of a block, nor of any geometry.
+    create_dynamic(&dynamic, (7 << 20) + 512).unwrap();
+    create_fixed(&fixed, (7 << 20) + 512).unwrap();
+    for path in [&dynamic, &fixed] {
+        scribble(&Chain::open(path, Access::Write).unwrap(), 60, &mut random);
+    }
+    for path in [&master(dir.path(), &mut random), &dynamic, &fixed] {
+        let ours = sha256_of(&Chain::open(path, Access::Read).unwrap());
+        assert_eq!(sha256_by_7zip(path), ours, "{}", path.display());
+        assert_eq!(sha256_by_qemu(path), ours, "{}", path.display());
+    }
+}
+
+#[test]
+fn we_read_and_change_what_qemu_wrote() {
+    if !has("we_read_and_change_what_qemu_wrote", "qemu-img", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let raw = dir.path().join("disk.raw");
+    fs::File::create(&raw).unwrap().set_len(9 << 20).unwrap();
+    let disk = Chain::open(&raw, Access::Write).unwrap();
+    scribble(&disk, 3, &mut Random(3));
+    let ours = sha256_of(&disk);
+    drop(disk);
+    for kind in ["dynamic", "fixed"] {
+        let vhd = dir.path().join(kind);
+        let options = format!("subformat={kind},force_size=on");
+        let convert = ["convert", "-f", "raw", "-O", "vpc", "-o", &options];
+        assert!(Command::new("qemu-img").args(convert).args([&raw, &vhd]).status().unwrap().success());
+        let theirs = Chain::open(&vhd, Access::Write).unwrap();
+        assert_eq!(sha256_of(&theirs), ours, "{kind}");
+        scribble(&theirs, 50, &mut Random(4));
+        theirs.flush().unwrap();
+        let changed = sha256_of(&theirs);
+        drop(theirs);
+        assert_eq!(sha256_by_qemu(&vhd), changed, "{kind}");
+    }
+}
+
+#[test]
+fn images_that_others_made_hold_what_is_known_of_them() {
+    let test = "images_that_others_made_hold_what_is_known_of_them";
+    let dir = tempfile::tempdir().unwrap();
+    let d2v = "1ba076be94a8a64541c25aae8d5a5f8b0da758c3797af597e03acb431ff8d143";
+    let ext2 = "870be7ae16c1fa8faab05c6eb9205dc9a7ae35c5f552c5cf8a267c0bc6a5cb99";
+    for (name, creator, size, content) in [
+        ("qemu/d2v-zerofilled.vhd.bz2", "d2v", None, Some(d2v)),
+        ("dfvfs/ext2.vhd.gz", "qemu", None, Some(ext2)),
+        ("qemu/hyperv2012r2-dynamic.vhd.bz2", "win 6.3", Some(136_365_211_648), None),
+        ("qemu/virtualpc-dynamic.vhd.bz2", "vpc 1.0", Some(136_365_211_648), None),
+    ] {
+        let Some(path) = fixture(test, dir.path(), name) else { continue };
+        let seen = inspect(&path).unwrap();
+        assert!(seen.complete, "{name}: {:?}", seen.warnings);
+        assert!(seen.layers[0].creator.as_ref().unwrap().starts_with(creator), "{:?}", seen.layers[0].creator);
+        let disk = Chain::open(&path, Access::Read).unwrap();
+        if let Some(size) = size {
+            assert_eq!(disk.size(), size);
+            let extents = disk.resolve(0, size).unwrap();
+            assert!(extents.len() == 1 && extents[0].at.is_none(), "{name} is empty");
+        }
+        if let Some(content) = content {
+            assert_eq!(sha256_of(&disk), content, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_child_that_windows_made_tells_its_sectors_and_its_parent() {
+    let dir = tempfile::tempdir().unwrap();
+    let test = "a_child_that_windows_made_tells_its_sectors_and_its_parent";
+    let Some(path) = fixture(test, dir.path(), "dfvfs/fat-differential.vhd.gz") else { return };
+    let file = File::open(&path, Access::Read).unwrap();
+    let (footer, passed_over) = Footer::read(&file).unwrap();
+    assert_eq!((footer.kind(), passed_over, footer.creator().as_str()), (Kind::Differencing, None, "win 10.0"));
+    let size = footer.size();
+    let disk = Sparse::open(Box::new(file), footer, true).unwrap();
+    assert_eq!(disk.header().parent_id().to_string(), "5fa21a55-f394-aa4d-9958-1951a67d5540");
+    let mut sectors = Vec::new();
+    let content = sha256(|to| {
+        for run in disk.map_range(0, size, Wait::Block).unwrap().unwrap() {
+            if let Some(at) = run.at {
+                sectors.extend(run.offset / SECTOR..(run.offset + run.len) / SECTOR);
+                let mut bytes = vec![0; usize::try_from(run.len).unwrap()];
+                disk.media().read(at, &mut [IoSliceMut::new(&mut bytes)]).unwrap();
+                to.write_all(&bytes).unwrap();
+            }
+        }
+    });
+    let known = [134, 143].into_iter().chain(152..160).chain([184, 185, 188, 190, 191, 192, 194, 196]);
+    assert_eq!(sectors, known.collect::<Vec<u64>>());
+    assert_eq!(content, "eda75676597b44170921425cb00ad70be1d94ad0d7dae92fcbedb9712846e457");
+    let error = Chain::open(&path, Access::Read).unwrap_err().to_string();
+    assert!(error.contains("5fa21a55-f394-aa4d-9958-1951a67d5540") && error.contains("missing"), "{error}");
+}
