@@ -21,7 +21,8 @@ interop_packages=(
     curl tftp-hpa atftp udhcpc isc-dhcp-client
     iproute2 procps python3
 )
-unit_packages=(7zip qemu-utils openssl)
+# Some of cargo's tests meet other programs too: readers of disks, and DHCP clients in a namespace.
+unit_packages=(7zip qemu-utils openssl iproute2 udhcpc isc-dhcp-client)
 
 say() { printf '%s\n' "$*"; }
 
