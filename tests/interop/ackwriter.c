@@ -22,6 +22,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -412,6 +413,8 @@ static uint64_t number(const char *text, uint64_t least, uint64_t most)
 
 int main(int count, char **words)
 {
+	/* A killed target is found out by what the socket says, not by a signal. */
+	signal(SIGPIPE, SIG_IGN);
 	if (count == 9 && !strcmp(words[1], "write"))
 		return write_disk(open_disk(words[2], words[3]), words[4], number(words[5], 0, UINT64_MAX),
 				  number(words[6], 0, UINT64_MAX), number(words[7], 1, MAX_SECTORS),
