@@ -1,7 +1,7 @@
 //! INQUIRY: the standard data and the vital product data pages (SPC-4 §6.6, §7.8; SBC-3 §6.5).
 
 use super::sense::Sense;
-use super::{BLOCK, MAX_TRANSFER_BLOCKS, MAX_UNMAP_BLOCKS, MAX_UNMAP_RANGES, MAX_WRITE_SAME_BLOCKS};
+use super::{BLOCK, MAX_TRANSFER_BLOCKS, MAX_UNMAP_BLOCKS, MAX_UNMAP_RANGES};
 
 const VENDOR: &[u8; 8] = b"ROOST   ";
 const PRODUCT: &[u8; 16] = b"DIFFERENCING VHD";
@@ -136,7 +136,7 @@ fn block_limits() -> Vec<u8> {
     put32(20, MAX_UNMAP_RANGES);
     put32(24, PHYSICAL_BLOCKS.into()); // optimal unmap granularity
     put32(28, 0x8000_0000); // its alignment is valid: 0
-    body[32..40].copy_from_slice(&u64::from(MAX_WRITE_SAME_BLOCKS).to_be_bytes());
+    // MAXIMUM WRITE SAME LENGTH stays 0, "not reported": it differs for zeros and for anything else.
     body[2..4].copy_from_slice(&PHYSICAL_BLOCKS.to_be_bytes()); // optimal transfer granularity
     body
 }

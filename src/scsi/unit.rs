@@ -8,7 +8,7 @@ use super::command::{Blocks, Check, Command};
 use super::inquiry::{self, Identity};
 use super::sense::Sense;
 use super::unmap::ByteRange;
-use super::{BLOCK, MAX_TRANSFER_BLOCKS, MAX_WRITE_SAME_BLOCKS, mode, opcodes};
+use super::{BLOCK, MAX_TRANSFER_BLOCKS, MAX_ZERO_BLOCKS, mode, opcodes};
 
 /// An initiator's relation to this logical unit: its session's number, unique while the process lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -164,7 +164,7 @@ impl LogicalUnit {
                 if blocks.count == 0 {
                     return Err(Sense::INVALID_FIELD_IN_CDB); // WSNZ
                 }
-                Plan::WriteSame { range: self.range(blocks, MAX_WRITE_SAME_BLOCKS)?, no_data }
+                Plan::WriteSame { range: self.range(blocks, MAX_ZERO_BLOCKS)?, no_data }
             }
         })
     }

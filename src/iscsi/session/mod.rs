@@ -46,8 +46,8 @@ pub struct TaskId(pub u64);
 /// What the session needs done. Every effect with a task is answered once, unless the task was aborted before.
 #[derive(Debug)]
 pub enum Effect {
-    /// Read these bytes, as many as the [`Session::layout`] of the answer has room for; answer by [`Session::data_in`], or
-    /// by [`Session::complete`] with what went wrong.
+    /// Read these whole blocks, as many as the layout's data needs; answer by [`Session::data_in`], or by
+    /// [`Session::complete`] with what went wrong.
     Read(TaskId, ByteRange),
     /// Write this data from `offset` on; with `fua` onto the medium.
     Write {

@@ -3,9 +3,9 @@
 use super::super::pdu::{HEADER, padding};
 use super::collected::Collected;
 use super::*;
-use crate::scsi::BLOCK;
 use crate::scsi::command::{CDB_LENGTH, Command};
 use crate::scsi::unit::{Plan, plan_without_unit};
+use crate::scsi::{BLOCK, MAX_FILL_BLOCKS};
 
 /// R and W in a SCSI Command's byte 1: data is expected from, or to, the target.
 const READ: u8 = 0x40;
@@ -224,7 +224,7 @@ impl Session {
             Plan::Data(_) => return self.answer_from_memory(itt),
             Plan::Read(range) => match task.answer_length() {
                 0 => return self.complete(id, Ok(())),
-                length => Effect::Read(id, ByteRange { length, ..*range }),
+                length => Effect::Read(id, ByteRange { length: length.next_multiple_of(BLOCK), ..*range }),
             },
             Plan::Write { range, fua } => {
                 let (data, length) = whole_blocks(data, u64::from(task.received).min(range.length));
@@ -249,11 +249,12 @@ impl Session {
             Plan::WriteSame { range, no_data: true } => Effect::Zero(id, vec![*range]),
             Plan::WriteSame { range, no_data: false } => {
                 let block = data.concat();
-                match block.get(..usize::try_from(BLOCK).expect("512")) {
-                    None => return self.complete(id, Err(Sense::INCORRECT_AMOUNT_OF_DATA)),
-                    Some(block) if block.iter().all(|byte| *byte == 0) => Effect::Zero(id, vec![*range]),
-                    Some(block) => Effect::Fill(id, *range, Bytes::copy_from_slice(block)),
+                let one_block = block.len() as u64 == BLOCK && u64::from(task.write_length) == BLOCK;
+                let zeros = block.iter().all(|byte| *byte == 0);
+                if !one_block || !zeros && range.length > u64::from(MAX_FILL_BLOCKS) * BLOCK {
+                    return self.complete(id, Err(Sense::INVALID_FIELD_IN_CDB));
                 }
+                if zeros { Effect::Zero(id, vec![*range]) } else { Effect::Fill(id, *range, block.into()) }
             }
             Plan::Unmap(length) => {
                 let mut list = data.concat();
@@ -386,11 +387,11 @@ impl Task {
         }
     }
 
-    /// Bytes of data for the initiator: what there is, or what it expects if that is less. Of the disk whole blocks.
+    /// Bytes of data for the initiator: what there is, or what it expects if that is less.
     fn answer_length(&self) -> u64 {
         let expected = u64::from(self.read_length);
         match &self.plan {
-            Plan::Read(range) => range.length.min(expected - expected % BLOCK),
+            Plan::Read(range) => expected.min(range.length),
             Plan::Data(data) => expected.min(data.len() as u64),
             _ => 0,
         }

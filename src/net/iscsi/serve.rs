@@ -4,7 +4,7 @@
 //! a thread of a lane, so that this task answers pings and task management whatever the disks do.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -402,15 +402,24 @@ fn read_into(
     buffer: &mut [u8],
     wait: bool,
 ) -> Result<bool, DiskError> {
+    let read = |slices: &mut [IoSliceMut<'_>]| {
+        if wait { disk.read(range.offset, slices).map(|()| true) } else { disk.try_read(range.offset, slices) }
+    };
     let mut slices = layout.slices(buffer);
-    if wait { disk.read(range.offset, &mut slices).map(|()| true) } else { disk.try_read(range.offset, &mut slices) }
+    let rest = usize::try_from(range.length).expect("a command moves at most 1 MiB") - layout.length;
+    if rest == 0 {
+        return read(&mut slices);
+    }
+    // The initiator expects a part of the last block only: the rest of it is read, and left out.
+    let mut unwanted = vec![0; rest];
+    slices.push(IoSliceMut::new(&mut unwanted));
+    read(&mut slices)
 }
 
 /// Compares the disk with what should be there; with nothing to compare, only reads it.
 fn verify(disk: &dyn Disk, range: ByteRange, expected: &[u8], repeat: bool) -> Result<(), Sense> {
     let mut there = vec![0; usize::try_from(range.length).expect("a command moves at most 1 MiB")];
-    disk.read(range.offset, &mut [std::io::IoSliceMut::new(&mut there)])
-        .map_err(|error| Sense::of_disk(&error, false))?;
+    disk.read(range.offset, &mut [IoSliceMut::new(&mut there)]).map_err(|error| Sense::of_disk(&error, false))?;
     let step = if repeat || expected.is_empty() { expected.len().max(1) } else { there.len() };
     for (index, part) in there.chunks(step).enumerate().take_while(|_| !expected.is_empty()) {
         if let Some(at) = part.iter().zip(expected).position(|(left, right)| left != right) {

@@ -369,7 +369,7 @@ impl Model {
             {
                 must = Some([5, 0x21, 0]);
             }
-            Kind::Read { lba, .. } => data = &self.disk[bytes_of(*lba, whole)],
+            Kind::Read { lba, .. } => data = &self.disk[bytes_of(*lba, moved)],
             Kind::Write { lba, .. } => self.disk[bytes_of(*lba, whole)].copy_from_slice(&issued.data[..whole]),
             Kind::Verify { lba, one: false, .. } => {
                 if self.disk[bytes_of(*lba, whole)] != issued.data[..whole] {
@@ -388,8 +388,8 @@ impl Model {
                     must = Some([5, 0x24, 0]);
                 } else if *no_data {
                     found.fill(0);
-                } else if whole == 0 {
-                    must = Some([0xB, 0x0C, 0x0D]);
+                } else if issued.expected as usize != block {
+                    must = Some([5, 0x24, 0]);
                 } else {
                     found.chunks_mut(block).for_each(|found| found.copy_from_slice(&issued.data[..block]));
                 }

@@ -214,7 +214,7 @@ impl Pair {
                     slice.copy_from_slice(now);
                     source = rest;
                 }
-                assert!(source.is_empty(), "there is room for all that is read");
+                assert!(source.len() < BLOCK as usize, "no block is read for nothing");
                 self.wire.append(self.session.output());
                 assert!(self.session.data_in(id, &mut buffer));
                 self.wire.extend(buffer);
