@@ -1,0 +1,235 @@
+#!/usr/bin/env python3
+"""Real machines boot to their operating system from VHD children of one master (run by tests/boot/run).
+
+Two fleets: three machines, one for each way into a boot, power-cycled in between, with their disks then read by two
+programs that nobody here wrote; and two machines that read a master of 2 GiB to its end, while Roost's memory is watched.
+"""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from report import TESTER, Report, arguments, no_panic, same, sha256_by_7zip, sha256_over_iscsi  # noqa: E402
+
+from machine import Machine  # noqa: E402
+from server import IQN, Roost, bytes_on_host, sha256_file, wait_for  # noqa: E402
+
+LAB = Path(__file__).resolve().parent.parent.parent / "appliance" / "lab"
+IMAGE = "lab-linux"
+
+# What Roost is to serve as the loader; `None` where the machine's own ROM is the loader already.
+LOADERS = {"bios": None, "bios-chain": "undionly.kpxe", "uefi": "snponly.efi"}
+MARKER_SECONDS = 240
+
+BULK_MIB = 640
+BIG_DISK_MIB = 2048
+MEMORY_LIMIT_KIB = 64 * 1024
+
+
+class Fleet:
+    """A Roost with one machine for each of these modes, on children of one image."""
+
+    def __init__(self, options, folder, modes, master):
+        self.options, self.folder = options, Path(folder)
+        self.roost = Roost(options.roost, self.folder, options.server)
+        self.machines = [
+            Machine(f"pc-{mode}", f"52:54:00:77:01:{index:02x}", mode, f"tap{index}", options.switch, self.folder)
+            for index, mode in enumerate(modes)
+        ]
+        clients = {m.name: f'{{ mac = "{m.mac}", initiators = ["{TESTER}"] }}' for m in self.machines}
+        self.roost.configure(clients, IMAGE)
+        self.roost.cli("image", "import", str(master), "--name", IMAGE, seconds=300)
+        self.master = self.roost.master(IMAGE)
+        self.master_sha256 = sha256_file(self.master)
+        self.roost.start()
+        self.power_on = 0
+
+    def start_all(self):
+        """Switches every machine on in the same moment."""
+        self.power_on = time.time()
+        for machine in self.machines:
+            machine.start()
+
+    def power_off_all(self):
+        for machine in self.machines:
+            machine.power_off()
+
+    def stages_of_this_boot(self, machine):
+        """What Roost recorded since power-on, in order: [(stage, detail)]."""
+        # Its clock is this host's; a second for the rounding of both.
+        since = (self.power_on - 1) * 1000
+        return [(s["stage"], s["detail"]) for s in self.roost.stages(machine.name) if s["at_ms"] >= since]
+
+
+def master_path(bulk_mib=0):
+    """The lab's master disk, built on first use."""
+    built = subprocess.run([LAB / "image.sh", str(bulk_mib)], stdout=subprocess.PIPE, text=True, check=True)
+    return Path(built.stdout.strip())
+
+
+def boots_to_its_marker(fleet, machine, count):
+    """A boot: the marker is right, and Roost says what it served for it."""
+    marker = machine.wait_up(MARKER_SECONDS)
+    wanted = {
+        "mac": machine.mac,
+        "boots": str(count),
+        "data": "ok",
+        "fw": "efi" if machine.mode == "uefi" else "bios",
+        "target": f"{IQN}:{machine.name}",
+        "initiator": f"{IQN}:client.{machine.name}",
+    }
+    same({key: marker.get(key) for key in wanted}, wanted, "the marker")
+
+    stages = fleet.stages_of_this_boot(machine)
+    words = [stage for stage, _ in stages]
+    needed = ["offer", "script", "login", "first-read", "os-session"]
+    loader = LOADERS[machine.mode]
+    if loader:
+        needed.insert(1, "loader")
+    firsts = [words.index(stage) if stage in words else None for stage in needed]
+    assert None not in firsts and firsts == sorted(firsts), f"wanted the stages {needed} in this order, Roost saw {stages}"
+    assert "refused" not in words, f"a login was refused: {stages}"
+    loaders = sorted({detail.split()[0] for stage, detail in stages if stage == "loader"})
+    same(loaders, [loader] if loader else [], "the loaders that Roost served")
+    scripts = sorted({detail.split()[0] for stage, detail in stages if stage == "script"})
+    same(scripts, ["boot.ipxe"], "the scripts that Roost served")
+
+    shown = fleet.roost.client(machine.name)
+    same(Path(shown["disk_path"]), fleet.roost.disk(machine.name), "the disk that Roost says it has")
+    sessions = [session for session in shown["sessions"] if session["kind"] == "system"]
+    same([session["initiator"] for session in sessions], [wanted["initiator"]], "the sessions of an operating system")
+    assert sessions[0]["writes"] > 0, f"the operating system wrote nothing: {sessions}"
+    log = fleet.roost.log.read_text(errors="replace")
+    for served in [loader, "boot.ipxe"] if loader else ["boot.ipxe"]:
+        assert any(machine.name in line and served in line for line in log.splitlines()), f"the log does not name {served}"
+    return (
+        f"up {machine.stages['up']:.1f} s, loader {loader or 'in the ROM'}, script {scripts[0]}, "
+        f"child disks/{fleet.roost.disk(machine.name).name} ({bytes_on_host(fleet.roost.disk(machine.name))} bytes)"
+    )
+
+
+def finds_its_own_writes(machine, count):
+    """What earlier boots of this machine wrote is there, and nothing that another machine wrote."""
+    code, story = machine.shell("cat /var/story")
+    same((code, story.splitlines()), (0, [f"{n} {machine.mac}" for n in range(1, count + 1)]), "the boots on its disk")
+    if count > 1:
+        same(machine.shell("cat /data/mark")[1], machine.name, "the mark that it left at its first boot")
+    code, output = machine.shell(f"echo {machine.name} >/data/mark && sync")
+    same((code, output), (0, ""), "writing a mark")
+
+
+def settles(fleet, machine):
+    """Ten seconds without a command, and the boot's story has its last stage."""
+    wait_for(
+        f"the idle stage of {machine.name}",
+        lambda: any(stage == "idle" for stage, _ in fleet.stages_of_this_boot(machine)),
+        60, pause=0.5, tail=fleet.roost.tail,
+    )  # fmt: skip
+
+
+def children_read_alike(fleet, report):
+    """Each child over iSCSI by qemu-img, and from the file by 7-Zip."""
+    over_iscsi = {}
+    for machine in fleet.machines:
+        over_iscsi[machine.name] = sha256_over_iscsi(fleet.options.server, machine.name, fleet.folder)
+    report.test("roost-stops-when-asked", fleet.roost.stop)
+    for machine in fleet.machines:
+
+        def alike(machine=machine):
+            from_file = sha256_by_7zip(fleet.roost.disk(machine.name), fleet.master)
+            same(from_file, over_iscsi[machine.name], "SHA-256 and size by 7-Zip and over iSCSI")
+            return f"{from_file[0][:16]}..., {from_file[1]} bytes"
+
+        report.test(f"{machine.mode}-child-by-7zip-is-the-disk-over-iscsi", alike)
+    same(len(set(over_iscsi.values())), len(fleet.machines), "children that differ from each other")
+
+
+def master_unchanged(fleet):
+    """Whatever the children did."""
+    same(sha256_file(fleet.master), fleet.master_sha256, "the master's SHA-256")
+    same(fleet.master.stat().st_mode & 0o222, 0, "write permission on the master")
+    return fleet.master_sha256[:16] + "..."
+
+
+def every_firmware(options, report):
+    """BIOS, BIOS chained through undionly.kpxe, and UEFI, each twice."""
+    fleet = Fleet(options, Path(options.fast) / "firmware", LOADERS, master_path())
+    try:
+        for count in (1, 2):
+            fleet.start_all()
+            for machine in fleet.machines:
+                if report.test(f"{machine.mode}-boot-{count}", boots_to_its_marker, fleet, machine, count):
+                    report.test(f"{machine.mode}-boot-{count}-finds-its-own-writes", finds_its_own_writes, machine, count)
+            if count == 2:
+                for machine in fleet.machines:
+                    report.test(f"{machine.mode}-settles", settles, fleet, machine)
+            # The plug is pulled: no shutdown.
+            fleet.power_off_all()
+        report.test("master-unchanged-by-boots", master_unchanged, fleet)
+        report.test("children-are-read-over-iscsi", children_read_alike, fleet, report)
+        report.test("no-panic-in-boots", no_panic, fleet.roost)
+    finally:
+        fleet.power_off_all()
+        fleet.roost.kill()
+
+
+def reads_everything(machine, results):
+    """One machine reads its whole disk; its verdict goes to `results`."""
+    try:
+        code, output = machine.shell("dd if=/dev/sda of=/dev/null bs=1M", seconds=600)
+        results[machine.name] = (code, output.splitlines()[0] if output else "")
+    except Exception as error:  # told by the thread that waits
+        results[machine.name] = (None, str(error))
+
+
+def stays_small(fleet):
+    """Two machines read 2 GiB each at once."""
+    results = {}
+    began = time.monotonic()
+    readers = [threading.Thread(target=reads_everything, args=(machine, results), daemon=True) for machine in fleet.machines]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    seconds = time.monotonic() - began
+    same(results, {m.name: (0, f"{BIG_DISK_MIB}+0 records in") for m in fleet.machines}, "what the machines read")
+    for machine in fleet.machines:
+        read = sum(session["bytes_read"] for session in fleet.roost.client(machine.name)["sessions"])
+        assert read >= BIG_DISK_MIB << 20, f"{machine.name} had {read} bytes from Roost"
+    rss, high = fleet.roost.memory_kib()
+    assert high < MEMORY_LIMIT_KIB, f"roost took {high} KiB at its highest, {MEMORY_LIMIT_KIB} are allowed"
+    return f"VmRSS {rss} KiB, highest {high} KiB, after 2 x {BIG_DISK_MIB} MiB in {seconds:.0f} s"
+
+
+def little_memory(options, report):
+    """The memory that Roost takes for two clients of a large master."""
+    fleet = Fleet(options, Path(options.disk) / "memory", ["bios", "uefi"], master_path(BULK_MIB))
+    try:
+        assert bytes_on_host(fleet.master) >= 512 << 20, "the master holds too little to measure with"
+        fleet.start_all()
+        for machine in fleet.machines:
+            report.test(f"{machine.mode}-boots-the-large-master", boots_to_its_marker, fleet, machine, 1)
+        report.test("memory-with-two-clients-of-2-GiB", stays_small, fleet)
+        fleet.power_off_all()
+        report.test("large-master-unchanged", master_unchanged, fleet)
+        report.test("no-panic-in-reading", no_panic, fleet.roost)
+    finally:
+        fleet.power_off_all()
+        fleet.roost.kill()
+
+
+def main():
+    options = arguments()
+    report = Report()
+    for part in (every_firmware, little_memory):
+        # Where one fleet cannot even be made, the other is still tested.
+        report.part(part.__name__.replace("_", "-"), part, options, report)
+    return report.exit_code()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
