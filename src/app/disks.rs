@@ -1,7 +1,7 @@
 //! The clients' disks: one open chain for each client, all over one shared master for each image.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 use super::lanes::Lanes;
@@ -122,8 +122,22 @@ impl Opening {
             }
             let relative = format!(r"..\images\{}\{FIRST_VERSION}.vhd", self.image);
             vhd::create_child(&self.disk, &master, &relative)?;
+            self.link_parent(&relative);
         }
         Ok(Chain::open_child(&self.disk, master, Some(self.pending))?)
+    }
+
+    /// Leaves a link beside the children whose name is the parent's path as children spell it. Windows follows the spelling;
+    /// 7-Zip on Linux takes the backslashes for letters of a file name, and finds the link.
+    fn link_parent(&self, spelled: &str) {
+        let (Some(folder), Some(file)) = (self.disk.parent(), self.master.file_name()) else { return };
+        let target = Path::new("../images").join(self.image.as_str()).join(file);
+        match std::os::unix::fs::symlink(target, folder.join(spelled)) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                tracing::debug!("{}: no link to the parent for 7-Zip: {error}", self.disk.display());
+            }
+            _ => {}
+        }
     }
 
     /// The image's master, opened once for all of its children.

@@ -291,7 +291,7 @@ fn address(client: &Client, store: &Store) -> Result<Option<Ipv4Addr>, StoreErro
 /// 1. `offer`, `loader` and `script` can begin a boot. The other stages belong to the boot they happen in.
 /// 2. They begin one where they lead *back*: a loader after the script, or a script after the login; and after a pause of
 ///    [`BOOT_PAUSE`]. (A loader may be fetched twice, for its size and for itself; so may a script.)
-/// 3. Offers belong to what they led to: the loader's own offer to the boot in progress, the offer after a power cycle to
+/// 3. Offers belong to the loader, script or login that they led to: the loader's own offer to the boot in progress, the offer after a power cycle to
 ///    the boot whose loader or script comes next, the operating system's to the boot whose session comes next.
 /// 4. An offer that has led to nothing yet begins a boot if the last one had become idle or had paused; else it may be the
 ///    operating system's, and belongs to the boot in progress.
@@ -312,6 +312,11 @@ pub fn boot_timeline(events: &[Event]) -> Option<Boot> {
             offers.push(event);
             continue;
         }
+        // What an open session goes on doing says nothing of the offers since: its machine may have been power-cycled.
+        if matches!(event.stage, Stage::FirstRead | Stage::Idle | Stage::Refused) {
+            boot.push(event);
+            continue;
+        }
         let first = offers.first().copied().unwrap_or(event);
         if begins_boot(&boot, event.stage, first.at) {
             boot.clear();
@@ -325,6 +330,7 @@ pub fn boot_timeline(events: &[Event]) -> Option<Boot> {
         boot.clear();
     }
     boot.append(&mut offers);
+    boot.sort_by_key(|event| event.at);
     boot.dedup_by(|later, earlier| later.stage == earlier.stage && later.detail == earlier.detail);
     timeline(&boot)
 }
@@ -436,6 +442,8 @@ mod tests {
         assert_eq!(last_boot(&format!("{boot} 200:offer")), "200:offer");
         assert_eq!(last_boot("0:offer 4:offer 200:offer 204:offer"), "200:offer 204:offer");
         assert_eq!(last_boot("0:offer 1:loader 200:offer 201:loader"), "200:offer 201:loader");
+        // The old session's silence is no step of the new boot.
+        assert_eq!(last_boot(&format!("{boot} 14:offer 16:idle 20:loader 21:script")), "14:offer 20:loader 21:script");
     }
 
     #[test]
@@ -465,7 +473,8 @@ mod tests {
         use super::*;
 
         proptest! {
-            /// Whatever was seen, the last boot is the end of it: no event after its first is left out, save repeats.
+            /// Whatever was seen, the last boot is the end of it, in its order: no event after its first is left out, save
+            /// those of a session that the boot before it left open.
             #[test]
             fn the_last_boot_is_the_end_of_what_was_seen(
                 seen in prop::collection::vec((0..200_u64, prop::sample::select(Stage::ALL.to_vec())), 1..40),
@@ -478,7 +487,14 @@ mod tests {
                 let text = words.collect::<Vec<_>>().join(" ");
                 let last = last_boot(&text);
                 prop_assert!(!last.is_empty());
-                prop_assert!(text.ends_with(&last), "{} is not the end of {}", last, text);
+                let mut boot = last.split(' ').rev().peekable();
+                for word in text.split(' ').rev() {
+                    if boot.next_if_eq(&word).is_none() && boot.peek().is_some() {
+                        let left_open = ["first-read", "idle", "refused"].iter().any(|stage| word.ends_with(stage));
+                        prop_assert!(left_open, "{} is in {}, not in {}", word, text, last);
+                    }
+                }
+                prop_assert_eq!(boot.next(), None, "{} is not in {}", last, text);
             }
         }
     }

@@ -51,7 +51,7 @@ pub enum ScriptError {
 }
 
 #[derive(Template)]
-#[template(path = "boot.ipxe")]
+#[template(path = "boot.ipxe", config = "ipxe-scripts/askama.toml")]
 struct Boot<'a> {
     name: &'a str,
     initiator: &'a str,
@@ -64,7 +64,7 @@ struct Boot<'a> {
 }
 
 #[derive(Template)]
-#[template(path = "off.ipxe")]
+#[template(path = "off.ipxe", config = "ipxe-scripts/askama.toml")]
 struct Off<'a> {
     name: &'a str,
     mac: Mac,
@@ -73,7 +73,7 @@ struct Off<'a> {
 }
 
 #[derive(Template)]
-#[template(path = "unknown.ipxe")]
+#[template(path = "unknown.ipxe", config = "ipxe-scripts/askama.toml")]
 struct Unknown {
     mac: Mac,
     server: Ipv4Addr,
@@ -81,14 +81,14 @@ struct Unknown {
 }
 
 #[derive(Template)]
-#[template(path = "nameless.ipxe")]
+#[template(path = "nameless.ipxe", config = "ipxe-scripts/askama.toml")]
 struct Nameless<'a> {
     authority: &'a str,
     reading: u32,
 }
 
 #[derive(Template)]
-#[template(path = "chain.ipxe")]
+#[template(path = "chain.ipxe", config = "ipxe-scripts/askama.toml")]
 struct Chain<'a> {
     authority: &'a str,
     url: &'a str,
