@@ -433,7 +433,7 @@ proptest! {
         let Some(mac) = Mac::from_octets(octets) else { return Ok(()) };
         let bare = mac.to_string().replace(':', "");
         let dotted = format!("{}.{}.{}", &bare[..4], &bare[4..8], &bare[8..]);
-        let written = [mac.to_string(), mac.hyphens(), dotted, bare][shape % 4].clone();
+        let written = [mac.to_string(), mac.to_string().replace(':', "-"), dotted, bare][shape % 4].clone();
         let written = if shape < 4 { written } else { written.to_uppercase() };
         let said = report(&completed(&format!("[clients]\na-01 = {written}\n")));
         let message = format!("a MAC address stands in quotes: a-01 = \"{written}\"");
