@@ -2,7 +2,6 @@
 //!
 //! Not here: the arguments, and printing what comes back.
 
-use std::io::IsTerminal;
 use std::path::Path;
 
 use serde::Serialize;
@@ -25,19 +24,6 @@ pub enum Style {
     Coloured,
     /// For a program: one JSON object on one line.
     Json,
-}
-
-impl Style {
-    /// How to write to standard output: coloured where a person looks at it and has not asked for no colours (`NO_COLOR`).
-    #[must_use]
-    pub fn of_stdout(json: bool) -> Self {
-        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        match json {
-            true => Self::Json,
-            false if wanted && std::io::stdout().is_terminal() => Self::Coloured,
-            false => Self::Plain,
-        }
-    }
 }
 
 /// What to print, and the exit code.

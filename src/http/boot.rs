@@ -32,8 +32,6 @@ use crate::app::bootfiles::{BootContext, BootFile, Kind, Name};
 use crate::fleet::Mac;
 use crate::script::{self, ScriptError};
 
-/// The port of HTTP.
-pub const PORT: u16 = 80;
 /// Most connections at once; further ones wait in the kernel's queue. Like TFTP's, below half of the 1,024 descriptors that
 /// a process usually has.
 pub const MAX_CONNECTIONS: usize = 384;
