@@ -19,7 +19,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("config", &["fleet"]),
     ("store", &["fleet"]),
     ("app", &["fleet", "config", "store", "script", "scsi", "disk", "sys"]),
-    ("net", &["app", "fleet", "dhcp", "tftp", "iscsi", "scsi", "disk", "sys"]),
+    ("net", &["app", "fleet", "script", "dhcp", "tftp", "iscsi", "scsi", "disk", "sys"]),
     ("http", &["app", "fleet", "config", "store", "script"]),
     (
         "serve",

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use roost::app::App;
 use roost::app::recorder::Recorder;
-use roost::config::{DhcpMode, Pool, Settings};
+use roost::config::{DhcpMode, Settings};
 use roost::dhcp::{LeaseChange, Leases, SERVER_PORT};
-use roost::fleet::{Client, DiskPolicy, Fleet, Holder, Initiators, Lease, Mac, Timestamp};
+use roost::fleet::{Client, DiskPolicy, Fleet, Holder, Initiators, Lease, Mac, Pool, Timestamp};
 use roost::net::dhcp::{Durable, Server};
 use roost::net::udp::{BindError, Udp};
 use roost::sys;

@@ -30,7 +30,7 @@ use self::report::{Draft, Source};
 use self::schema::Level;
 use self::server::Server;
 use self::walk::{Located, Section, Walker};
-use crate::fleet::{Fleet, ImageName};
+use crate::fleet::{Fleet, ImageName, Pool};
 
 pub use self::report::{MAX_LINE_SHOWN, MAX_SHOWN, Note, Place, Problem, Report, Severity};
 pub use self::values::{MAX_LEASE, MAX_POOL, MIN_LEASE};
@@ -94,7 +94,8 @@ pub struct Settings {
     pub interface: Option<String>,
     /// Who gives addresses.
     pub dhcp: DhcpMode,
-    /// The addresses that we give; there with `dhcp = "full"`, and only then.
+    /// The addresses that we give; there with `dhcp = "full"`, and only then. At most [`MAX_POOL`] addresses and
+    /// [`MAX_DNS`] name servers, which like the router are outside the range; a lease of [`MIN_LEASE`] to [`MAX_LEASE`].
     pub pool: Option<Pool>,
     /// Images, disks and the store.
     pub state: PathBuf,
@@ -102,21 +103,6 @@ pub struct Settings {
     pub iqn: String,
     /// Where loaders are looked for; `None`: `/usr/lib/ipxe`.
     pub loader_dir: Option<PathBuf>,
-}
-
-/// The `[server.pool]` section.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pool {
-    /// First address.
-    pub first: Ipv4Addr,
-    /// Last address; not before the first, and at most [`MAX_POOL`] addresses in all.
-    pub last: Ipv4Addr,
-    /// The clients' gateway; outside the range.
-    pub router: Option<Ipv4Addr>,
-    /// The clients' name servers; at most [`MAX_DNS`], outside the range.
-    pub dns: Vec<Ipv4Addr>,
-    /// How long a lease lasts: [`MIN_LEASE`] to [`MAX_LEASE`].
-    pub lease: Duration,
 }
 
 /// A file that can be taken, with what is odd about it and where its values stand.

@@ -8,7 +8,8 @@ use super::report::{Draft, quoted};
 use super::schema::{self, Level};
 use super::values::{self, Refusal};
 use super::walk::{Given, Located, Section, Walker};
-use super::{DEFAULT_LEASE, DEFAULT_STATE, DhcpMode, MAX_DNS, Pool, Settings};
+use super::{DEFAULT_LEASE, DEFAULT_STATE, DhcpMode, MAX_DNS, Settings};
+use crate::fleet::Pool;
 use crate::fleet::iqn::DEFAULT_PREFIX;
 
 /// What stands under `[server]`.

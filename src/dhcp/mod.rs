@@ -23,7 +23,7 @@ pub use leases::{
     LeaseChange, Leases, MAX_OFFERS, MAX_QUARANTINED, MAX_STRANGERS, NoAddress, OFFER_HOLD, Obstacle, QUARANTINE,
 };
 use reply::{Answer, Encoder};
-pub use scope::{Pool, SHORTEST_LEASE, Scope, ScopeError};
+pub use scope::{SHORTEST_LEASE, Scope, ScopeError};
 pub use wire::{Kind, Malformed};
 use wire::{Request, code};
 
@@ -473,7 +473,7 @@ impl<'a> Exchange<'a> {
                 reply.option(code::VENDOR_CLASS, b"PXEClient").option(code::VENDOR, &BOOT_FROM_FILE);
             }
             Handout::Script => {
-                reply.boot_file(server, &self.scope.script_url()).option(code::IPXE, &NO_PROXY);
+                reply.boot_file(server, self.scope.script_url()).option(code::IPXE, &NO_PROXY);
                 if let Some(client) = self.client {
                     // Said outright, since iPXE would else make a name of the host name.
                     let initiator = self.scope.naming().initiator(&client.name);

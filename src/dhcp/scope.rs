@@ -3,25 +3,10 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use crate::fleet::Naming;
+use crate::fleet::{Naming, Pool};
 
 /// Shortest lease: below it, renewals would be most of the traffic.
 pub const SHORTEST_LEASE: Duration = Duration::from_secs(60);
-
-/// What `[server.pool]` says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pool {
-    /// First address.
-    pub first: Ipv4Addr,
-    /// Last address.
-    pub last: Ipv4Addr,
-    /// The clients' gateway.
-    pub router: Option<Ipv4Addr>,
-    /// The clients' name servers.
-    pub dns: Vec<Ipv4Addr>,
-    /// How long a lease lasts.
-    pub lease: Duration,
-}
 
 /// One subnet that we answer on. Its pool lies within it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +14,7 @@ pub struct Scope {
     server: Ipv4Addr,
     prefix: u8,
     pool: Pool,
-    http_port: u16,
+    script_url: String,
     naming: Naming,
 }
 
@@ -67,15 +52,21 @@ pub enum ScopeError {
 }
 
 impl Scope {
-    /// The subnet of our address `server`/`prefix`, with this pool. Loaders come by TFTP from `server`, scripts by HTTP from
-    /// its port `http_port`; `naming` makes the initiator names that iPXE is told.
+    /// The subnet of our address `server`/`prefix`, with this pool. Loaders come by TFTP from `server`, scripts from
+    /// `script_url`; `naming` makes the initiator names that iPXE is told.
     ///
     /// # Errors
     /// A [`ScopeError`]; `config` reports most of them with their place before it comes to this.
-    pub fn new(server: Ipv4Addr, prefix: u8, pool: Pool, http_port: u16, naming: Naming) -> Result<Self, ScopeError> {
+    pub fn new(
+        server: Ipv4Addr,
+        prefix: u8,
+        pool: Pool,
+        script_url: String,
+        naming: Naming,
+    ) -> Result<Self, ScopeError> {
         let (first, last) = (pool.first, pool.last);
         let lease = pool.lease;
-        let scope = Self { server, prefix, pool, http_port, naming };
+        let scope = Self { server, prefix, pool, script_url, naming };
         if prefix > 32 {
             return Err(ScopeError::Prefix(prefix));
         }
@@ -141,11 +132,10 @@ impl Scope {
         self.contains(address) && !special && address != self.server && Some(address) != self.pool.router
     }
 
-    /// Where iPXE finds its script. iPXE itself expands `${mac:hexhyp}`.
+    /// Where iPXE finds its script; its boot file name.
     #[must_use]
-    pub fn script_url(&self) -> String {
-        let port = if self.http_port == 80 { String::new() } else { format!(":{}", self.http_port) };
-        format!("http://{}{port}/boot.ipxe?mac=${{mac:hexhyp}}", self.server)
+    pub fn script_url(&self) -> &str {
+        &self.script_url
     }
 }
 
@@ -153,8 +143,9 @@ impl Scope {
 mod tests {
     use super::*;
 
-    fn new(server: &str, prefix: u8, pool: Pool, http_port: u16) -> Result<Scope, ScopeError> {
-        Scope::new(server.parse().unwrap(), prefix, pool, http_port, Naming::new("iqn.2026-11.test"))
+    fn new(server: &str, prefix: u8, pool: Pool) -> Result<Scope, ScopeError> {
+        let script_url = format!("http://{server}/boot.ipxe");
+        Scope::new(server.parse().unwrap(), prefix, pool, script_url, Naming::new("iqn.2026-11.test"))
     }
 
     fn pool(first: &str, last: &str) -> Pool {
@@ -170,34 +161,26 @@ mod tests {
     #[test]
     fn a_subnet_knows_its_hosts() {
         let us = "10.20.0.2";
-        let scope = new(us, 16, pool("10.20.0.0", "10.20.255.255"), 80).unwrap();
+        let scope = new(us, 16, pool("10.20.0.0", "10.20.255.255")).unwrap();
         assert_eq!(scope.netmask(), Ipv4Addr::new(255, 255, 0, 0));
         assert_eq!(scope.broadcast(), Ipv4Addr::new(10, 20, 255, 255));
         for nobody in ["10.20.0.0", "10.20.255.255", "10.20.0.2", "10.20.0.1", "10.21.0.9"] {
             assert!(!scope.is_host(nobody.parse().unwrap()), "{nobody}");
         }
         assert!(scope.is_host(Ipv4Addr::new(10, 20, 1, 0)));
-        let whole = new(us, 0, pool("1.0.0.0", "9.0.0.0"), 80).unwrap();
+        let whole = new(us, 0, pool("1.0.0.0", "9.0.0.0")).unwrap();
         assert_eq!((whole.netmask(), whole.broadcast()), (Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST));
-        let pair = new(us, 31, pool("10.20.0.3", "10.20.0.3"), 80).unwrap();
+        let pair = new(us, 31, pool("10.20.0.3", "10.20.0.3")).unwrap();
         assert!(pair.is_host(Ipv4Addr::new(10, 20, 0, 3)));
     }
 
     #[test]
     fn a_pool_that_cannot_serve_is_refused() {
         let us = "10.20.0.2";
-        let of = |first, last| new(us, 24, pool(first, last), 80);
+        let of = |first, last| new(us, 24, pool(first, last));
         assert!(matches!(of("10.20.0.9", "10.20.0.8"), Err(ScopeError::Empty { .. })));
         assert!(matches!(of("10.20.0.9", "10.20.1.8"), Err(ScopeError::Outside { .. })));
         let short = Pool { lease: Duration::from_secs(1), ..pool("10.20.0.9", "10.20.0.9") };
-        assert!(matches!(new(us, 24, short, 80), Err(ScopeError::Lease(_))));
-    }
-
-    #[test]
-    fn the_scripts_address_names_a_port_only_where_it_must() {
-        let us = "10.20.0.2";
-        let url = |port| new(us, 24, pool("10.20.0.9", "10.20.0.9"), port).unwrap().script_url();
-        assert_eq!(url(80), "http://10.20.0.2/boot.ipxe?mac=${mac:hexhyp}");
-        assert_eq!(url(8080), "http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp}");
+        assert!(matches!(new(us, 24, short), Err(ScopeError::Lease(_))));
     }
 }

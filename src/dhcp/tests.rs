@@ -10,9 +10,10 @@ use proptest::prelude::*;
 
 use super::wire::at;
 use super::*;
-use crate::fleet::{DiskPolicy, Initiators, Lease, Naming};
+use crate::fleet::{DiskPolicy, Initiators, Lease, Naming, Pool};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+const SCRIPT_URL: &str = "http://10.9.0.1/boot.ipxe?mac=${mac:hexhyp}";
 const LEASE: Duration = Duration::from_secs(8 * 3600);
 const T0: Timestamp = Timestamp(1_700_000_000_000);
 const UUID: [u8; 16] = [0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
@@ -54,7 +55,7 @@ fn scope_of(first: u8, last: u8) -> Scope {
         dns: vec![Ipv4Addr::new(10, 9, 0, 253), Ipv4Addr::new(9, 9, 9, 9)],
         lease: LEASE,
     };
-    Scope::new(SERVER, 24, pool, 80, Naming::new("iqn.2026-11.test")).unwrap()
+    Scope::new(SERVER, 24, pool, SCRIPT_URL.to_owned(), Naming::new("iqn.2026-11.test")).unwrap()
 }
 
 /// A server with its clock.
@@ -282,12 +283,11 @@ fn ipxe_is_offered_its_script_and_its_initiator_name() {
     for (architecture, words) in [(0, "iPXE, BIOS"), (7, "iPXE, UEFI x64")] {
         let mut lab = Lab::new();
         let outcome = lab.hear(&Packet::ipxe(1, 2, architecture));
-        let url = "http://10.9.0.1/boot.ipxe?mac=${mac:hexhyp}";
         assert_eq!(outcome.reason, Reason::Offered(ip(100), Handout::Script));
         assert_eq!(outcome.reply.as_ref().unwrap().to, Destination::Frame { ip: ip(100), mac: mac(2) });
-        assert_eq!(decode(&outcome).fname(), Some(&[url.as_bytes(), b"\0"].concat()[..]));
+        assert_eq!(decode(&outcome).fname(), Some(&[SCRIPT_URL.as_bytes(), b"\0"].concat()[..]));
         assert_eq!(decode(&outcome).siaddr(), SERVER);
-        assert_eq!(raw(&outcome, 67), Some([url.as_bytes(), b"\0"].concat()));
+        assert_eq!(raw(&outcome, 67), Some([SCRIPT_URL.as_bytes(), b"\0"].concat()));
         assert_eq!(raw(&outcome, 175), Some(vec![0xb0, 1, 1]));
         assert_eq!(raw(&outcome, 203), Some(b"iqn.2026-11.test:client.pc-02".to_vec()));
         assert_eq!(raw(&outcome, 61), Some([&[1], &mac(2).octets()[..]].concat()));
@@ -597,7 +597,7 @@ fn tables_that_strangers_fill_have_a_bound() {
     let mut lab = Lab::new();
     let pool =
         Pool { first: Ipv4Addr::new(10, 9, 0, 2), last: Ipv4Addr::new(10, 9, 255, 254), ..lab.scope.pool().clone() };
-    lab.scope = Scope::new(SERVER, 16, pool, 80, Naming::new("iqn.2026-11.test")).unwrap();
+    lab.scope = Scope::new(SERVER, 16, pool, SCRIPT_URL.to_owned(), Naming::new("iqn.2026-11.test")).unwrap();
     let packet = |kind, number: usize| {
         let octets = u16::try_from(number).unwrap().to_be_bytes();
         Packet::new(kind, 9).with(at::CHADDR, &[0x52, 0x54, 0, 0xbb, octets[0], octets[1]])

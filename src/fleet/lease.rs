@@ -1,8 +1,24 @@
-//! Who has which address, and who was seen at which.
+//! Which addresses are given out, who has which, and who was seen at which.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use super::{ClientName, Mac, Timestamp};
+
+/// The addresses that Roost gives out, and what goes with them: `[server.pool]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// First address.
+    pub first: Ipv4Addr,
+    /// Last address, not before the first.
+    pub last: Ipv4Addr,
+    /// The clients' gateway.
+    pub router: Option<Ipv4Addr>,
+    /// The clients' name servers.
+    pub dns: Vec<Ipv4Addr>,
+    /// How long a lease lasts.
+    pub lease: Duration,
+}
 
 /// Who a lease belongs to. A client's address follows its name, whatever hardware stands in its place.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

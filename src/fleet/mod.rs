@@ -17,7 +17,7 @@ pub use client::{Client, ClientName, DiskPolicy, Initiators};
 pub use event::{Event, Stage, Timestamp};
 pub use image::ImageName;
 pub use iqn::Naming;
-pub use lease::{Holder, Lease, Sighting};
+pub use lease::{Holder, Lease, Pool, Sighting};
 pub use mac::Mac;
 
 /// Every client of the lab, and which MAC address belongs to which.

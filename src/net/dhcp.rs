@@ -15,12 +15,12 @@ use tracing::{debug, trace, warn};
 use super::udp::{BindError, Udp};
 use crate::app::App;
 use crate::app::recorder::now;
-use crate::config;
 use crate::dhcp::{
-    self, Arrival, CLIENT_PORT, Destination, LeaseChange, Leases, Outcome, Pool, Reason, Reply, SERVER_PORT, Scope,
+    self, Arrival, CLIENT_PORT, Destination, LeaseChange, Leases, Outcome, Reason, Reply, SERVER_PORT, Scope,
     ScopeError,
 };
-use crate::fleet::{Naming, Timestamp};
+use crate::fleet::{Naming, Pool, Timestamp};
+use crate::script::script_url;
 use crate::sys::{Interface, Local, PacketSocket, Received};
 
 /// Largest packet that is read; no client sends more than an Ethernet frame holds.
@@ -150,17 +150,12 @@ impl<D: Durable> Server<D> {
 }
 
 /// The scope of the interface's address whose subnet holds the pool.
-fn scope(
-    pool: Option<&config::Pool>,
-    naming: &Naming,
-    interface: &Interface,
-    http_port: u16,
-) -> Result<Scope, DhcpError> {
-    let config::Pool { first, last, router, dns, lease } = pool.ok_or(DhcpError::NoPool)?.clone();
-    let pool = Pool { first, last, router, dns, lease };
+fn scope(pool: Option<&Pool>, naming: &Naming, interface: &Interface, http_port: u16) -> Result<Scope, DhcpError> {
+    let pool = pool.ok_or(DhcpError::NoPool)?;
     let mut first_error = None;
     for (address, prefix) in &interface.addresses {
-        match Scope::new(*address, *prefix, pool.clone(), http_port, naming.clone()) {
+        let script = script_url(SocketAddrV4::new(*address, http_port));
+        match Scope::new(*address, *prefix, pool.clone(), script, naming.clone()) {
             Ok(scope) => return Ok(scope),
             Err(error) => first_error = first_error.or(Some(error)),
         }
@@ -282,7 +277,7 @@ mod tests {
             wired: true,
             mtu: 1500,
         };
-        let pool = config::Pool {
+        let pool = Pool {
             first: Ipv4Addr::new(10, 20, 0, 100),
             last: Ipv4Addr::new(10, 20, 0, 199),
             router: None,

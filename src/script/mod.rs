@@ -114,7 +114,7 @@ pub fn render(plan: Plan<'_>, mac: Mac, server: &Server) -> Result<String, Scrip
 /// # Errors
 /// Only when memory runs out.
 pub fn nameless(server: &Server) -> Result<String, ScriptError> {
-    text(&Nameless { authority: &authority(server), reading: READING_S })
+    text(&Nameless { authority: &authority(server.http), reading: READING_S })
 }
 
 /// The script that makes a machine fetch its own: the same for all, because each fills in its own MAC. iPXE looks for it
@@ -123,15 +123,16 @@ pub fn nameless(server: &Server) -> Result<String, ScriptError> {
 /// # Errors
 /// Only when memory runs out.
 pub fn chain(server: &Server) -> Result<String, ScriptError> {
-    let authority = authority(server);
-    let url = script_url(server);
+    let authority = authority(server.http);
+    let url = script_url(server.http);
     text(&Chain { authority: &authority, url: &url, reading: READING_S })
 }
 
-/// The URL of a machine's own script, in which iPXE fills in the MAC. It serves as DHCP's boot file name too.
+/// The URL of a machine's own script on this HTTP server, in which iPXE fills in the MAC. It serves as DHCP's boot file
+/// name too.
 #[must_use]
-pub fn script_url(server: &Server) -> String {
-    format!("http://{}/boot.ipxe?mac=${{mac:hexhyp}}", authority(server))
+pub fn script_url(http: SocketAddrV4) -> String {
+    format!("http://{}/boot.ipxe?mac=${{mac:hexhyp}}", authority(http))
 }
 
 /// DHCP's root path and `sanboot`'s argument for this client: `iscsi:SERVER:PROTOCOL:PORT:LUN:TARGET` (RFC 4173 §5). The
@@ -162,10 +163,10 @@ fn boot(client: &Client, server: &Server) -> Result<String, ScriptError> {
     })
 }
 
-fn authority(server: &Server) -> String {
-    match server.http.port() {
-        HTTP_PORT => server.http.ip().to_string(),
-        _ => server.http.to_string(),
+fn authority(http: SocketAddrV4) -> String {
+    match http.port() {
+        HTTP_PORT => http.ip().to_string(),
+        _ => http.to_string(),
     }
 }
 
@@ -327,7 +328,8 @@ exit 1
         let client = fleet.by_mac(mac()).unwrap();
         assert_eq!(root_path(client, &server(3260, 80)), "iscsi:10.20.0.2:::0:iqn.2026-11.internal.roost:pc-01");
         assert_eq!(root_path(client, &server(3261, 80)), "iscsi:10.20.0.2::3261:0:iqn.2026-11.internal.roost:pc-01");
-        assert_eq!(script_url(&server(3260, 80)), "http://10.20.0.2/boot.ipxe?mac=${mac:hexhyp}");
+        assert_eq!(script_url(server(3260, 80).http), "http://10.20.0.2/boot.ipxe?mac=${mac:hexhyp}");
+        assert_eq!(script_url(server(3260, 8080).http), "http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp}");
     }
 
     #[test]
