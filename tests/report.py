@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import traceback
 from pathlib import Path
 
@@ -103,22 +102,11 @@ def sha256_over_iscsi(namespace, client, scratch, initiator=TESTER):
         copy.unlink(missing_ok=True)
 
 
-def sha256_by_7zip(vhd, master):
+def sha256_by_7zip(vhd):
     """The SHA-256 of the disk that 7-Zip finds in a client's VHD and its parent, and its size.
 
     Only for a file that nobody has open: what Roost still holds in memory is not in it.
     """
-    vhd, master = Path(vhd), Path(master)
-    # The child names its parent as Windows does, `..\images\NAME\1.vhd`. 7-Zip on Linux takes the backslashes for letters of
-    # a file's name and looks for it beside the child: there it finds this link.
-    with tempfile.TemporaryDirectory(prefix="roost.") as folder:
-        child = Path(folder) / vhd.name
-        child.symlink_to(vhd)
-        (Path(folder) / f"..\\images\\{master.parent.name}\\{master.name}").symlink_to(master)
-        return digest_of_7zip(child)
-
-
-def digest_of_7zip(vhd):
     # Without -tVHD 7-Zip may open the partitions inside.
     with subprocess.Popen(["7zz", "e", "-tVHD", "-so", str(vhd)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
         digest, size = hashlib.sha256(), 0

@@ -140,7 +140,7 @@ def children_read_alike(fleet, report):
     for machine in fleet.machines:
 
         def alike(machine=machine):
-            from_file = sha256_by_7zip(fleet.roost.disk(machine.name), fleet.master)
+            from_file = sha256_by_7zip(fleet.roost.disk(machine.name))
             same(from_file, over_iscsi[machine.name], "SHA-256 and size by 7-Zip and over iSCSI")
             return f"{from_file[0][:16]}..., {from_file[1]} bytes"
 
