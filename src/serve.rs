@@ -75,7 +75,8 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
 
     let clients = app.fleet().clients().len();
     let dhcp_words = if dhcp.is_some() { "DHCP, " } else { "" };
-    tracing::info!("serving {clients} clients on {} ({address}): {dhcp_words}TFTP, HTTP, iSCSI", interface.name);
+    let many = if clients == 1 { "" } else { "s" };
+    tracing::info!("serving {clients} client{many} on {} ({address}): {dhcp_words}TFTP, HTTP, iSCSI", interface.name);
 
     let reporter = Reporter::new(settings, Some(store), app.sessions.clone());
     let (stop, stopped) = watch::channel(false);
