@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use ipnetwork::Ipv4Network;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -40,6 +41,7 @@ pub struct Misfit(pub Report);
 /// What could not be started, with the reason: among them [`Misfit`], [`crate::store::LockError`] and
 /// [`crate::store::StoreError`].
 pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
+    raise_descriptor_limit(loaded.config.fleet.clients().len());
     let settings = loaded.config.settings.clone();
     let interfaces = sys::interfaces().context("cannot list the network interfaces")?;
     let interface = sys::choose(&interfaces, settings.interface.as_deref())?;
@@ -73,7 +75,8 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
 
     let clients = app.fleet().clients().len();
     let dhcp_words = if dhcp.is_some() { "DHCP, " } else { "" };
-    tracing::info!("serving {clients} clients on {} ({address}): {dhcp_words}TFTP, HTTP, iSCSI", interface.name);
+    let many = if clients == 1 { "" } else { "s" };
+    tracing::info!("serving {clients} client{many} on {} ({address}): {dhcp_words}TFTP, HTTP, iSCSI", interface.name);
 
     let reporter = Reporter::new(settings, Some(store), app.sessions.clone());
     let (stop, stopped) = watch::channel(false);
@@ -109,6 +112,32 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     writer.flush().await.context("what was seen last could not be stored")?;
     tracing::info!("stopped; every disk is settled");
     Ok(())
+}
+
+/// Lets this process open as many files as the system allows it, and says so where that is too few. Sockets of sessions
+/// are files too, and many systems allow a process 1,024 until it asks for more.
+fn raise_descriptor_limit(clients: usize) {
+    /// The store, logs, images, listening sockets, TFTP and HTTP transfers.
+    const OTHER: usize = 512;
+    /// A client's disk and its pending map.
+    const PER_DISK: usize = 2;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!("cannot raise the limit of open files: {error}");
+        }
+    }
+    let needed = iscsi::MAX_CONNECTIONS + PER_DISK * clients + OTHER;
+    // No limit at all is `None`.
+    if let Some(allowed) = getrlimit(Resource::Nofile).current
+        && allowed < needed as u64
+    {
+        tracing::warn!(
+            "{clients} clients may need {needed} open files, and the system allows {allowed}: raise the hard limit \
+             (`LimitNOFILE=` of systemd, `ulimit -Hn`)"
+        );
+    }
 }
 
 /// The address that machines are told: the one in whose network the file's addresses are.

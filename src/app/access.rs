@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::App;
 use crate::fleet::policy::{Plan, boot_plan};
-use crate::fleet::{Client, Initiators, Mac};
+use crate::fleet::{Client, ClientName, Initiators, Mac};
 
 /// Why an initiator may not use a target. Reads as the end of a sentence that names the initiator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,13 @@ pub enum Refusal {
         /// The client's addresses; none where its machine was never seen.
         known: Vec<Ipv4Addr>,
     },
+    /// It is the client's name, at an address that another client's machine uses now.
+    Machine {
+        /// That machine.
+        mac: Mac,
+        /// That client.
+        of: ClientName,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -36,6 +43,7 @@ impl fmt::Display for Refusal {
             Self::Name { wanted } => {
                 write!(f, "this disk is for {wanted}; add the name to the client's `initiators` to let it in")
             }
+            Self::Machine { mac, of } => write!(f, "it came from {mac}, which is the machine of `{of}`"),
             Self::Address { from, known } if known.is_empty() => {
                 write!(f, "it came from {from}, but this client's machine has no address yet: it has not booted by us")
             }
@@ -75,6 +83,12 @@ impl App {
         let wanted = self.naming.initiator(&client.name);
         if !same(&wanted) {
             return Err(Refusal::Name { wanted });
+        }
+        // An address is given anew once its lease is over; whose machine answers there now counts more.
+        if let Some(mac) = neighbour
+            && let Some(other) = fleet.by_mac(mac).filter(|other| other.name != client.name)
+        {
+            return Err(Refusal::Machine { mac, of: other.name.clone() });
         }
         let known = self.addresses_of(client);
         let is_its_machine = neighbour.is_some_and(|mac| client.macs.contains(&mac));

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::task::JoinSet;
 
 use super::lanes::Lanes;
 use super::queue::WriteQueue;
@@ -12,6 +15,10 @@ use crate::disk::{Chain, Disk, DiskError, PendingPath, vhd};
 use crate::fleet::image::FIRST_VERSION;
 use crate::fleet::{Client, ClientName, ImageName};
 use crate::scsi::LogicalUnit;
+
+/// Disks that are opened at once. A lab that is switched on together opens hundreds; a few at a time keep the device busy
+/// and leave threads to others.
+const OPENINGS: usize = 8;
 
 /// A client's disk while it is served.
 #[derive(Debug)]
@@ -38,14 +45,32 @@ pub enum ServeError {
     Disk(#[from] DiskError),
 }
 
+impl ClientDisk {
+    fn new(disk: Arc<dyn Disk>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
+        Arc::new(Self {
+            unit: Mutex::new(LogicalUnit::new(target, disk.size(), disk.read_only())),
+            writes: WriteQueue::new(Arc::clone(&disk), Arc::clone(lanes)),
+            disk,
+        })
+    }
+
+    /// The logical unit, for a moment: never across an await.
+    pub fn unit(&self) -> MutexGuard<'_, LogicalUnit> {
+        self.unit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where a client's disk is once it is open. It is opened once, whoever asks for it in the meantime.
+type Slot = Arc<OnceCell<Arc<ClientDisk>>>;
+
 /// The open disks.
 #[derive(Debug)]
 pub struct Disks {
     state: PathBuf,
     boot_id: String,
     lanes: Arc<Lanes>,
-    /// Async, because a disk is opened while it is held: a client's disk is never opened twice.
-    open: tokio::sync::Mutex<HashMap<ClientName, Arc<ClientDisk>>>,
+    slots: Mutex<HashMap<ClientName, Slot>>,
+    openings: Arc<Semaphore>,
     masters: Arc<Mutex<HashMap<PathBuf, Weak<Chain>>>>,
 }
 
@@ -53,7 +78,8 @@ impl Disks {
     /// The disks under this state folder. `boot_id` is what this boot of the host is called.
     #[must_use]
     pub fn new(state: PathBuf, boot_id: String, lanes: Arc<Lanes>) -> Self {
-        Self { state, boot_id, lanes, open: tokio::sync::Mutex::default(), masters: Arc::default() }
+        let openings = Arc::new(Semaphore::new(OPENINGS));
+        Self { state, boot_id, lanes, slots: Mutex::default(), openings, masters: Arc::default() }
     }
 
     /// The client's disk, made if there is none yet, opened if it is not open.
@@ -61,10 +87,7 @@ impl Disks {
     /// # Errors
     /// The image is missing, or the disk cannot be made or opened.
     pub async fn open(&self, client: &Client, target: &str) -> Result<Arc<ClientDisk>, ServeError> {
-        let mut open = self.open.lock().await;
-        if let Some(disk) = open.get(&client.name) {
-            return Ok(Arc::clone(disk));
-        }
+        let slot = Arc::clone(self.slots().entry(client.name.clone()).or_default());
         let opening = Opening {
             master: master_path(&self.state, &client.image),
             image: client.image.clone(),
@@ -75,28 +98,43 @@ impl Disks {
             },
             masters: Arc::clone(&self.masters),
         };
-        let chain = tokio::task::spawn_blocking(move || opening.run()).await.map_err(|panic| DiskError::Io {
-            path: disk_path(&self.state, &client.name),
-            operation: "open",
-            source: std::io::Error::other(panic),
-        })??;
-        let disk: Arc<dyn Disk> = Arc::new(chain);
-        let served = Arc::new(ClientDisk {
-            unit: Mutex::new(LogicalUnit::new(target, disk.size(), disk.read_only())),
-            writes: WriteQueue::new(Arc::clone(&disk), Arc::clone(&self.lanes)),
-            disk,
-        });
-        open.insert(client.name.clone(), Arc::clone(&served));
-        Ok(served)
+        let (target, lanes, openings) = (target.to_owned(), Arc::clone(&self.lanes), Arc::clone(&self.openings));
+        let open = async move {
+            let _turn = openings.acquire().await.expect("never closed");
+            let path = opening.disk.clone();
+            let opened = tokio::task::spawn_blocking(move || opening.run()).await;
+            let chain = opened.map_err(|panic| DiskError::io(&path, "open", std::io::Error::other(panic)))??;
+            Ok(ClientDisk::new(Arc::new(chain), &target, &lanes))
+        };
+        // In a task of its own: a login that is given up meanwhile must not leave a file half open, for the next one to
+        // find locked.
+        let opened = tokio::spawn(async move { slot.get_or_try_init(|| open).await.cloned() }).await;
+        let lost = |panic| DiskError::io(&disk_path(&self.state, &client.name), "open", std::io::Error::other(panic));
+        opened.map_err(lost)?
+    }
+
+    /// Serves this disk as the client's from now on, where the state folder has none to open: for disks that are no files.
+    pub fn put(&self, client: ClientName, target: &str, disk: Arc<dyn Disk>) -> Arc<ClientDisk> {
+        let served = ClientDisk::new(disk, target, &self.lanes);
+        self.slots().insert(client, Arc::new(OnceCell::new_with(Some(Arc::clone(&served)))));
+        served
     }
 
     /// Makes every open disk durable and closes it.
     pub async fn close_all(&self) {
-        for (name, disk) in self.open.lock().await.drain() {
-            if let Err(error) = disk.writes.flush().await {
-                tracing::error!("{name}: {error}");
-            }
+        let mut closing = JoinSet::new();
+        let slots = std::mem::take(&mut *self.slots());
+        for (name, slot) in slots {
+            let Some(disk) = slot.get().cloned() else { continue };
+            closing.spawn(async move {
+                disk.writes.flush().await.unwrap_or_else(|error| tracing::error!("{name}: {error}"));
+            });
         }
+        while closing.join_next().await.is_some() {}
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<ClientName, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -142,7 +180,7 @@ impl Opening {
 
     /// The image's master, opened once for all of its children.
     fn master(&self) -> Result<Arc<Chain>, ServeError> {
-        let mut masters = self.masters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut masters = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(master) = masters.get(&self.master).and_then(Weak::upgrade) {
             return Ok(master);
         }

@@ -5,6 +5,8 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -122,7 +124,9 @@ impl WriteQueue {
         let (sender, receiver) = oneshot::channel();
         let done = Box::new(move |result| drop(sender.send(result)));
         self.submit([(OWN, Job::Flush, done as Done)]);
-        receiver.await.unwrap_or(Ok(()))
+        // Nobody cancels it: it is lost only where the runtime itself ends.
+        let lost = || DiskError::io(Path::new("a disk"), "flush", std::io::Error::other("the server is stopping"));
+        receiver.await.unwrap_or_else(|_| Err(lost()))
     }
 
     /// Forgets what waits of this session (of these tasks, where they are named), and returns when none of it can touch
@@ -164,11 +168,11 @@ impl WriteQueue {
     fn run_batch(&self, lane: Lane) {
         for _ in 0..BATCH {
             let Some((entry, sharers)) = self.start_next(lane) else { return };
-            let result = entry.job.run(&*self.disk);
+            let result = entry.job.run_caught(&*self.disk);
             self.finished(!matches!(entry.job, Job::Flush));
             for sharer in sharers {
                 // One flush serves all that stood together. If it failed, each is told by its own attempt.
-                let shared = if result.is_ok() { Ok(()) } else { sharer.job.run(&*self.disk) };
+                let shared = if result.is_ok() { Ok(()) } else { sharer.job.run_caught(&*self.disk) };
                 (sharer.done)(shared);
             }
             (entry.done)(result);
@@ -232,6 +236,15 @@ impl Job {
             Self::Flush | Self::Write { fua: true, .. } => Lane::Sync,
             _ => Lane::Write,
         }
+    }
+
+    /// A panic is this one operation's failure. Else it would never be answered, and whoever waits for it to be over (a new
+    /// login, a reset) would wait for good.
+    fn run_caught(&self, disk: &dyn Disk) -> Result<(), DiskError> {
+        catch_unwind(AssertUnwindSafe(|| self.run(disk))).unwrap_or_else(|_| {
+            let defect = std::io::Error::other("a defect of Roost, which the log tells of");
+            Err(DiskError::io(Path::new("a disk"), "change", defect))
+        })
     }
 
     fn run(&self, disk: &dyn Disk) -> Result<(), DiskError> {

@@ -8,8 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
+use super::disks::ClientDisk;
 use super::report::{SessionKind, SessionReport, SessionsView};
 use crate::fleet::{ClientName, Timestamp};
 use crate::scsi::Nexus;
@@ -19,6 +22,10 @@ pub const PROBE: Duration = Duration::from_secs(1);
 
 /// Sessions in all. Each costs its buffers, at most a few MiB when it is busy.
 pub const MAX_SESSIONS: usize = 1024;
+
+/// Sessions on one client's disk: its loader's, its system's, and a few that an operator lets in. Without a bound, one disk
+/// that is open to anybody could take all of [`MAX_SESSIONS`].
+pub const MAX_SESSIONS_OF_ONE: usize = 16;
 
 /// Messages to a session that may wait for its task.
 const MAILBOX: usize = 8;
@@ -45,7 +52,7 @@ pub struct Entry {
     pub initiator: String,
     /// Initiator session ID.
     pub isid: [u8; 6],
-    /// Target session identifying handle.
+    /// Target session identifying handle: never 0, and unlike those of the client's other sessions.
     pub tsih: u16,
     /// Where it comes from.
     pub address: IpAddr,
@@ -90,8 +97,30 @@ pub struct Newcomer {
 
 /// There is no room for another session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("there are {MAX_SESSIONS} sessions, and no more are taken")]
-pub struct Full;
+pub enum Full {
+    /// Not in this process.
+    #[error("there are {MAX_SESSIONS} sessions, and no more are taken")]
+    All,
+    /// Not on this disk.
+    #[error("there are {MAX_SESSIONS_OF_ONE} sessions on this disk, and no more are taken: log some of them out")]
+    OfOne,
+}
+
+/// A session's place on its client's disk.
+///
+/// However the session's task ends, its place is given back: by [`Place::leave`], or, where the task was dropped, by a
+/// task of its own. The mailbox closes last, once nothing of the session can touch the disk any more.
+#[derive(Debug)]
+pub struct Place {
+    /// The session, as others see it.
+    pub entry: Arc<Entry>,
+    /// What others ask of the session.
+    pub mailbox: mpsc::Receiver<Control>,
+    /// The disk.
+    pub disk: Arc<ClientDisk>,
+    sessions: Arc<Sessions>,
+    left: bool,
+}
 
 #[derive(Debug, Default)]
 struct Table {
@@ -117,44 +146,34 @@ impl Sessions {
     ///
     /// # Errors
     /// [`Full`].
-    pub async fn enter(&self, newcomer: Newcomer) -> Result<(Arc<Entry>, mpsc::Receiver<Control>), Full> {
+    pub async fn enter(self: &Arc<Self>, newcomer: Newcomer, disk: Arc<ClientDisk>) -> Result<Place, Full> {
         let door = self.table().doors.entry(newcomer.client.clone()).or_default().clone();
         let _inside = door.lock().await;
-        for old in self.of(&newcomer.client) {
-            if old.initiator != newcomer.initiator {
-                continue;
-            }
-            if old.isid == newcomer.isid {
-                old.end("the same session logged in again").await;
-            } else if !old.lives().await {
-                old.end("its machine logged in anew, and it gave no sign of life").await;
-            }
-        }
+        self.make_way(&newcomer).await;
         let (sender, mailbox) = mpsc::channel(MAILBOX);
-        let mut table = self.table();
-        if table.by_client.values().map(Vec::len).sum::<usize>() >= MAX_SESSIONS {
-            return Err(Full);
-        }
-        table.last += 1;
-        let entry = Arc::new(Entry {
-            nexus: Nexus(table.last),
-            client: newcomer.client,
-            initiator: newcomer.initiator,
-            isid: newcomer.isid,
-            // Unique among the sessions that can be open at once, and never 0.
-            tsih: u16::try_from(table.last % u64::from(u16::MAX)).unwrap_or_default() + 1,
-            address: newcomer.address,
-            kind: newcomer.kind,
-            since: newcomer.since,
-            traffic: Traffic::default(),
-            mailbox: sender,
-        });
-        table.by_client.entry(entry.client.clone()).or_default().push(Arc::clone(&entry));
-        Ok((entry, mailbox))
+        let entry = self.table().add(newcomer, sender)?;
+        disk.unit().attach(entry.nexus);
+        Ok(Place { entry, mailbox, disk, sessions: Arc::clone(self), left: false })
     }
 
-    /// The session ended, and nothing of it can touch the disk any more.
-    pub fn leave(&self, entry: &Entry) {
+    /// Ends what stands in a newcomer's way. All at once: a machine whose loader and system both left a dead session
+    /// waits for one probe, not for two.
+    async fn make_way(&self, newcomer: &Newcomer) {
+        let mut probed = JoinSet::new();
+        for old in self.of(&newcomer.client).into_iter().filter(|old| old.initiator == newcomer.initiator) {
+            let same = old.isid == newcomer.isid;
+            probed.spawn(async move {
+                if same {
+                    old.end("the same session logged in again").await;
+                } else if !old.lives().await {
+                    old.end("its machine logged in anew, and it gave no sign of life").await;
+                }
+            });
+        }
+        while probed.join_next().await.is_some() {}
+    }
+
+    fn remove(&self, entry: &Entry) {
         let mut table = self.table();
         if let Some(entries) = table.by_client.get_mut(&entry.client) {
             entries.retain(|other| other.nexus != entry.nexus);
@@ -186,6 +205,73 @@ impl Sessions {
             }
         }
     }
+}
+
+impl Table {
+    fn add(&mut self, newcomer: Newcomer, mailbox: mpsc::Sender<Control>) -> Result<Arc<Entry>, Full> {
+        if self.by_client.values().map(Vec::len).sum::<usize>() >= MAX_SESSIONS {
+            return Err(Full::All);
+        }
+        let others = self.by_client.entry(newcomer.client.clone()).or_default();
+        if others.len() >= MAX_SESSIONS_OF_ONE {
+            return Err(Full::OfOne);
+        }
+        let tsih = loop {
+            self.last += 1;
+            let tsih = u16::try_from(self.last % (u64::from(u16::MAX) + 1)).unwrap_or_default();
+            if tsih != 0 && others.iter().all(|other| other.tsih != tsih) {
+                break tsih;
+            }
+        };
+        let entry = Arc::new(Entry {
+            nexus: Nexus(self.last),
+            client: newcomer.client,
+            initiator: newcomer.initiator,
+            isid: newcomer.isid,
+            tsih,
+            address: newcomer.address,
+            kind: newcomer.kind,
+            since: newcomer.since,
+            traffic: Traffic::default(),
+            mailbox,
+        });
+        others.push(Arc::clone(&entry));
+        Ok(entry)
+    }
+}
+
+impl Place {
+    /// Leaves in order: when this returns, nothing of the session can touch the disk any more.
+    pub async fn leave(mut self) {
+        depart(&self.sessions, &self.entry, &self.disk).await;
+        self.left = true;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.left {
+            return;
+        }
+        let (sessions, entry, disk) = (Arc::clone(&self.sessions), Arc::clone(&self.entry), Arc::clone(&self.disk));
+        let mailbox = std::mem::replace(&mut self.mailbox, mpsc::channel(1).1);
+        // Without a runtime the process is on its way out, and its table with it.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                depart(&sessions, &entry, &disk).await;
+                drop(mailbox);
+            });
+        }
+    }
+}
+
+async fn depart(sessions: &Sessions, entry: &Entry, disk: &ClientDisk) {
+    disk.unit().detach(entry.nexus);
+    disk.writes.cancel(entry.nexus, None).await;
+    sessions.remove(entry);
+    // What a session leaves is made durable, whoever ended it. Nobody waits for that.
+    let (writes, client) = (Arc::clone(&disk.writes), entry.client.clone());
+    tokio::spawn(async move { writes.flush().await.unwrap_or_else(|error| tracing::error!("{client}: {error}")) });
 }
 
 impl Entry {

@@ -3,9 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use macaddr::MacAddr6;
+
 /// The hardware address of an Ethernet interface. Shown in lower case with colons: `52:54:00:aa:00:01`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Mac([u8; 6]);
+pub struct Mac(MacAddr6);
 
 /// Why a text is not a MAC address that a machine can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,13 +36,13 @@ impl Mac {
     #[must_use]
     pub fn from_octets(octets: [u8; 6]) -> Option<Self> {
         let usable = octets != [0; 6] && octets[0] & 1 == 0;
-        usable.then_some(Self(octets))
+        usable.then_some(Self(MacAddr6::from(octets)))
     }
 
     /// The six octets in the order of transmission.
     #[must_use]
     pub fn octets(self) -> [u8; 6] {
-        self.0
+        self.0.into_array()
     }
 }
 

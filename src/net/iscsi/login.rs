@@ -4,17 +4,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
 
 use crate::app::App;
-use crate::app::disks::ClientDisk;
+use crate::app::access::Refusal;
 use crate::app::recorder::now;
 use crate::app::report::SessionKind;
-use crate::app::sessions::{Control, Entry, Newcomer};
+use crate::app::sessions::{Newcomer, Place};
 use crate::fleet::{Client, Mac, Stage};
 use crate::iscsi::login::{Agreed, Login, Next, Status, Who};
 use crate::iscsi::session::Session;
@@ -36,14 +35,9 @@ pub(super) enum Entered {
 /// What a normal session has.
 pub(super) struct Seat {
     pub(super) session: Session,
-    pub(super) entry: Arc<Entry>,
-    pub(super) mailbox: mpsc::Receiver<Control>,
-    pub(super) disk: Arc<ClientDisk>,
+    pub(super) place: Place,
     pub(super) mac: Option<Mac>,
 }
-
-/// A session that found its place, not yet told to the initiator.
-type Place = (Arc<Entry>, mpsc::Receiver<Control>, Arc<ClientDisk>);
 
 /// Answers login requests until the session is agreed on; `None` if it was refused.
 pub(super) async fn log_in(
@@ -52,119 +46,158 @@ pub(super) async fn log_in(
     peer: SocketAddr,
     input: &mut BytesMut,
 ) -> anyhow::Result<Option<Entered>> {
-    let mut place = None;
-    let outcome = tokio::time::timeout(PATIENCE, negotiate(app, stream, peer, input, &mut place)).await;
-    let agreed = match outcome {
-        Ok(Ok(Some(agreed))) => agreed,
-        other => {
-            // A place that was taken for a login that came to nothing is given back.
-            if let Some((entry, ..)) = place {
-                app.sessions.leave(&entry);
-            }
-            return other.context("the login took too long")?.map(|_| None);
+    let mut arrival = Arrival { app, from: peer.ip(), who: None, why: None, place: None };
+    let Ok(agreed) = tokio::time::timeout(PATIENCE, arrival.negotiate(stream, input)).await else {
+        if arrival.who.is_some() {
+            let seconds = PATIENCE.as_secs();
+            arrival.note(&format!(
+                "its login took longer than {seconds} s, or its disk is still busy with an old session"
+            ));
         }
+        bail!("the login took too long");
     };
-    let Some((entry, mailbox, disk)) = place else {
+    let Some(agreed) = agreed? else { return Ok(None) };
+    let Some(place) = arrival.place else {
         let session = Session::new(Nexus(0), &agreed);
         return Ok(Some(Entered::Discovery(Box::new(session), agreed.who.initiator)));
     };
-    let session = Session::new(entry.nexus, &agreed);
-    let mac = machine_at(peer.ip()).or_else(|| app.fleet().client(&entry.client).and_then(|c| c.macs.first().copied()));
-    Ok(Some(Entered::Normal(Box::new(Seat { session, entry, mailbox, disk, mac }))))
+    let session = Session::new(place.entry.nexus, &agreed);
+    let first_mac = || app.fleet().client(&place.entry.client).and_then(|client| client.macs.first().copied());
+    let mac = machine_at(peer.ip()).or_else(first_mac);
+    Ok(Some(Entered::Normal(Box::new(Seat { session, place, mac }))))
 }
 
-async fn negotiate(
-    app: &Arc<App>,
-    stream: &mut TcpStream,
-    peer: SocketAddr,
-    input: &mut BytesMut,
-    place: &mut Option<Place>,
-) -> anyhow::Result<Option<Agreed>> {
-    let (mut login, mut out) = (Login::default(), Vec::new());
-    loop {
-        let Some(pdu) = frame::next(input, LOGIN_DATA_SEGMENT)? else {
-            if stream.read_buf(input).await? == 0 {
-                bail!("closed before it had logged in");
-            }
-            continue;
-        };
-        let mut next = login.receive(&pdu, &mut out)?;
+/// A connection that logs in.
+struct Arrival<'app> {
+    app: &'app Arc<App>,
+    from: IpAddr,
+    /// Who it says it is.
+    who: Option<Who>,
+    /// Why it is refused, for the operator. The initiator gets a status and no more.
+    why: Option<String>,
+    place: Option<Place>,
+}
+
+impl Arrival<'_> {
+    async fn negotiate(&mut self, stream: &mut TcpStream, input: &mut BytesMut) -> anyhow::Result<Option<Agreed>> {
+        let (mut login, mut out) = (Login::default(), Vec::new());
         loop {
-            next = match next {
-                Next::Authorize(who) => login.authorized(authorize(app, &who, peer.ip()), &mut out),
-                Next::Establish(who) => match establish(app, &who, peer.ip()).await {
-                    Ok(found) => {
-                        let tsih = found.as_ref().map_or(1, |(entry, ..)| entry.tsih);
-                        *place = found;
-                        login.established(Ok(tsih), &mut out)
-                    }
-                    Err(status) => login.established(Err(status), &mut out),
-                },
-                settled => break next = settled,
+            let Some(pdu) = frame::next(input, LOGIN_DATA_SEGMENT)? else {
+                if stream.read_buf(input).await? == 0 {
+                    bail!("closed before it had logged in");
+                }
+                continue;
             };
+            let mut next = login.receive(&pdu, &mut out)?;
+            loop {
+                next = match next {
+                    Next::Authorize(who) => login.authorized(self.authorize(who), &mut out),
+                    Next::Establish(who) => login.established(self.establish(&who).await, &mut out),
+                    settled => break next = settled,
+                };
+            }
+            // A stranger that reads nothing must not keep the reason of its refusal from the operator.
+            if let Next::Refused(status) = next {
+                self.note_refusal(status);
+            }
+            stream.write_all(&out).await?;
+            out.clear();
+            match next {
+                Next::Done(agreed) => return Ok(Some(agreed)),
+                Next::Refused(_) => return Ok(None),
+                _ => {}
+            }
         }
-        stream.write_all(&out).await?;
-        out.clear();
-        match next {
-            Next::Done(agreed) => return Ok(Some(agreed)),
-            Next::Refused(_) => return Ok(None),
-            _ => {}
+    }
+
+    /// Whether the initiator may come in at all.
+    fn authorize(&mut self, who: Who) -> Result<(), Status> {
+        let verdict = self.judge(&who);
+        self.who = Some(who);
+        verdict.map_err(|(status, why)| {
+            self.why = Some(why);
+            status
+        })
+    }
+
+    fn judge(&self, who: &Who) -> Result<(), (Status, String)> {
+        let Some(target) = &who.target else { return Ok(()) }; // discovery shows only what may be used
+        let refusal = |refusal: Refusal| format!("{}: {refusal}", who.initiator);
+        let Some(client) = client_of(self.app, target) else {
+            return Err((Status::NotFound, refusal(Refusal::NoSuchTarget(target.clone()))));
+        };
+        self.app
+            .may_log_in(&client, &who.initiator, self.from, machine_at(self.from))
+            .map_err(|why| (Status::Forbidden, refusal(why)))?;
+        match who.tsih {
+            0 => Ok(()),
+            tsih if self.app.sessions.has_handle(&client.name, tsih) => {
+                let why = format!("{}: a second connection of a session, which has one", who.initiator);
+                Err((Status::TooManyConnections, why))
+            }
+            _ => {
+                let why =
+                    format!("{}: it wants to go on with a session that is no more; it will begin anew", who.initiator);
+                Err((Status::NoSuchSession, why))
+            }
         }
+    }
+
+    /// Opens the disk, ends what dead sessions hold of it, and takes the place. The handle of the session.
+    async fn establish(&mut self, who: &Who) -> Result<u16, Status> {
+        /// A discovery session's handle: nobody ever asks for it again.
+        const DISCOVERY: u16 = 1;
+        let Some(target) = &who.target else { return Ok(DISCOVERY) };
+        // Gone since it was let in a moment ago.
+        let client = client_of(self.app, target).ok_or(Status::NotFound)?;
+        let newcomer = Newcomer {
+            client: client.name.clone(),
+            initiator: who.initiator.to_ascii_lowercase(),
+            isid: who.isid,
+            address: self.from,
+            kind: kind_of(self.app, &client, who),
+            since: now(),
+        };
+        // First: a disk that cannot be opened is no reason to end anybody's session.
+        let disk = self.app.disks.open(&client, &target.to_ascii_lowercase()).await.map_err(|error| {
+            self.why = Some(error.to_string());
+            Status::TargetError
+        })?;
+        let place = self.app.sessions.enter(newcomer, disk).await.map_err(|full| {
+            self.why = Some(format!("{}: {full}", who.initiator));
+            Status::OutOfResources
+        })?;
+        Ok(self.place.insert(place).entry.tsih)
+    }
+
+    fn note_refusal(&mut self, status: Status) {
+        let why = self.why.take().unwrap_or_else(|| {
+            let name = self.who.as_ref().map_or("an initiator", |who| &who.initiator);
+            let from = self.from;
+            match status {
+                Status::MissingParameter => format!("a login from {from} without the initiator's or the target's name"),
+                Status::AuthenticationFailed => {
+                    format!("{name} from {from}: it insists on authentication, which is not set up here: switch it off there")
+                }
+                Status::NotFound => format!("{name} from {from}: its target is gone"),
+                other => format!("{name} from {from}: a login that breaks the protocol (status {:04x}h)", other as u16),
+            }
+        });
+        self.note(&why);
+    }
+
+    fn note(&self, why: &str) {
+        let machine = machine_at(self.from);
+        let fleet = self.app.fleet();
+        let target = self.who.as_ref().and_then(|who| who.target.as_deref());
+        let client = target.and_then(|target| client_of(self.app, target)).map(|client| client.name);
+        let client = client.or_else(|| Some(fleet.by_mac(machine?)?.name.clone()));
+        self.app.recorder.note(machine, client.as_ref(), Stage::Refused, why);
     }
 }
 
-fn client_of(app: &App, who: &Who) -> Option<Client> {
-    let name = app.naming.client_of_target(who.target.as_deref()?)?;
-    app.fleet().client(&name).cloned()
-}
-
-/// Whether the initiator may come in at all; a refusal is told with its reason, to the operator only.
-fn authorize(app: &App, who: &Who, from: IpAddr) -> Result<(), Status> {
-    let Some(target) = &who.target else { return Ok(()) }; // discovery shows only what may be used
-    let neighbour = machine_at(from);
-    let Some(client) = client_of(app, who) else {
-        let known = neighbour.and_then(|mac| app.fleet().by_mac(mac).map(|client| client.name.clone()));
-        let why = format!("{} asked for {target}, which no client has", who.initiator);
-        app.recorder.note(neighbour, known.as_ref(), Stage::Refused, &why);
-        return Err(Status::NotFound);
-    };
-    if let Err(refusal) = app.may_log_in(&client, &who.initiator, from, neighbour) {
-        app.recorder.note(neighbour, Some(&client.name), Stage::Refused, &format!("{}: {refusal}", who.initiator));
-        return Err(Status::Forbidden);
-    }
-    match who.tsih {
-        0 => Ok(()),
-        tsih if app.sessions.has_handle(&client.name, tsih) => Err(Status::TooManyConnections),
-        _ => Err(Status::NoSuchSession),
-    }
-}
-
-/// Frees the client's place of a dead session, takes it, and opens the disk.
-async fn establish(app: &Arc<App>, who: &Who, from: IpAddr) -> Result<Option<Place>, Status> {
-    let Some(target) = &who.target else { return Ok(None) };
-    let client = client_of(app, who).ok_or(Status::NotFound)?;
-    let refuse = |why: &str, status| {
-        app.recorder.note(machine_at(from), Some(&client.name), Stage::Refused, why);
-        status
-    };
-    let kind = kind_of(app, &client, who);
-    let newcomer = Newcomer {
-        client: client.name.clone(),
-        initiator: who.initiator.to_ascii_lowercase(),
-        isid: who.isid,
-        address: from,
-        kind,
-        since: now(),
-    };
-    let (entry, mailbox) =
-        app.sessions.enter(newcomer).await.map_err(|full| refuse(&full.to_string(), Status::OutOfResources))?;
-    match app.disks.open(&client, &target.to_ascii_lowercase()).await {
-        Ok(disk) => Ok(Some((entry, mailbox, disk))),
-        Err(error) => {
-            app.sessions.leave(&entry);
-            Err(refuse(&error.to_string(), Status::TargetError))
-        }
-    }
+fn client_of(app: &App, target: &str) -> Option<Client> {
+    app.fleet().client(&app.naming.client_of_target(target)?).cloned()
 }
 
 /// iPXE makes its ISID out of its enterprise number, in a format that no operating system's initiator uses: its two

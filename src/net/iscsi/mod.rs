@@ -6,6 +6,7 @@
 mod login;
 mod output;
 mod serve;
+mod waiting;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,13 +14,14 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::app::App;
+use crate::app::sessions::MAX_SESSIONS;
+use waiting::{MAX_WAITING, Ticket, Waiting};
 
-/// Connections that have not logged in yet, in all. A stranger can hold these and no more, each for [`login::PATIENCE`].
-const MAX_LOGINS: usize = 256;
+/// Connections in all: each is a file descriptor.
+pub const MAX_CONNECTIONS: usize = MAX_SESSIONS + MAX_WAITING;
 
 /// A connection that is silent for this long is asked by TCP whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -62,7 +64,7 @@ impl Server {
 
     /// Serves until `stop` is done; then every connection is dropped. Initiators log in again once they find a server.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let logins = Arc::new(Semaphore::new(MAX_LOGINS));
+        let waiting = Arc::<Waiting>::default();
         let mut connections = JoinSet::new();
         tokio::pin!(stop);
         loop {
@@ -71,14 +73,14 @@ impl Server {
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => {
-                        let Ok(permit) = Arc::clone(&logins).try_acquire_owned() else {
-                            tracing::warn!("{peer}: refused, {MAX_LOGINS} connections have not logged in yet");
+                        let Some(ticket) = waiting.admit(peer.ip()) else {
+                            tracing::debug!("{peer}: refused, {MAX_WAITING} connections have not logged in yet");
                             continue;
                         };
                         let app = Arc::clone(&self.app);
                         connections.spawn(async move {
-                            if let Err(error) = connection(app, stream, peer, permit).await {
-                                tracing::debug!("{peer}: {error}");
+                            if let Err(error) = connection(app, stream, peer, ticket).await {
+                                tracing::debug!("{peer}: {error:#}");
                             }
                         });
                     }
@@ -94,23 +96,25 @@ impl Server {
     }
 }
 
-async fn connection(
-    app: Arc<App>,
-    mut stream: TcpStream,
-    peer: SocketAddr,
-    permit: tokio::sync::OwnedSemaphorePermit,
-) -> anyhow::Result<()> {
+async fn connection(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr, mut ticket: Ticket) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3).with_retries(3);
     socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
     let mut input = BytesMut::with_capacity(INPUT);
-    let entered = login::log_in(&app, &mut stream, peer, &mut input).await?;
-    drop(permit);
+    let entered = tokio::select! {
+        entered = login::log_in(&app, &mut stream, peer, &mut input) => entered?,
+        () = ticket.shown_out() => anyhow::bail!("others from its address wait too, and there is no more room"),
+    };
     match entered {
-        Some(login::Entered::Discovery(session, initiator)) => {
-            serve::discovery(&app, stream, peer, input, *session, &initiator).await
+        // Whoever only lists targets goes on waiting, as it were.
+        Some(login::Entered::Discovery(session, initiator)) => tokio::select! {
+            ended = serve::discovery(&app, stream, peer, input, *session, &initiator) => ended,
+            () = ticket.shown_out() => Ok(()),
+        },
+        Some(login::Entered::Normal(seat)) => {
+            drop(ticket);
+            serve::normal(&app, stream, input, *seat).await
         }
-        Some(login::Entered::Normal(seat)) => serve::normal(&app, stream, input, *seat).await,
         None => Ok(()),
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use anyhow::Context;
 use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -21,20 +22,26 @@ use crate::app::App;
 use crate::app::lanes::Lane;
 use crate::app::queue::{Done, Job, Ticket};
 use crate::app::report::SessionKind;
-use crate::app::sessions::Control;
+use crate::app::sessions::{Control, Place};
 use crate::disk::{Disk, DiskError};
-use crate::fleet::Stage;
+use crate::fleet::{Mac, Stage};
+use crate::iscsi::pdu::{NO_TAG, Pdu, opcode};
 use crate::iscsi::session::{Effect, Layout, ProtocolError, Scope, Session, TaskId, Which};
 use crate::iscsi::{MAX_DATA_SEGMENT, PORTAL_GROUP, frame};
+use crate::scsi::Sense;
 use crate::scsi::unmap::ByteRange;
-use crate::scsi::{LogicalUnit, Sense};
 
 /// While more than this waits to be sent, nothing new is begun: a slow reader holds no more of our memory, and other
 /// sessions get their turn.
 const MAX_OUTPUT: usize = 256 * 1024;
 
-/// Reads of one session that wait for the device at once.
+/// Reads of one session that wait for the device at once, and their bytes: what comes back is held until it is sent. (One
+/// is always let through, however large it is.)
 const MAX_MISSES: usize = 8;
+const MAX_MISSED_BYTES: usize = 2 * 1024 * 1024;
+
+/// How long an initiator that logged out may take to fetch the last answer.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// An operating system that gave no command for this long has settled.
 const IDLE: Duration = Duration::from_secs(10);
@@ -47,7 +54,7 @@ const INPUT_LOW: usize = 4096;
 
 /// What comes back from a lane.
 enum Finished {
-    Read(TaskId, Vec<u8>, Result<(), Sense>),
+    Read { task: TaskId, bytes: usize, buffer: Vec<u8>, result: Result<(), Sense> },
     Other(TaskId, Result<(), Sense>),
     Aborted(u32, Scope),
 }
@@ -55,25 +62,32 @@ enum Finished {
 /// A session at work.
 struct Running {
     app: Arc<App>,
-    seat: Seat,
+    session: Session,
+    place: Place,
+    mac: Option<Mac>,
     output: Output,
     finished: mpsc::UnboundedReceiver<Finished>,
     finish: mpsc::UnboundedSender<Finished>,
     /// Writes of this wake-up, which make one hop together.
     writes: Vec<(Ticket, Job, Done)>,
-    /// Reads that wait for one of [`MAX_MISSES`] places.
+    /// Reads that wait for the device, and those that wait for [`MAX_MISSES`] or [`MAX_MISSED_BYTES`].
     deferred: VecDeque<(TaskId, ByteRange)>,
     misses: usize,
+    missed_bytes: usize,
     probes: Vec<oneshot::Sender<()>>,
-    closing: bool,
+    /// By when the last answer must be fetched.
+    closing: Option<Instant>,
+    /// Where the initiator reached us, as SendTargets tells it.
+    portal: String,
     read_yet: bool,
-    last_command: Instant,
+    last_busy: Instant,
     settled: bool,
 }
 
 /// Serves a client's disk until the connection ends; returns when nothing of the session can touch the disk any more.
 pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, seat: Seat) -> anyhow::Result<()> {
     let (finish, finished) = mpsc::unbounded_channel();
+    let Seat { session, place, mac } = seat;
     let mut running = Running {
         app: Arc::clone(app),
         output: Output::default(),
@@ -82,34 +96,27 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
         writes: Vec::new(),
         deferred: VecDeque::new(),
         misses: 0,
+        missed_bytes: 0,
         probes: Vec::new(),
-        closing: false,
+        closing: None,
+        portal: portal(&stream)?,
         read_yet: false,
-        last_command: Instant::now(),
-        settled: seat.entry.kind != SessionKind::System,
-        seat,
+        last_busy: Instant::now(),
+        settled: place.entry.kind != SessionKind::System,
+        session,
+        place,
+        mac,
     };
-    running.unit(LogicalUnit::attach);
     running.note_login();
     let ended = running.run(stream, input).await;
-    running.unit(LogicalUnit::detach);
-    let Running { app, seat, .. } = running;
-    seat.disk.writes.cancel(seat.entry.nexus, None).await;
-    app.sessions.leave(&seat.entry);
-    let queue = Arc::clone(&seat.disk.writes);
-    match ended {
-        Ok(end) => {
-            tracing::debug!("{}: the session of {} ended: {}", seat.entry.client, seat.entry.initiator, end.why);
-            if let Some(done) = end.done {
-                let _ = done.send(());
-            }
-        }
-        Err(error) => {
-            tracing::debug!("{}: the session of {} broke: {error}", seat.entry.client, seat.entry.initiator);
-        }
+    let place = running.place;
+    let (client, initiator) = (place.entry.client.clone(), place.entry.initiator.clone());
+    place.leave().await;
+    let end = ended.with_context(|| format!("{client}: the session of {initiator} broke"))?;
+    tracing::debug!("{client}: the session of {initiator} ended: {}", end.why);
+    if let Some(done) = end.done {
+        let _ = done.send(());
     }
-    // What a session leaves is made durable, whoever ended it.
-    tokio::spawn(async move { queue.flush().await.unwrap_or_else(|error| tracing::error!("{error}")) });
     Ok(())
 }
 
@@ -123,9 +130,9 @@ impl Running {
     async fn run(&mut self, stream: TcpStream, mut input: BytesMut) -> anyhow::Result<End> {
         loop {
             self.work(&mut input)?;
-            self.output.push(std::mem::take(self.seat.session.output()));
+            self.output.push(std::mem::take(self.session.output()));
             self.output.send(&stream)?;
-            if self.closing && self.output.length() == 0 {
+            if self.closing.is_some() && self.output.length() == 0 {
                 return Ok(End { why: "logged out", done: None });
             }
             if self.output.length() == 0 && self.has_work(&input) {
@@ -133,18 +140,19 @@ impl Running {
                 tokio::task::yield_now().await;
                 continue;
             }
-            let idle_at = self.last_command + IDLE;
+            let idle_at = self.last_busy + IDLE;
+            let farewell = self.closing.unwrap_or(idle_at);
             tokio::select! {
                 biased;
-                Some(control) = self.seat.mailbox.recv() => match control {
+                Some(control) = self.place.mailbox.recv() => match control {
                     Control::Probe(alive) => {
-                        self.seat.session.ping();
+                        self.session.ping();
                         self.probes.push(alive);
                     }
                     Control::End(why, done) => return Ok(End { why, done: Some(done) }),
                     Control::Reset(done) => {
                         let tasks = self.forget_all();
-                        let (writes, nexus) = (Arc::clone(&self.seat.disk.writes), self.seat.entry.nexus);
+                        let (writes, nexus) = (Arc::clone(&self.place.disk.writes), self.place.entry.nexus);
                         tokio::spawn(async move {
                             writes.cancel(nexus, Some(&tasks)).await;
                             let _ = done.send(());
@@ -153,13 +161,16 @@ impl Running {
                 },
                 Some(finished) = self.finished.recv() => self.take(finished),
                 ready = stream.writable(), if self.output.length() > 0 => ready?,
-                ready = stream.readable(), if self.output.length() < MAX_OUTPUT && !self.closing => {
+                ready = stream.readable(), if self.output.length() < MAX_OUTPUT && self.closing.is_none() => {
                     ready?;
                     if !take_bytes(&stream, &mut input)? {
                         return Ok(End { why: "the initiator closed the connection", done: None });
                     }
                 }
-                () = tokio::time::sleep_until(idle_at), if !self.settled => {
+                () = tokio::time::sleep_until(farewell), if self.closing.is_some() => {
+                    return Ok(End { why: "logged out, and did not fetch the answer", done: None });
+                }
+                () = tokio::time::sleep_until(idle_at), if !self.settled && self.session.tasks() == 0 => {
                     self.settled = true;
                     self.note(Stage::Idle, "settled: 10 s without a command");
                 }
@@ -172,63 +183,73 @@ impl Running {
         while let Ok(finished) = self.finished.try_recv() {
             self.take(finished);
         }
-        while !self.closing && self.room() {
-            if let Some(effect) = self.seat.session.next_effect() {
+        while self.closing.is_none() && self.room() {
+            if let Some(effect) = self.session.next_effect() {
                 self.begin(effect);
             } else if let Some(pdu) = frame::next(input, MAX_DATA_SEGMENT)? {
-                for probe in self.probes.drain(..) {
-                    let _ = probe.send(());
-                }
                 self.receive(pdu)?;
             } else {
                 break;
             }
         }
-        self.seat.disk.writes.submit(self.writes.drain(..));
+        self.start_misses();
+        self.place.disk.writes.submit(self.writes.drain(..));
         Ok(())
     }
 
-    fn receive(&mut self, pdu: crate::iscsi::pdu::Pdu) -> Result<(), ProtocolError> {
-        if pdu.header.opcode() == crate::iscsi::pdu::opcode::SCSI_COMMAND {
-            self.last_command = Instant::now();
+    fn receive(&mut self, pdu: Pdu) -> Result<(), ProtocolError> {
+        match pdu.header.opcode() {
+            opcode::SCSI_COMMAND => self.last_busy = Instant::now(),
+            // Only an answer to the ping tells that somebody is still there: other PDUs may have waited in the socket
+            // since before the machine lost its power.
+            opcode::NOP_OUT if pdu.header.itt() == NO_TAG => {
+                for probe in self.probes.drain(..) {
+                    let _ = probe.send(());
+                }
+            }
+            _ => {}
         }
-        self.seat.session.receive(pdu, Some(&self.seat.disk.unit))
+        self.session.receive(pdu, Some(&self.place.disk.unit))
     }
 
     /// Less waits to be sent than may.
     fn room(&mut self) -> bool {
-        self.output.length() + self.seat.session.output().len() < MAX_OUTPUT
+        self.output.length() + self.session.output().len() < MAX_OUTPUT
     }
 
     /// Whether `work` would find something to do without waiting.
     fn has_work(&mut self, input: &BytesMut) -> bool {
-        self.seat.session.has_effects() || frame::is_whole(input)
+        let miss = !self.deferred.is_empty() && self.may_miss();
+        self.session.has_effects() || miss || frame::is_whole(input)
+    }
+
+    fn may_miss(&self) -> bool {
+        self.misses < MAX_MISSES && self.missed_bytes < MAX_MISSED_BYTES
     }
 
     fn take(&mut self, finished: Finished) {
+        self.last_busy = Instant::now();
         match finished {
-            Finished::Read(task, mut buffer, result) => {
+            Finished::Read { task, bytes, mut buffer, result } => {
                 self.misses -= 1;
+                self.missed_bytes -= bytes;
                 match result {
                     Ok(()) => {
-                        if self.seat.session.data_in(task, &mut buffer) {
-                            self.output.push(std::mem::take(self.seat.session.output()));
+                        if self.session.data_in(task, &mut buffer) {
+                            self.output.push(std::mem::take(self.session.output()));
                             self.output.push(buffer);
                         }
                     }
-                    Err(sense) => self.seat.session.complete(task, Err(sense)),
-                }
-                if let Some((task, range)) = self.deferred.pop_front() {
-                    self.miss(task, range);
+                    Err(sense) => self.session.complete(task, Err(sense)),
                 }
             }
-            Finished::Other(task, result) => self.seat.session.complete(task, result),
-            Finished::Aborted(request, scope) => self.seat.session.aborted(request, scope),
+            Finished::Other(task, result) => self.session.complete(task, result),
+            Finished::Aborted(request, scope) => self.session.aborted(request, scope),
         }
     }
 
     fn begin(&mut self, effect: Effect) {
-        let traffic = &self.seat.entry.traffic;
+        let traffic = &self.place.entry.traffic;
         match effect {
             Effect::Read(task, range) => {
                 traffic.reads.fetch_add(1, Ordering::Relaxed);
@@ -246,7 +267,7 @@ impl Running {
             Effect::Fill(task, range, block) => self.change(task, Job::Fill(range, block)),
             Effect::Flush(task) => self.change(task, Job::Flush),
             Effect::Verify { task, range, expected, repeat } => {
-                let (disk, finish) = (Arc::clone(&self.seat.disk.disk), self.finish.clone());
+                let (disk, finish) = (Arc::clone(&self.place.disk.disk), self.finish.clone());
                 let lanes = Arc::clone(&self.app.lanes);
                 tokio::spawn(async move {
                     let bytes = usize::try_from(range.length).unwrap_or(usize::MAX);
@@ -256,8 +277,8 @@ impl Running {
                 });
             }
             Effect::Abort(abort) => {
-                let (disk, app) = (Arc::clone(&self.seat.disk), Arc::clone(&self.app));
-                let (entry, finish) = (Arc::clone(&self.seat.entry), self.finish.clone());
+                let (disk, app) = (Arc::clone(&self.place.disk), Arc::clone(&self.app));
+                let (entry, finish) = (Arc::clone(&self.place.entry), self.finish.clone());
                 // Writes of this wake-up are not queued yet; those of the aborted tasks never will be.
                 self.writes.retain(|(ticket, ..)| !abort.tasks.contains(&TaskId(ticket.task)));
                 tokio::spawn(async move {
@@ -265,31 +286,31 @@ impl Running {
                     disk.writes.cancel(entry.nexus, Some(&tasks)).await;
                     if abort.scope != Scope::Session {
                         app.sessions.reset_others(&entry, abort.scope == Scope::Sessions).await;
-                        disk.unit.lock().unwrap_or_else(std::sync::PoisonError::into_inner).reset(entry.nexus);
+                        disk.unit().reset(entry.nexus);
                     }
                     let _ = finish.send(Finished::Aborted(abort.request, abort.scope));
                 });
             }
             Effect::SendTargets(which) => {
-                let own = self.app.naming.target(&self.seat.entry.client);
+                let own = self.app.naming.target(&self.place.entry.client);
                 let names = match which {
                     Which::One(name) if !name.is_empty() && !name.eq_ignore_ascii_case(&own) => Vec::new(),
                     _ => vec![own],
                 };
-                self.seat.session.targets(&names, &format!("0.0.0.0:0,{PORTAL_GROUP}"));
+                self.session.targets(&names, &self.portal);
             }
-            Effect::Close => self.closing = true,
+            Effect::Close => self.closing = Some(Instant::now() + FAREWELL),
         }
     }
 
     /// Reads at once if the bytes are in memory, else on a thread.
     fn read(&mut self, task: TaskId, range: ByteRange) {
-        let session = &mut self.seat.session;
+        let session = &mut self.session;
         let Some(layout) = session.layout(task) else { return };
         let mut out = std::mem::take(session.output());
         let start = out.len();
         out.resize(start + layout.wire_length(), 0);
-        let read = read_into(&*self.seat.disk.disk, range, layout, &mut out[start..], false);
+        let read = read_into(&*self.place.disk.disk, range, layout, &mut out[start..], false);
         let sent = matches!(read, Ok(true)) && session.data_in(task, &mut out[start..]);
         if !sent {
             out.truncate(start);
@@ -297,22 +318,31 @@ impl Running {
         *session.output() = out;
         match read {
             Ok(true) => {}
-            Ok(false) => self.miss(task, range),
+            Ok(false) => self.deferred.push_back((task, range)),
             Err(error) => {
-                tracing::error!("{}: {error}", self.seat.entry.client);
-                self.seat.session.complete(task, Err(Sense::of_disk(&error, false)));
+                tracing::error!("{}: {error}", self.place.entry.client);
+                self.session.complete(task, Err(Sense::of_disk(&error, false)));
             }
         }
     }
 
-    fn miss(&mut self, task: TaskId, range: ByteRange) {
-        if self.misses >= MAX_MISSES {
-            return self.deferred.push_back((task, range));
+    /// Starts reads from the device, while there is room for what they bring.
+    fn start_misses(&mut self) {
+        while self.may_miss()
+            && self.room()
+            && let Some((task, range)) = self.deferred.pop_front()
+        {
+            self.miss(task, range);
         }
-        let Some(layout) = self.seat.session.layout(task) else { return };
+    }
+
+    fn miss(&mut self, task: TaskId, range: ByteRange) {
+        let Some(layout) = self.session.layout(task) else { return }; // aborted while it waited
+        let bytes = layout.length;
         self.misses += 1;
-        let (disk, lanes) = (Arc::clone(&self.seat.disk.disk), Arc::clone(&self.app.lanes));
-        let (finish, client) = (self.finish.clone(), self.seat.entry.client.clone());
+        self.missed_bytes += bytes;
+        let (disk, lanes) = (Arc::clone(&self.place.disk.disk), Arc::clone(&self.app.lanes));
+        let (finish, client) = (self.finish.clone(), self.place.entry.client.clone());
         tokio::spawn(async move {
             let work = move || {
                 let mut buffer = vec![0; layout.wire_length()];
@@ -322,15 +352,14 @@ impl Running {
                 });
                 (buffer, result)
             };
-            let bytes = layout.length;
             let (buffer, result) =
                 lanes.run(Lane::Miss { bytes }, work).await.unwrap_or((Vec::new(), Err(Sense::INTERNAL_FAILURE)));
-            let _ = finish.send(Finished::Read(task, buffer, result));
+            let _ = finish.send(Finished::Read { task, bytes, buffer, result });
         });
     }
 
     fn change(&mut self, task: TaskId, job: Job) {
-        let (finish, client) = (self.finish.clone(), self.seat.entry.client.clone());
+        let (finish, client) = (self.finish.clone(), self.place.entry.client.clone());
         let done = move |result: Result<(), DiskError>| {
             let result = result.map_err(|error| {
                 tracing::error!("{client}: {error}");
@@ -338,30 +367,25 @@ impl Running {
             });
             let _ = finish.send(Finished::Other(task, result));
         };
-        self.writes.push((Ticket { nexus: self.seat.entry.nexus, task: task.0 }, job, Box::new(done)));
+        self.writes.push((Ticket { nexus: self.place.entry.nexus, task: task.0 }, job, Box::new(done)));
     }
 
     /// Another session's reset: every task is gone without an answer.
     fn forget_all(&mut self) -> Vec<u64> {
         self.writes.clear();
         self.deferred.clear();
-        let tasks = self.seat.session.abort_all();
+        let tasks = self.session.abort_all();
         // No answer of theirs will tell the initiator that its command window is open again; this does.
-        self.seat.session.ping();
+        self.session.ping();
         tasks.into_iter().map(|task| task.0).collect()
     }
 
-    fn unit(&self, change: impl FnOnce(&mut LogicalUnit, crate::scsi::Nexus)) {
-        let mut unit = self.seat.disk.unit.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        change(&mut unit, self.seat.entry.nexus);
-    }
-
     fn note(&self, stage: Stage, detail: &str) {
-        self.app.recorder.note(self.seat.mac, Some(&self.seat.entry.client), stage, detail);
+        self.app.recorder.note(self.mac, Some(&self.place.entry.client), stage, detail);
     }
 
     fn note_login(&self) {
-        let entry = &self.seat.entry;
+        let entry = &self.place.entry;
         match entry.kind {
             SessionKind::Loader => self.note(Stage::Login, &format!("the loader, from {}", entry.address)),
             SessionKind::System => {
@@ -374,7 +398,7 @@ impl Running {
     }
 
     fn note_first_read(&mut self) {
-        if !self.read_yet && self.seat.entry.kind == SessionKind::Loader {
+        if !self.read_yet && self.place.entry.kind == SessionKind::Loader {
             self.note(Stage::FirstRead, "the first block of its disk");
         }
         self.read_yet = true;
@@ -438,13 +462,18 @@ pub(super) async fn discovery(
     mut session: Session,
     initiator: &str,
 ) -> anyhow::Result<()> {
-    /// A discovery takes milliseconds; one that is left open holds nothing but a connection.
+    /// A discovery takes milliseconds.
     const PATIENCE: Duration = Duration::from_secs(60);
-    let address = format!("{},{PORTAL_GROUP}", stream.local_addr()?);
+    let address = portal(&stream)?;
+    let until = Instant::now() + PATIENCE;
     let mut output = Output::default();
     let mut closing = false;
     loop {
-        while let Some(pdu) = frame::next(&mut input, MAX_DATA_SEGMENT)? {
+        // One request, one answer: a listing is far longer than what asks for it.
+        if output.length() < MAX_OUTPUT
+            && !closing
+            && let Some(pdu) = frame::next(&mut input, MAX_DATA_SEGMENT)?
+        {
             session.receive(pdu, None)?;
             while let Some(effect) = session.next_effect() {
                 match effect {
@@ -459,17 +488,26 @@ pub(super) async fn discovery(
         if closing && output.length() == 0 {
             return Ok(());
         }
+        if !closing && output.length() < MAX_OUTPUT && frame::is_whole(&input) {
+            tokio::task::yield_now().await;
+            continue;
+        }
         tokio::select! {
             ready = stream.writable(), if output.length() > 0 => ready?,
-            ready = stream.readable(), if output.length() < MAX_OUTPUT => {
+            ready = stream.readable(), if output.length() < MAX_OUTPUT && !closing => {
                 ready?;
                 if !take_bytes(&stream, &mut input)? {
                     return Ok(());
                 }
             }
-            () = tokio::time::sleep(PATIENCE) => return Ok(()),
+            () = tokio::time::sleep_until(until) => return Ok(()),
         }
     }
+}
+
+/// Where the initiator reached us, as `ip:port,group` (RFC 7143 §13.8).
+fn portal(stream: &TcpStream) -> io::Result<String> {
+    Ok(format!("{},{PORTAL_GROUP}", stream.local_addr()?))
 }
 
 /// The targets that an initiator may use, of those that it asks for.
