@@ -283,9 +283,12 @@ impl Running {
                 self.writes.retain(|(ticket, ..)| !abort.tasks.contains(&TaskId(ticket.task)));
                 tokio::spawn(async move {
                     let tasks: Vec<u64> = abort.tasks.iter().map(|task| task.0).collect();
-                    disk.writes.cancel(entry.nexus, Some(&tasks)).await;
-                    if abort.scope != Scope::Session {
-                        app.sessions.reset_others(&entry, abort.scope == Scope::Sessions).await;
+                    let own = disk.writes.cancel(entry.nexus, Some(&tasks));
+                    if abort.scope == Scope::Session {
+                        own.await;
+                    } else {
+                        // At once: while one session's write is waited for, the others' must not go on.
+                        tokio::join!(own, app.sessions.reset_others(&entry, abort.scope == Scope::Sessions));
                         disk.unit().reset(entry.nexus);
                     }
                     let _ = finish.send(Finished::Aborted(abort.request, abort.scope));
