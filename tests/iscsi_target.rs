@@ -305,7 +305,7 @@ fn initiators_lets_others_in_from_anywhere_and_discovery_shows_what_may_be_used(
         assert_eq!(session.log_in_to_discovery(initiator), 0);
         session.send_targets("All").into_iter().step_by(2).collect::<Vec<_>>()
     };
-    assert_eq!(discover(ELSEWHERE, ADMIN), [target.clone()]);
+    assert_eq!(discover(ELSEWHERE, ADMIN), std::slice::from_ref(&target));
     assert_eq!(discover(HOME, &own), [target]);
     assert_eq!(discover(ELSEWHERE, &own), Vec::<String>::new(), "the right name at the wrong address");
     assert_eq!(discover(HOME, &names(3).0), Vec::<String>::new(), "switched off");

@@ -152,9 +152,9 @@ impl Running {
                     Control::End(why, done) => return Ok(End { why, done: Some(done) }),
                     Control::Reset(done) => {
                         let tasks = self.forget_all();
-                        let (writes, nexus) = (Arc::clone(&self.place.disk.writes), self.place.entry.nexus);
+                        let cancelled = self.place.disk.writes.cancel(self.place.entry.nexus, Some(&tasks));
                         tokio::spawn(async move {
-                            writes.cancel(nexus, Some(&tasks)).await;
+                            cancelled.await;
                             let _ = done.send(());
                         });
                     }
@@ -281,9 +281,9 @@ impl Running {
                 let (entry, finish) = (Arc::clone(&self.place.entry), self.finish.clone());
                 // Writes of this wake-up are not queued yet; those of the aborted tasks never will be.
                 self.writes.retain(|(ticket, ..)| !abort.tasks.contains(&TaskId(ticket.task)));
+                let tasks: Vec<u64> = abort.tasks.iter().map(|task| task.0).collect();
+                let own = disk.writes.cancel(entry.nexus, Some(&tasks));
                 tokio::spawn(async move {
-                    let tasks: Vec<u64> = abort.tasks.iter().map(|task| task.0).collect();
-                    let own = disk.writes.cancel(entry.nexus, Some(&tasks));
                     if abort.scope == Scope::Session {
                         own.await;
                     } else {
