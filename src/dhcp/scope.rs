@@ -1,4 +1,4 @@
-//! The wire that we serve: our address on it, its subnet, and the addresses that we give out.
+//! The wire that we serve: our address on it, who gives addresses there, and, where we do, its subnet and the pool.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -23,14 +23,49 @@ pub struct Pool {
     pub lease: Duration,
 }
 
-/// One subnet that we answer on. Its pool lies within it.
+/// Who gives addresses on a wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// We do, to every machine.
+    Server,
+    /// Another server does; we add how to boot, for machines of clients only.
+    Proxy,
+}
+
+/// Where machines find us, and what they may expect of us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    /// Our address: server identifier, TFTP and HTTP server.
+    pub server: Ipv4Addr,
+    /// The port of scripts, and of loaders for machines that boot by HTTP.
+    pub http_port: u16,
+    /// How clients' iSCSI names are made.
+    pub naming: Naming,
+    /// Who gives the addresses.
+    pub role: Role,
+}
+
+impl Site {
+    /// Where iPXE finds its script. iPXE itself expands `${mac:hexhyp}`.
+    #[must_use]
+    pub fn script_url(&self) -> String {
+        self.url("boot.ipxe?mac=${mac:hexhyp}")
+    }
+
+    /// Where firmware that boots by HTTP finds a file. The address is a literal, so that it needs no name server.
+    #[must_use]
+    pub fn url(&self, file: &str) -> String {
+        let port = if self.http_port == 80 { String::new() } else { format!(":{}", self.http_port) };
+        format!("http://{}{port}/{file}", self.server)
+    }
+}
+
+/// One subnet on which we give the addresses. Its pool lies within it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
-    server: Ipv4Addr,
+    site: Site,
     prefix: u8,
     pool: Pool,
-    http_port: u16,
-    naming: Naming,
 }
 
 /// Why there is nothing to serve on an interface.
@@ -75,7 +110,7 @@ impl Scope {
     pub fn new(server: Ipv4Addr, prefix: u8, pool: Pool, http_port: u16, naming: Naming) -> Result<Self, ScopeError> {
         let (first, last) = (pool.first, pool.last);
         let lease = pool.lease;
-        let scope = Self { server, prefix, pool, http_port, naming };
+        let scope = Self { site: Site { server, http_port, naming, role: Role::Server }, prefix, pool };
         if prefix > 32 {
             return Err(ScopeError::Prefix(prefix));
         }
@@ -94,19 +129,19 @@ impl Scope {
     /// Our address: server identifier, TFTP and HTTP server.
     #[must_use]
     pub fn server(&self) -> Ipv4Addr {
-        self.server
+        self.site.server
+    }
+
+    /// Where machines find us.
+    #[must_use]
+    pub fn site(&self) -> &Site {
+        &self.site
     }
 
     /// The addresses that we give out, and what goes with them.
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
-    }
-
-    /// How clients' iSCSI names are made.
-    #[must_use]
-    pub fn naming(&self) -> &Naming {
-        &self.naming
     }
 
     /// The subnet's mask.
@@ -118,13 +153,13 @@ impl Scope {
     /// The address of everybody on the subnet.
     #[must_use]
     pub fn broadcast(&self) -> Ipv4Addr {
-        self.server | !self.netmask()
+        self.server() | !self.netmask()
     }
 
     /// The address is of this subnet.
     #[must_use]
     pub fn contains(&self, address: Ipv4Addr) -> bool {
-        address & self.netmask() == self.server & self.netmask()
+        address & self.netmask() == self.server() & self.netmask()
     }
 
     /// The address is in the pool.
@@ -137,15 +172,8 @@ impl Scope {
     #[must_use]
     pub fn is_host(&self, address: Ipv4Addr) -> bool {
         // A subnet of one or two addresses has neither a network nor a broadcast address (RFC 3021).
-        let special = self.prefix < 31 && (address == self.broadcast() || address == self.netmask() & self.server);
-        self.contains(address) && !special && address != self.server && Some(address) != self.pool.router
-    }
-
-    /// Where iPXE finds its script. iPXE itself expands `${mac:hexhyp}`.
-    #[must_use]
-    pub fn script_url(&self) -> String {
-        let port = if self.http_port == 80 { String::new() } else { format!(":{}", self.http_port) };
-        format!("http://{}{port}/boot.ipxe?mac=${{mac:hexhyp}}", self.server)
+        let special = self.prefix < 31 && (address == self.broadcast() || address == self.netmask() & self.server());
+        self.contains(address) && !special && address != self.server() && Some(address) != self.pool.router
     }
 }
 
@@ -196,8 +224,10 @@ mod tests {
     #[test]
     fn the_scripts_address_names_a_port_only_where_it_must() {
         let us = "10.20.0.2";
-        let url = |port| new(us, 24, pool("10.20.0.9", "10.20.0.9"), port).unwrap().script_url();
+        let url = |port| new(us, 24, pool("10.20.0.9", "10.20.0.9"), port).unwrap().site().script_url();
         assert_eq!(url(80), "http://10.20.0.2/boot.ipxe?mac=${mac:hexhyp}");
         assert_eq!(url(8080), "http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp}");
+        let loader = new(us, 24, pool("10.20.0.9", "10.20.0.9"), 80).unwrap().site().url("snponly.efi");
+        assert_eq!(loader, "http://10.20.0.2/snponly.efi");
     }
 }
