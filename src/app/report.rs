@@ -232,6 +232,7 @@ impl Reporter {
             state: self.settings.state.clone(),
             dhcp: match self.settings.dhcp {
                 DhcpMode::Full => "full".to_owned(),
+                DhcpMode::Proxy => "proxy".to_owned(),
                 DhcpMode::Off => "off".to_owned(),
             },
             clients: fleet.clients().len(),
