@@ -129,22 +129,25 @@ impl WriteQueue {
         receiver.await.unwrap_or_else(|_| Err(lost()))
     }
 
-    /// Forgets what waits of this session (of these tasks, where they are named), and returns when none of it can touch
-    /// the disk any more.
-    pub async fn cancel(&self, nexus: Nexus, tasks: Option<&[u64]>) {
+    /// Forgets at once what waits of this session (of these tasks, where they are named). The future is done when none of it
+    /// can touch the disk any more.
+    pub fn cancel(&self, nexus: Nexus, tasks: Option<&[u64]>) -> impl Future<Output = ()> + Send + use<> {
         let named = |ticket: &Ticket| ticket.nexus == nexus && tasks.is_none_or(|tasks| tasks.contains(&ticket.task));
-        let done = {
+        let running = {
             let mut state = self.state();
             state.waiting.retain(|entry| !named(&entry.ticket));
-            if !state.running.iter().any(named) {
-                return;
-            }
-            let (sender, receiver) = oneshot::channel();
-            state.after_running.push(sender);
-            receiver
+            state.running.iter().any(named).then(|| {
+                let (sender, receiver) = oneshot::channel();
+                state.after_running.push(sender);
+                receiver
+            })
         };
-        // An error means that the queue is gone, and with it whatever ran.
-        let _ = done.await;
+        async move {
+            if let Some(done) = running {
+                // An error means that the queue is gone, and with it whatever ran.
+                let _ = done.await;
+            }
+        }
     }
 
     async fn drain(self: Arc<Self>) {

@@ -194,16 +194,17 @@ impl Sessions {
 
     /// Stops the tasks of every other session on this one's logical unit; ends those sessions too, where `end` says so.
     pub async fn reset_others(&self, actor: &Entry, end: bool) {
-        for other in self.of(&actor.client) {
-            if other.nexus == actor.nexus {
-                continue;
-            }
-            if end {
-                other.end("another initiator reset the target").await;
-            } else {
-                other.ask(Control::Reset).await;
-            }
+        let mut asked = JoinSet::new();
+        for other in self.of(&actor.client).into_iter().filter(|other| other.nexus != actor.nexus) {
+            asked.spawn(async move {
+                if end {
+                    other.end("another initiator reset the target").await;
+                } else {
+                    other.ask(Control::Reset).await;
+                }
+            });
         }
+        while asked.join_next().await.is_some() {}
     }
 }
 

@@ -152,9 +152,9 @@ impl Running {
                     Control::End(why, done) => return Ok(End { why, done: Some(done) }),
                     Control::Reset(done) => {
                         let tasks = self.forget_all();
-                        let (writes, nexus) = (Arc::clone(&self.place.disk.writes), self.place.entry.nexus);
+                        let cancelled = self.place.disk.writes.cancel(self.place.entry.nexus, Some(&tasks));
                         tokio::spawn(async move {
-                            writes.cancel(nexus, Some(&tasks)).await;
+                            cancelled.await;
                             let _ = done.send(());
                         });
                     }
@@ -281,11 +281,14 @@ impl Running {
                 let (entry, finish) = (Arc::clone(&self.place.entry), self.finish.clone());
                 // Writes of this wake-up are not queued yet; those of the aborted tasks never will be.
                 self.writes.retain(|(ticket, ..)| !abort.tasks.contains(&TaskId(ticket.task)));
+                let tasks: Vec<u64> = abort.tasks.iter().map(|task| task.0).collect();
+                let own = disk.writes.cancel(entry.nexus, Some(&tasks));
                 tokio::spawn(async move {
-                    let tasks: Vec<u64> = abort.tasks.iter().map(|task| task.0).collect();
-                    disk.writes.cancel(entry.nexus, Some(&tasks)).await;
-                    if abort.scope != Scope::Session {
-                        app.sessions.reset_others(&entry, abort.scope == Scope::Sessions).await;
+                    if abort.scope == Scope::Session {
+                        own.await;
+                    } else {
+                        // At once: while one session's write is waited for, the others' must not go on.
+                        tokio::join!(own, app.sessions.reset_others(&entry, abort.scope == Scope::Sessions));
                         disk.unit().reset(entry.nexus);
                     }
                     let _ = finish.send(Finished::Aborted(abort.request, abort.scope));
