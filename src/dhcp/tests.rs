@@ -559,6 +559,20 @@ fn strangers_that_only_ask_do_not_keep_a_client_out() {
 }
 
 #[test]
+fn an_address_that_is_declined_while_it_is_offered_to_another_rests_too() {
+    let mut lab = Lab::new();
+    lab.scope = scope_of(100, 100);
+    let offered = |outcome: &Outcome| matches!(outcome.reason, Reason::Offered(address, _) if address == ip(100));
+    assert!(offered(&lab.hear(&Packet::new(1, 9))));
+    lab.hear(&Packet::new(3, 9).selecting(ip(100)));
+    lab.hear_unicast(&Packet::new(7, 9).using(ip(100)));
+    assert!(offered(&lab.hear(&Packet::new(1, 6))), "it was released");
+    lab.hear(&Packet::new(4, 9).selecting(ip(100)));
+    // A client goes before strangers who were only offered an address, but not to one that rests.
+    assert!(matches!(lab.hear(&Packet::new(1, 2)).reason, Reason::NoAddress(_)));
+}
+
+#[test]
 fn a_declined_address_rests_and_nobody_can_decline_for_another() {
     let mut lab = Lab::new();
     assert_eq!(lab.boot(2), Ok(ip(100)));
