@@ -19,8 +19,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("config", &["fleet"]),
     ("store", &["fleet"]),
     ("app", &["fleet", "config", "store", "script", "scsi", "disk", "sys"]),
-    ("net", &["app", "fleet", "dhcp", "tftp", "iscsi", "scsi", "disk", "sys"]),
-    ("http", &["app", "fleet", "config", "store", "script"]),
+    ("net", &["app", "config", "fleet", "dhcp", "tftp", "iscsi", "scsi", "disk", "sys"]),
+    ("http", &["app", "fleet", "config", "store", "script", "sys"]),
     (
         "serve",
         &["app", "config", "dhcp", "disk", "fleet", "http", "iscsi", "net", "script", "scsi", "store", "sys", "tftp"],
