@@ -57,7 +57,8 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let lock = StateLock::acquire(&settings.state)?;
     let store = Store::open(&settings.state)?;
     let writer = Writer::start(store.clone());
-    let leases = store.leases()?;
+    // Where another server gives addresses, those that we once gave may be anybody's by now.
+    let leases = if settings.dhcp == DhcpMode::Full { store.leases()? } else { Vec::new() };
     // Who has a lease may be up, and log in again, though nothing was seen of it yet.
     let holder = |lease: &Lease| Sighting { mac: lease.mac, address: Some(lease.address), at: Timestamp(0) };
     let seen = leases.iter().map(holder).chain(store.sightings()?);

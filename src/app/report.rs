@@ -131,7 +131,7 @@ pub struct StatusReport {
     pub started_ms: u64,
     /// The state folder.
     pub state: PathBuf,
-    /// Who gives addresses: `full` (Roost) or `off` (not Roost).
+    /// Who gives addresses: `full` (Roost), `proxy` (another server, and Roost says how to boot) or `off` (not Roost).
     pub dhcp: String,
     /// How many clients the mapping file has.
     pub clients: usize,
