@@ -314,9 +314,13 @@ pub fn boot_timeline(events: &[Event]) -> Option<Boot> {
             offers.push(event);
             continue;
         }
-        // What an open session goes on doing says nothing of the offers since: its machine may have been power-cycled.
+        // What an open session goes on doing says nothing of the offers since: its machine may have been power-cycled. In a
+        // boot that has no session yet, it is the session before it that went on.
         if matches!(event.stage, Stage::FirstRead | Stage::Idle | Stage::Refused) {
-            boot.push(event);
+            let logged_in = boot.iter().any(|event| matches!(event.stage, Stage::Login | Stage::OsSession));
+            if logged_in || boot.is_empty() || event.stage == Stage::Refused {
+                boot.push(event);
+            }
             continue;
         }
         let first = offers.first().copied().unwrap_or(event);
@@ -449,6 +453,8 @@ mod tests {
         assert_eq!(last_boot("0:offer 0:idle 0:os-session"), "0:offer 0:idle 0:os-session");
         // The old session's silence is no step of the new boot.
         assert_eq!(last_boot(&format!("{boot} 14:offer 16:idle 20:loader 21:script")), "14:offer 20:loader 21:script");
+        let second = "14:offer 15:loader 20:offer 21:script 22:login";
+        assert_eq!(last_boot(&format!("{boot} 14:offer 15:loader 16:idle 20:offer 21:script 22:login")), second);
     }
 
     #[test]
