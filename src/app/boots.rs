@@ -14,10 +14,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::App;
+use super::bootfiles::Begun;
 use super::disks::ServeError;
 use super::report::{disk_path, previous_path};
 use super::sessions::Entry;
-use crate::fleet::policy::{DiskAtBoot, DiskFound, Fetch, Stays, disk_at_boot};
+use crate::fleet::policy::{DiskAtBoot, DiskFound, Fetch, Plan, Stays, boot_plan, disk_at_boot};
 use crate::fleet::{Client, DiskPolicy, Mac};
 
 /// How long the fetch of a script may wait for its disk: a second for the question, some milliseconds for a new file, and
@@ -68,6 +69,17 @@ pub struct ResetReport {
 }
 
 impl App {
+    /// The machine with this MAC fetches its script: if a client's disk is what it is to boot, see
+    /// [`begin_boot`](App::begin_boot).
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn begin_boot_of(self: &Arc<Self>, mac: Mac, from: IpAddr, neighbour: Option<Mac>) -> Begun {
+        let fleet = self.fleet();
+        let Plan::Boot(client) = boot_plan(&fleet, mac) else { return Ok(None) };
+        Ok(Some((self.begin_boot(client, from, neighbour).await?, client.disk)))
+    }
+
     /// A machine fetches its client's script: the boot begins, if it is really its machine. Returns once the script may go
     /// out, after [`PATIENCE`] at the latest.
     ///

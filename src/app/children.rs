@@ -187,7 +187,8 @@ impl ChildFiles {
             Err(missing) if missing.kind() == ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(DiskError::io(&self.record, "read", source)),
         };
-        let id = unique_id(&self.disk)?.to_string();
+        // A disk that cannot be read will say so when it is opened, and may be replaced.
+        let Ok(id) = unique_id(&self.disk).map(|id| id.to_string()) else { return Ok(None) };
         let line = text.lines().filter_map(|line| line.split_once(' ')).find(|(disk, _)| *disk == id);
         Ok(line.map(|(_, boot)| boot.to_owned()))
     }
