@@ -237,3 +237,203 @@ fn remove(path: &Path) -> Result<(), DiskError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{IoSlice, IoSliceMut};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::disk::Disk;
+    use crate::fleet::Initiators;
+
+    /// The state folder and the moment at which this process is to die: how the crash test makes its victims out of this
+    /// test binary.
+    const VICTIM: &str = "ROOST_TEST_DIES_MAKING_A_DISK";
+    const STEPS: [Step; 4] = [Step::Made, Step::Recorded, Step::Linked, Step::Swapped];
+    const BOOT: &str = "0f3c1e62-9a34-4d2b-8a55-5d1f6f0f8f10";
+    const LATER: &str = "1f3c1e62-9a34-4d2b-8a55-5d1f6f0f8f10";
+
+    fn files(state: &Path, policy: DiskPolicy, boot_id: &str) -> ChildFiles {
+        let client = Client {
+            name: "pc-01".parse().unwrap(),
+            group: None,
+            macs: vec!["52:54:00:aa:00:01".parse().unwrap()],
+            ip: None,
+            image: "linux".parse().unwrap(),
+            disk: policy,
+            initiators: Initiators::OwnOnly,
+            off: false,
+            title: None,
+            note: None,
+        };
+        ChildFiles::new(state, &client, boot_id, &Masters::default())
+    }
+
+    fn state() -> tempfile::TempDir {
+        let state = tempfile::tempdir().unwrap();
+        for folder in ["images/linux", "disks", "pending"] {
+            fs::create_dir_all(state.path().join(folder)).unwrap();
+        }
+        vhd::create_dynamic(&state.path().join("images/linux/1.vhd"), 4 << 20).unwrap();
+        state
+    }
+
+    fn mark(chain: &Chain, mark: u8) {
+        chain.write(4096, &[IoSlice::new(&[mark; 512])]).unwrap();
+    }
+
+    fn marked(chain: &Chain) -> u8 {
+        let mut sector = [0; 512];
+        chain.read(4096, &mut [IoSliceMut::new(&mut sector)]).unwrap();
+        assert_eq!(sector, [sector[0]; 512]);
+        sector[0]
+    }
+
+    #[test]
+    fn victim() {
+        let Ok(text) = std::env::var(VICTIM) else { return };
+        let [state, policy, step] = text.split('|').collect::<Vec<_>>().try_into().unwrap();
+        let policy = if policy == "reset" { DiskPolicy::Reset } else { DiskPolicy::Keep };
+        let files = files(Path::new(state), policy, BOOT);
+        files
+            .make_anew(&mut |at| {
+                if format!("{at:?}") == step {
+                    std::process::abort()
+                }
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn whoever_dies_while_a_disk_is_made_anew_leaves_the_old_one_or_the_new_one() {
+        for (policy, old_policy) in [
+            (DiskPolicy::Reset, DiskPolicy::Reset),
+            (DiskPolicy::Reset, DiskPolicy::Keep),
+            (DiskPolicy::Keep, DiskPolicy::Keep),
+            (DiskPolicy::Keep, DiskPolicy::Reset),
+        ] {
+            for step in STEPS {
+                let state = state();
+                let old = files(state.path(), old_policy, BOOT).open().unwrap();
+                mark(&old, 7);
+                let was_volatile = old.is_volatile();
+                drop(old);
+                let died = Command::new(std::env::current_exe().unwrap())
+                    .args(["--exact", "app::children::tests::victim", "--nocapture"])
+                    .env(VICTIM, format!("{}|{}|{step:?}", state.path().display(), policy.word()))
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .status()
+                    .unwrap();
+                assert!(!died.success(), "it died at {step:?}");
+
+                // Of the same boot: the old disk as it was, or the new one, and each known for what it is.
+                let new = step == Step::Swapped;
+                let after = files(state.path(), policy, BOOT);
+                assert_eq!(after.found().unwrap(), DiskFound::Sound);
+                let expect_volatile = if new { policy == DiskPolicy::Reset } else { was_volatile };
+                assert_eq!(
+                    after.volatile_since().unwrap().is_some(),
+                    expect_volatile,
+                    "{policy:?} {old_policy:?} {step:?}"
+                );
+                // Of a later boot of the host: a volatile disk is not believed, a durable one is.
+                let later = files(state.path(), policy, LATER);
+                let lost = later.found().unwrap() == DiskFound::Lost;
+                assert_eq!(lost, expect_volatile, "{policy:?} {old_policy:?} {step:?}");
+                let chain = after.open().unwrap();
+                assert_eq!(marked(&chain), if new { 0 } else { 7 }, "{policy:?} {old_policy:?} {step:?}");
+                drop(chain);
+
+                // The next boot goes through all the same.
+                assert!(after.make_anew(&mut |_| ()).unwrap());
+                let chain = after.open().unwrap();
+                assert_eq!((marked(&chain), chain.is_volatile()), (0, policy == DiskPolicy::Reset));
+                let left: Vec<_> =
+                    fs::read_dir(state.path().join("disks")).unwrap().map(|e| e.unwrap().file_name()).collect();
+                let odd =
+                    left.iter().find(|name| name.to_str().is_none_or(|n| n.contains("next") || n.contains("previous")));
+                assert_eq!(odd, None, "nothing is left over");
+            }
+        }
+    }
+
+    #[test]
+    fn the_old_disk_stays_until_the_first_login_on_the_new_one() {
+        let state = state();
+        let files = files(state.path(), DiskPolicy::Reset, BOOT);
+        mark(&files.open().unwrap(), 7);
+        assert!(files.make_anew(&mut |_| ()).unwrap());
+        // A machine that is switched off before it logs in, and on again: what failed is still there to look at.
+        assert!(files.make_anew(&mut |_| ()).unwrap());
+        let previous = Chain::open(&files.previous, Access::Read).unwrap();
+        assert_eq!(marked(&previous), 7);
+        drop(previous);
+        assert_eq!(marked(&files.open().unwrap()), 0);
+        assert!(!files.previous.exists());
+    }
+
+    #[test]
+    fn what_need_not_outlive_the_power_is_refused_after_it_until_it_is_made_anew() {
+        let state = state();
+        mark(&files(state.path(), DiskPolicy::Reset, BOOT).open().unwrap(), 7);
+        assert_eq!(marked(&files(state.path(), DiskPolicy::Reset, BOOT).open().unwrap()), 7, "a new process");
+        for policy in [DiskPolicy::Reset, DiskPolicy::Keep] {
+            let error = files(state.path(), policy, LATER).open().unwrap_err();
+            assert!(matches!(error, ServeError::Lost { .. }), "{error}");
+            assert!(error.to_string().ends_with("switch it off and on"), "{error}");
+        }
+        let later = files(state.path(), DiskPolicy::Reset, LATER);
+        later.make_anew(&mut |_| ()).unwrap();
+        assert_eq!(marked(&later.open().unwrap()), 0);
+    }
+
+    #[test]
+    fn a_disk_that_is_kept_from_now_on_is_durable_first_and_one_that_is_reset_from_now_on_at_its_next_boot() {
+        let state = state();
+        let kept = files(state.path(), DiskPolicy::Keep, BOOT);
+        let chain = files(state.path(), DiskPolicy::Reset, BOOT).open().unwrap();
+        mark(&chain, 7);
+        drop(chain);
+        let chain = kept.open().unwrap();
+        assert!(chain.is_volatile() && chain.dirty());
+        kept.keep(&chain).unwrap();
+        assert!(!chain.is_volatile() && !chain.dirty());
+        mark(&chain, 8);
+        drop(chain);
+        // It is believed after a power loss (its last write came through, here), and its map is used.
+        let later = files(state.path(), DiskPolicy::Keep, LATER);
+        assert_eq!(later.found().unwrap(), DiskFound::Sound);
+        assert!(state.path().join("pending/pc-01").exists());
+        drop(later.open().unwrap());
+
+        // Back again: a system that runs on it keeps it, durable, until a boot begins.
+        let reset = files(state.path(), DiskPolicy::Reset, LATER);
+        let chain = reset.open().unwrap();
+        assert!(!chain.is_volatile());
+        drop(chain);
+        reset.make_anew(&mut |_| ()).unwrap();
+        let chain = reset.open().unwrap();
+        assert_eq!((marked(&chain), chain.is_volatile()), (0, true));
+    }
+
+    #[test]
+    fn a_disk_that_is_damaged_or_has_another_parent_is_replaced_all_the_same() {
+        let state = state();
+        let files = files(state.path(), DiskPolicy::Reset, BOOT);
+        drop(files.open().unwrap());
+        fs::write(&files.disk, b"no disk at all").unwrap();
+        assert!(files.open().is_err());
+        assert_eq!(files.found().unwrap(), DiskFound::Sound);
+        files.make_anew(&mut |_| ()).unwrap();
+        drop(files.open().unwrap());
+
+        let master = state.path().join("images/linux/1.vhd");
+        vhd::create_dynamic(&master, 8 << 20).unwrap();
+        let fresh = ChildFiles { masters: Masters::default(), ..files };
+        assert!(fresh.open().is_err(), "a child of another master");
+        fresh.make_anew(&mut |_| ()).unwrap();
+        assert_eq!(fresh.open().unwrap().size(), 8 << 20);
+    }
+}

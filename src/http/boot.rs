@@ -29,8 +29,8 @@ use tokio::task::JoinSet;
 use tokio::time;
 
 use super::connection::{self, PATIENCE};
-use crate::app::boots::BootError;
 use crate::app::bootfiles::{BootContext, BootFile, Kind, Name};
+use crate::app::boots::BootError;
 use crate::fleet::Mac;
 use crate::script::{self, ScriptError};
 
