@@ -19,7 +19,7 @@ use super::disks::ServeError;
 use super::report::{disk_path, previous_path};
 use super::sessions::Entry;
 use crate::fleet::policy::{DiskAtBoot, DiskFound, Fetch, Plan, Stays, boot_plan, disk_at_boot};
-use crate::fleet::{Client, DiskPolicy, Mac};
+use crate::fleet::{Client, ClientName, DiskPolicy, Mac};
 
 /// How long the fetch of a script may wait for its disk: a second for the question, some milliseconds for a new file, and
 /// patience with a host that is busy. iPXE waits longer.
@@ -104,8 +104,7 @@ impl App {
             return Ok(disk_at_boot(client.disk, Fetch { own_address, answered: false, disk: DiskFound::Sound }));
         }
         let (app, this) = (Arc::clone(self), client.clone());
-        let decided = self.in_time(async move {
-            let _door = app.sessions.door(&this.name).await;
+        let decided = self.in_time(&client.name, async move {
             let answered = !app.sessions.clear(&this.name, BOOTED).await.is_empty();
             let disk = app.disks.found(&this).await?;
             let decision = disk_at_boot(this.disk, Fetch { own_address, answered, disk });
@@ -130,8 +129,7 @@ impl App {
     /// Somebody is, or it cannot be made anew.
     pub async fn reset_disk(self: &Arc<Self>, client: &Client) -> Result<ResetReport, ResetError> {
         let (app, this) = (Arc::clone(self), client.clone());
-        let done = self.in_time(async move {
-            let _door = app.sessions.door(&this.name).await;
+        let done = self.in_time(&client.name, async move {
             let answered = app.sessions.clear(&this.name, "its disk is made anew, and it gave no sign of life").await;
             if let Some(who) = answered.into_iter().next() {
                 return Ok(Err(who));
@@ -151,12 +149,23 @@ impl App {
         })
     }
 
-    /// Waits for this at most [`PATIENCE`]. It goes on after that, and when nobody waits any more: half a boot is none.
+    /// Does this behind the client's door, and waits for it at most [`PATIENCE`]. Once begun it goes on after that, and when
+    /// nobody waits any more: half a boot is none.
     async fn in_time<T: Send + 'static>(
         &self,
+        client: &ClientName,
         work: impl Future<Output = Result<T, BootError>> + Send + 'static,
     ) -> Result<T, BootError> {
-        match tokio::time::timeout(PATIENCE, tokio::spawn(work)).await {
+        let begun = async {
+            let door = self.sessions.door(client).await;
+            let inside = tokio::spawn(async move {
+                let done = work.await;
+                drop(door);
+                done
+            });
+            inside.await
+        };
+        match tokio::time::timeout(PATIENCE, begun).await {
             Ok(Ok(done)) => done,
             Ok(Err(_)) | Err(_) => Err(BootError::Busy),
         }

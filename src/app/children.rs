@@ -120,6 +120,13 @@ impl ChildFiles {
     /// It cannot be made; the old disk is as it was.
     pub(super) fn make_anew(&self, at: &mut dyn FnMut(Step)) -> Result<bool, ServeError> {
         let master = self.master()?;
+        if self.pending.path.exists() && self.volatile_since()?.is_none() {
+            // What a dead process left in the map belongs to the old disk, which somebody may want to look at.
+            match Chain::open_child(&self.disk, Arc::clone(&master), Some(self.pending.clone())) {
+                Ok(settled) => drop(settled),
+                Err(error) => tracing::debug!("the old disk is not settled: {error}"),
+            }
+        }
         self.make(&master, at)?;
         Ok(self.previous.exists())
     }
@@ -152,6 +159,9 @@ impl ChildFiles {
         fs::rename(&self.next, &self.disk).map_err(|source| DiskError::io(&self.disk, "rename into place", source))?;
         self.sync_folder()?;
         at(Step::Swapped);
+        // The map of the old disk says nothing about the new one. Until now it did say something; and whoever still has it
+        // open has it to himself.
+        remove(&self.pending.path)?;
         self.link_parent(&relative);
         Ok(())
     }

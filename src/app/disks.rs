@@ -151,8 +151,13 @@ impl Disks {
     /// # Errors
     /// The image is missing, or the disk cannot be made. The old disk is then as it was.
     pub async fn make_anew(&self, client: &Client) -> Result<bool, ServeError> {
-        // Whoever still flushes the old file does it no harm, for it is another one.
-        self.slots().remove(&client.name);
+        let old = self.slots().remove(&client.name).and_then(|slot| slot.get().cloned());
+        if let Some(old) = old
+            && let Err(error) = old.writes.flush().await
+        {
+            // It is on its way out, and may be what is wrong with the client.
+            tracing::warn!("{}: the old disk: {error}", client.name);
+        }
         let (files, openings) = (self.files(client), Arc::clone(&self.openings));
         let path = files.disk().to_owned();
         self.detached(client, "make anew", async move {
