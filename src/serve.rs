@@ -1,5 +1,6 @@
 //! The one place that knows every part: opens the state, starts the adapters, drains, stops.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
@@ -14,11 +15,11 @@ use crate::app::bootfiles::{BootContext, BootFiles};
 use crate::app::recorder::Recorder;
 use crate::app::report::Reporter;
 use crate::config::{DhcpMode, Loaded, Report};
-use crate::dhcp::{LeaseChange, Leases};
+use crate::dhcp::{LeaseChange, Leases, Role, Site};
 use crate::fleet::{Lease, Mac, Sighting, Timestamp};
-use crate::http::boot::{self, BootServer};
+use crate::http::boot;
 use crate::http::control::{Control, ControlSocket};
-use crate::net::dhcp::{self, Durable};
+use crate::net::dhcp::{self, BootServer, Durable, Proxy};
 use crate::net::iscsi;
 use crate::net::tftp::TftpServer;
 use crate::script;
@@ -46,11 +47,18 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let interfaces = sys::interfaces().context("cannot list the network interfaces")?;
     let interface = sys::choose(&interfaces, settings.interface.as_deref())?;
     let address = address_for(&loaded, interface)?;
+    if !interface.carrier {
+        let name = &interface.name;
+        tracing::warn!(
+            "interface {name} has no carrier: nothing answers at the other end of its cable; serving all the same"
+        );
+    }
 
     let lock = StateLock::acquire(&settings.state)?;
     let store = Store::open(&settings.state)?;
     let writer = Writer::start(store.clone());
-    let leases = store.leases()?;
+    // Where another server gives addresses, those that we once gave may be anybody's by now.
+    let leases = if settings.dhcp == DhcpMode::Full { store.leases()? } else { Vec::new() };
     // Who has a lease may be up, and log in again, though nothing was seen of it yet.
     let holder = |lease: &Lease| Sighting { mac: lease.mac, address: Some(lease.address), at: Timestamp(0) };
     let seen = leases.iter().map(holder).chain(store.sightings()?);
@@ -65,16 +73,28 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     let dhcp = match settings.dhcp {
         DhcpMode::Off => None,
         DhcpMode::Full => {
-            let leases = Leases::restore(leases);
-            Some(dhcp::Server::bind(Arc::clone(&app), interface, HTTP_PORT, leases, Stored(writer.clone()))?)
+            let stored = Stored(writer.clone());
+            let server = dhcp::Server::bind(Arc::clone(&app), interface, HTTP_PORT, Leases::restore(leases), stored)?;
+            let site = server.scope().site().clone();
+            Some((Dhcp::Full(Box::new(server)), BootServer::bind(Arc::clone(&app), interface, site)?))
+        }
+        DhcpMode::Proxy => {
+            let naming = app.naming.clone();
+            let site = Site { server: address, http_port: HTTP_PORT, naming, role: Role::Proxy };
+            let proxy = Proxy::bind(Arc::clone(&app), interface, site.clone())?;
+            Some((Dhcp::Proxy(proxy), BootServer::bind(Arc::clone(&app), interface, site)?))
         }
     };
     let tftp = TftpServer::bind(SocketAddrV4::new(address, TFTP_PORT), interface.mtu, Arc::clone(&boot)).await?;
-    let http = BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
+    let http = boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
     let target = iscsi::Server::bind(SocketAddr::from((address, crate::iscsi::PORT)), Arc::clone(&app)).await?;
 
     let clients = app.fleet().clients().len();
-    let dhcp_words = if dhcp.is_some() { "DHCP, " } else { "" };
+    let dhcp_words = match settings.dhcp {
+        DhcpMode::Full => "DHCP, ",
+        DhcpMode::Proxy => "DHCP beside another server, ",
+        DhcpMode::Off => "",
+    };
     let many = if clients == 1 { "" } else { "s" };
     tracing::info!("serving {clients} client{many} on {} ({address}): {dhcp_words}TFTP, HTTP, iSCSI", interface.name);
 
@@ -92,8 +112,9 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
             target.run(until()),
             async {
                 match dhcp {
-                    Some(dhcp) => tokio::select! {
+                    Some((dhcp, boot_server)) => tokio::select! {
                         never = dhcp.run() => match never {},
+                        never = boot_server.run() => match never {},
                         () = until() => {}
                     },
                     None => until().await,
@@ -178,6 +199,21 @@ fn boot_context(app: &Arc<App>, files: BootFiles, address: Ipv4Addr) -> BootCont
                 app.begin_boot_of(mac, from, neighbour).await
             })
         }),
+    }
+}
+
+/// Either way in which DHCP is answered.
+enum Dhcp {
+    Full(Box<dhcp::Server<Stored>>),
+    Proxy(Proxy),
+}
+
+impl Dhcp {
+    async fn run(self) -> Infallible {
+        match self {
+            Self::Full(server) => server.run().await,
+            Self::Proxy(proxy) => proxy.run().await,
+        }
     }
 }
 

@@ -19,8 +19,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("config", &["fleet"]),
     ("store", &["fleet"]),
     ("app", &["fleet", "config", "store", "script", "scsi", "disk", "sys"]),
-    ("net", &["app", "fleet", "script", "dhcp", "tftp", "iscsi", "scsi", "disk", "sys"]),
-    ("http", &["app", "fleet", "config", "store", "script"]),
+    ("http", &["app", "fleet", "config", "store", "script", "sys"]),
+    ("net", &["app", "fleet", "dhcp", "tftp", "iscsi", "scsi", "disk", "sys"]),
     (
         "serve",
         &["app", "config", "dhcp", "disk", "fleet", "http", "iscsi", "net", "script", "scsi", "store", "sys", "tftp"],

@@ -26,19 +26,26 @@ OVMF = Path("/usr/share/OVMF")
 IPXE_KERNEL = Path("/usr/lib/ipxe/ipxe.lkrn")
 
 # What `bios-chain` runs first: an iPXE that does as a PXE ROM would, and fetches the loader that it is told.
-CHAIN_SCRIPT = "#!ipxe\ndhcp net0\nchain tftp://${next-server}/undionly.kpxe\n"
+# Where a proxy answered beside the DHCP server, it is the proxy that has it.
+CHAIN_SCRIPT = """#!ipxe
+dhcp net0
+set server ${next-server}
+isset ${proxydhcp/next-server} && set server ${proxydhcp/next-server} ||
+chain tftp://${server}/undionly.kpxe
+"""
 
 MODES = {
     "bios": "SeaBIOS, iPXE in the network card's ROM",
     "bios-chain": "SeaBIOS, iPXE that chains undionly.kpxe over TFTP",
     "uefi": "OVMF with its own PXE client",
+    "uefi-http": "OVMF with its own HTTP client",
 }
 
 # Console stages, in the order of a boot.
 STAGES = [
-    ("firmware", rb"SeaBIOS|BdsDxe|>>Start PXE"),
-    ("pxe", rb"iPXE \d|>>Start PXE over IPv4"),
-    ("loader", rb"NBP file downloaded|undionly\.kpxe\.\.\. ok"),
+    ("firmware", rb"SeaBIOS|BdsDxe|>>Start (?:PXE|HTTP)"),
+    ("pxe", rb"iPXE \d|>>Start (?:PXE|HTTP Boot) over IPv4"),
+    ("loader", rb"NBP file downloaded|Downloading\.\.\.100%|undionly\.kpxe\.\.\. ok"),
     ("disk-registered", rb"Registered SAN device|Registered as SAN device"),
     ("sanboot", rb"Booting from SAN device"),
     ("grub", rb"GRUB: loading"),
@@ -93,7 +100,7 @@ class Machine:
             "-chardev", f"socket,id=console,path={self.socket_path},server=on,wait=on",
             "-serial", "chardev:console",
         ]  # fmt: skip
-        if self.mode == "uefi":
+        if self.mode.startswith("uefi"):
             variables = self.folder / f"{self.name}.vars"
             shutil.copy(OVMF / "OVMF_VARS_4M.fd", variables)  # a factory-new board at each power-on
             arguments += [
@@ -104,6 +111,10 @@ class Machine:
                 "-device", f"{nic},romfile=,bootindex=1",
                 "-device", "virtio-rng-pci",
             ]  # fmt: skip
+            if self.mode == "uefi-http":
+                # Unanswered, each kind of PXE would be tried for a minute first.
+                for way in ("IPv4PXESupport", "IPv6PXESupport"):
+                    arguments += ["-fw_cfg", f"name=opt/org.tianocore/{way},string=n"]
         else:
             # Without graphics SeaBIOS and iPXE speak on the serial port.
             arguments += ["-machine", "pc,graphics=off"]

@@ -13,12 +13,12 @@ demo_packages=(
     mtools dosfstools fdisk e2fsprogs kmod cpio busybox-static open-iscsi openssl
     iproute2 procps python3
 )
-# The boots, and two strangers that read the disks afterwards: 7-Zip from the file, qemu-img over iSCSI.
-boot_packages=("${demo_packages[@]}" 7zip qemu-utils qemu-block-extra)
+# The boots, two strangers that read the disks afterwards (7-Zip from the file, qemu-img over iSCSI), and another DHCP server.
+boot_packages=("${demo_packages[@]}" 7zip qemu-utils qemu-block-extra dnsmasq-base)
 # Clients that nobody here wrote, and a compiler for the one that must log each acknowledgement (libiscsi).
 interop_packages=(
     libiscsi-bin libiscsi-dev gcc libc6-dev qemu-utils qemu-block-extra 7zip openssl
-    curl tftp-hpa atftp udhcpc isc-dhcp-client
+    curl tftp-hpa atftp udhcpc isc-dhcp-client dnsmasq-base
     iproute2 procps python3
 )
 # Some of cargo's tests meet other programs too: readers of disks, and DHCP clients in a namespace.

@@ -6,6 +6,7 @@ Every wait is bounded, and what fails carries the end of Roost's own log.
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,17 +24,15 @@ class RoostError(Exception):
 
 
 def mapping_file(state, clients, image, pool=POOL):
-    """A `roost.toml` for the lab. `clients` is name -> the TOML value behind it (a MAC in quotes, or an inline table)."""
-    lines = [
-        "[server]",
-        f'interface = "{INTERFACE}"',
-        'dhcp      = "full"',
-        f'state     = "{state}"',
-        "",
-        "[server.pool]",
-        f'range = "{pool}"',
-        'lease = "1h"',
-        "",
+    """A `roost.toml` for the lab. `clients` is name -> the TOML value behind it (a MAC in quotes, or an inline table).
+
+    Without a pool another server gives the addresses, which is what a file means that says nothing of DHCP.
+    """
+    lines = ["[server]", f'interface = "{INTERFACE}"', f'state     = "{state}"', ""]
+    if pool:
+        lines.insert(2, 'dhcp      = "full"')
+        lines += ["[server.pool]", f'range = "{pool}"', 'lease = "1h"', ""]
+    lines += [
         "[defaults]",
         f'image = "{image}"',
         "",
@@ -166,6 +165,34 @@ class Roost:
         """The end of Roost's log, for a failure's text."""
         text = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return "roost's log ends:\n" + "\n".join("    " + line for line in text[-lines:])
+
+
+class Dnsmasq:
+    """Another DHCP server on the wire, that knows nothing of booting: dnsmasq, on this interface of this namespace."""
+
+    def __init__(self, namespace, interface, folder, pool=POOL):
+        self.log = Path(folder) / "dnsmasq.log"
+        first, last = pool.split("-")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [
+                    "ip", "netns", "exec", namespace, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0",
+                    f"--interface={interface}", f"--dhcp-range={first},{last},255.255.255.0,1h", "--no-ping",
+                    "--dhcp-authoritative", f"--dhcp-leasefile={Path(folder) / 'dnsmasq.leases'}", "--log-dhcp",
+                    "--log-facility=-", "--user=root", "--pid-file=",
+                ],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        wait_for("dnsmasq", lambda: "started" in self.log.read_text(errors="replace"), 10, tail=self.log.read_text)
+
+    def gave(self, mac):
+        """The address that it leased to this machine, if it did."""
+        leases = re.findall(rf"DHCPACK\(\S+\) (\S+) {mac}", self.log.read_text(errors="replace"))
+        return leases[-1] if leases else None
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
 
 
 def bytes_on_host(path):

@@ -135,7 +135,7 @@ pub struct StatusReport {
     pub started_ms: u64,
     /// The state folder.
     pub state: PathBuf,
-    /// Who gives addresses: `full` (Roost) or `off` (not Roost).
+    /// Who gives addresses: `full` (Roost), `proxy` (another server, and Roost says how to boot) or `off` (not Roost).
     pub dhcp: String,
     /// How many clients the mapping file has.
     pub clients: usize,
@@ -238,6 +238,7 @@ impl Reporter {
             state: self.settings.state.clone(),
             dhcp: match self.settings.dhcp {
                 DhcpMode::Full => "full".to_owned(),
+                DhcpMode::Proxy => "proxy".to_owned(),
                 DhcpMode::Off => "off".to_owned(),
             },
             clients: fleet.clients().len(),
@@ -303,8 +304,9 @@ fn address(client: &Client, store: &Store) -> Result<Option<Ipv4Addr>, StoreErro
 /// 1. `offer`, `loader` and `script` can begin a boot. The other stages belong to the boot they happen in.
 /// 2. They begin one where they lead *back*: a loader after the script, or a script after the login; and after a pause of
 ///    [`BOOT_PAUSE`]. (A loader may be fetched twice, for its size and for itself; so may a script.)
-/// 3. Offers belong to the loader, script or login that they led to: the loader's own offer to the boot in progress, the offer after a power cycle to
-///    the boot whose loader or script comes next, the operating system's to the boot whose session comes next.
+/// 3. Offers belong to the loader, script or login that they led to: the loader's own offer to the boot in progress, the
+///    offer after a power cycle to the boot whose loader or script comes next, the operating system's to the boot whose
+///    session comes next.
 /// 4. An offer that has led to nothing yet begins a boot if the last one had become idle or had paused; else it may be the
 ///    operating system's, and belongs to the boot in progress.
 ///
@@ -342,7 +344,8 @@ pub fn boot_timeline(events: &[Event]) -> Option<Boot> {
         boot.clear();
     }
     boot.append(&mut offers);
-    boot.sort_by_key(|event| event.at);
+    // In the order of the slice, which times alone do not tell: several events may have one millisecond.
+    boot.sort_by_key(|event| std::ptr::from_ref(*event));
     boot.dedup_by(|later, earlier| later.stage == earlier.stage && later.detail == earlier.detail);
     timeline(&boot)
 }
@@ -454,6 +457,8 @@ mod tests {
         assert_eq!(last_boot(&format!("{boot} 200:offer")), "200:offer");
         assert_eq!(last_boot("0:offer 4:offer 200:offer 204:offer"), "200:offer 204:offer");
         assert_eq!(last_boot("0:offer 1:loader 200:offer 201:loader"), "200:offer 201:loader");
+        // What happens in one moment stays in its order.
+        assert_eq!(last_boot("0:offer 0:idle 0:os-session"), "0:offer 0:idle 0:os-session");
         // The old session's silence is no step of the new boot.
         assert_eq!(last_boot(&format!("{boot} 14:offer 16:idle 20:loader 21:script")), "14:offer 20:loader 21:script");
     }

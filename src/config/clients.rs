@@ -210,10 +210,13 @@ impl Clients {
                 let draft = Draft::error(at, format!("`{label}` has the router's address {ip}"));
                 walker.push(draft.note(router.at, "the router is here").help("give the client another address"));
             }
-            if server.dhcp.value() == Some(DhcpMode::Off) {
-                let message = format!("the `ip` of `{label}` has no effect: we give no addresses");
-                walker.push(Draft::warning(at, message).help("it works with dhcp = \"full\""));
-            }
+            let why = match server.mode() {
+                Some(DhcpMode::Off) => "we give no addresses",
+                Some(DhcpMode::Proxy) => "another server gives the addresses",
+                Some(DhcpMode::Full) | None => continue,
+            };
+            let message = format!("the `ip` of `{label}` has no effect: {why}");
+            walker.push(Draft::warning(at, message).help("it works with dhcp = \"full\""));
         }
         if let Some(pool) = &pool
             && server.dhcp.value() == Some(DhcpMode::Full)

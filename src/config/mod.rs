@@ -83,6 +83,8 @@ pub struct Group {
 pub enum DhcpMode {
     /// We do.
     Full,
+    /// Another server does; we add how to boot.
+    Proxy,
     /// DHCP is not answered at all.
     Off,
 }

@@ -42,7 +42,6 @@ impl Server {
             loader_dir: Given::Absent,
             pool: Given::Absent,
         };
-        let mut at = None;
         match walker.table(top, "server") {
             Given::Good(Located { value: table, at: start }) => {
                 let section = Section { table, level: Level::Server, name: "[server]".to_owned(), at: start };
@@ -54,18 +53,17 @@ impl Server {
                 server.iqn = walker.parsed(&section, "iqn", values::iqn);
                 server.loader_dir = walker.parsed(&section, "loader_dir", values::path);
                 server.pool = PoolSection::read(walker, &section);
-                at = Some(start);
             }
             Given::Wrong => return server,
             Given::Absent => {}
         }
-        if server.dhcp.is_absent() {
-            let message = "`dhcp` is left out, which means \"proxy\", and that is not supported yet";
-            let help = "write dhcp = \"full\" with a [server.pool], or dhcp = \"off\", under [server]";
-            walker.push(Draft::error(at, message).help(help).missing(&["dhcp", "server"]));
-        }
         server.check_mode(walker);
         server
+    }
+
+    /// Who gives addresses; `None` where the file says something wrong of it.
+    pub(super) fn mode(&self) -> Option<DhcpMode> {
+        if self.dhcp.is_absent() { Some(DhcpMode::Proxy) } else { self.dhcp.value() }
     }
 
     fn check_mode(&self, walker: &mut Walker<'_>) {
@@ -79,13 +77,23 @@ impl Server {
                 let draft = Draft::warning(pool.at, "[server.pool] has no effect: we give no addresses");
                 walker.push(draft.note(*mode, "DHCP is off here").help("write dhcp = \"full\", or take the pool out"));
             }
+            (Some(Located { value: DhcpMode::Proxy, at: mode }), Given::Good(pool)) => {
+                let draft = Draft::warning(pool.at, "[server.pool] has no effect: another server gives the addresses");
+                let draft = draft.note(*mode, "which is said here");
+                walker.push(draft.help("write dhcp = \"full\" to give them from here, or take the pool out"));
+            }
+            (None, Given::Good(pool)) if self.dhcp.is_absent() => {
+                let message = "[server.pool] has no effect: `dhcp` is left out, so another server gives the addresses";
+                let help = "write dhcp = \"full\" under [server] to give them from here, or take the pool out";
+                walker.push(Draft::warning(pool.at, message).help(help).missing(&["dhcp", "server"]));
+            }
             _ => {}
         }
     }
 
     /// The settings; `None` where something is wrong. Relative paths start at `folder`.
     pub(super) fn settings(&self, folder: &Path) -> Option<Settings> {
-        let dhcp = self.dhcp.value()?;
+        let dhcp = self.mode()?;
         let path = |given: &Given<String>| given.value().map(|path| folder.join(path));
         Some(Settings {
             interface: self.interface.value(),
@@ -159,10 +167,7 @@ fn dhcp_mode(text: &str) -> Result<DhcpMode, Refusal> {
     match text {
         "full" => Ok(DhcpMode::Full),
         "off" => Ok(DhcpMode::Off),
-        "proxy" => Err(Refusal::new(
-            "dhcp = \"proxy\" is not supported yet",
-            "write \"full\" with a [server.pool], or \"off\"",
-        )),
+        "proxy" => Ok(DhcpMode::Proxy),
         _ => Err(unknown_word("dhcp", text, &["full", "off", "proxy"])),
     }
 }

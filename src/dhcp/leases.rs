@@ -361,6 +361,8 @@ impl Leases {
             oldest.map(|address| self.quarantined.remove(&address));
         }
         self.quarantined.insert(address, now.after(QUARANTINE));
+        // It may have been offered to somebody else since.
+        self.offers.remove(&address);
         Some(change.into_iter().collect())
     }
 

@@ -2,11 +2,13 @@
 //! before that, and why (RFC 2131, RFC 2132, RFC 3396, RFC 4578, RFC 6842).
 //!
 //! It gives addresses, and with them the way into the boot chain: firmware gets the name of a loader, iPXE the address of its
-//! script. Not here: sockets and clocks (`net::dhcp`), what a machine boots (`fleet::policy`). Not yet: relays, proxy mode, and
-//! loaders by HTTP.
+//! script. Beside a server that gives the addresses, [`proxy`] does the second half alone.
+//!
+//! Not here: sockets and clocks (`net::dhcp`), what a machine boots (`fleet::policy`). Not yet: relays.
 
 mod boot;
 mod leases;
+pub mod proxy;
 mod reply;
 mod scope;
 #[cfg(test)]
@@ -23,7 +25,7 @@ pub use leases::{
     LeaseChange, Leases, MAX_OFFERS, MAX_QUARANTINED, MAX_STRANGERS, NoAddress, OFFER_HOLD, Obstacle, QUARANTINE,
 };
 use reply::{Answer, Encoder};
-pub use scope::{SHORTEST_LEASE, Scope, ScopeError};
+pub use scope::{Role, SHORTEST_LEASE, Scope, ScopeError, Site};
 pub use wire::{Kind, Malformed};
 use wire::{Request, code};
 
@@ -34,14 +36,11 @@ use crate::fleet::{Client, ClientName, Fleet, Holder, Mac, Stage, Timestamp};
 pub const SERVER_PORT: u16 = 67;
 /// The port that clients listen on.
 pub const CLIENT_PORT: u16 = 68;
+/// The port where firmware asks for its boot file once it has an address (PXE 2.1 §2.2.3).
+pub const BOOT_SERVER_PORT: u16 = 4011;
 
 /// Most name servers that are told; clients use three.
 const MAX_NAME_SERVERS: usize = 8;
-/// PXE_DISCOVERY_CONTROL = 8, end: take the boot file from this packet and ask no boot server (PXE 2.1 §3.2.1). Without it, firmware
-/// that sees `PXEClient` in option 60 asks port 4011, where nobody listens.
-const BOOT_FROM_FILE: [u8; 4] = [6, 1, 8, 255];
-/// iPXE's encapsulated `no-pxedhcp` = 1: do not wait two seconds for a proxy. It works in the offer only.
-const NO_PROXY: [u8; 3] = [0xb0, 1, 1];
 
 /// How a packet came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +93,7 @@ pub struct Reply {
     pub left_out: Vec<u8>,
 }
 
-/// Where a reply goes, always to port 68 (RFC 2131 §4.1).
+/// Where a reply goes: to port 68 where no port is said (RFC 2131 §4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Destination {
     /// To everybody on the wire.
@@ -108,6 +107,8 @@ pub enum Destination {
         /// The machine.
         mac: Mac,
     },
+    /// Back to where the request came from, from the port that it was sent to.
+    Asker(SocketAddrV4),
 }
 
 /// A stage of a boot, for the record.
@@ -158,6 +159,25 @@ pub enum Reason {
     Declined(Ipv4Addr),
     /// Done, nothing to answer: the client took another server's offer.
     ChoseOther(Ipv4Addr),
+    /// Answered, beside the server that gives its address: an offer of a boot file.
+    OfferedBoot(Handout),
+    /// Answered on port 4011: which file to boot.
+    ToldBoot(Handout),
+    /// Done, nothing to answer: another server gives its address.
+    Elsewhere {
+        /// The address that it takes, where it said so.
+        address: Option<Ipv4Addr>,
+        /// The server that gives it.
+        server: Option<Ipv4Addr>,
+    },
+    /// Ignored: it stands in no client's place, and another server gives its address.
+    Stranger,
+    /// Ignored: it does not boot from the network, and another server gives its address.
+    NoNetboot,
+    /// Ignored: there is no loader for this architecture, and another server gives its address.
+    NoLoader(u16),
+    /// Ignored: nothing that port 4011 is for.
+    NotForBootServer(Kind),
     /// Ignored: it is no request.
     Malformed(Malformed),
     /// Ignored: it came through a relay.
@@ -177,10 +197,11 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// An operator should look at this: somebody gets no address, or an address is in use by a machine that should not.
+    /// An operator should look at this: somebody gets no address or no loader, or an address is in use by a machine that
+    /// should not have it.
     #[must_use]
     pub fn is_alarming(&self) -> bool {
-        matches!(self, Self::NoAddress(_) | Self::Declined(_))
+        matches!(self, Self::NoAddress(_) | Self::Declined(_) | Self::NoLoader(_))
     }
 }
 
@@ -196,6 +217,18 @@ impl fmt::Display for Reason {
             Self::Released(address) => write!(f, "{address} was released"),
             Self::Declined(address) => write!(f, "{address} was declined: another machine uses it"),
             Self::ChoseOther(server) => write!(f, "it took the offer of {server}"),
+            Self::OfferedBoot(handout) => write!(f, "offered {handout}, beside the server that gives its address"),
+            Self::ToldBoot(handout) => write!(f, "told on port {BOOT_SERVER_PORT}: {handout}"),
+            Self::Elsewhere { address: Some(address), server: Some(server) } => {
+                write!(f, "it takes {address} from {server}")
+            }
+            Self::Elsewhere { .. } => f.write_str("ignored: its address is another server's matter"),
+            Self::Stranger => f.write_str("ignored: no client has this MAC, and another server gives its address"),
+            Self::NoNetboot => f.write_str("ignored: it does not boot from the network"),
+            Self::NoLoader(architecture) => write!(f, "ignored: {}", Handout::NoLoader(*architecture)),
+            Self::NotForBootServer(kind) => {
+                write!(f, "ignored: {kind:?} is nothing that port {BOOT_SERVER_PORT} is for")
+            }
             Self::Malformed(why) => write!(f, "ignored: {why}"),
             Self::Relayed(relay) => {
                 write!(f, "ignored: it came through the relay {relay}, and relays are not served yet")
@@ -313,7 +346,7 @@ impl<'a> Exchange<'a> {
                 mac: self.asker.mac,
                 client: self.asker.client.clone(),
                 stage: Stage::Offer,
-                detail: self.offer_in_words(*address, handout),
+                detail: format!("{address}, {}", handout.to(&self.asker.machine)),
             }),
             _ => None,
         };
@@ -321,15 +354,6 @@ impl<'a> Exchange<'a> {
             self.asker.address = Some(address);
         }
         Outcome { asker: Some(self.asker), reason: verdict.reason, persist, reply: verdict.reply, note }
-    }
-
-    fn offer_in_words(&self, address: Ipv4Addr, handout: &Handout) -> String {
-        let machine = &self.asker.machine;
-        if let Handout::NoLoader(_) = handout {
-            return format!("{address}, {handout}");
-        }
-        let runs = if machine.ipxe { "iPXE, " } else { "" };
-        format!("{address}, {handout} ({runs}{})", architecture_name(machine.architecture.unwrap_or(0)))
     }
 
     /// RFC 2131 §4.3.1.
@@ -388,7 +412,7 @@ impl<'a> Exchange<'a> {
         let mut reply = Encoder::new(self.request, Answer::Nak, self.scope.server());
         reply.option(code::MESSAGE, why.to_string().as_bytes());
         // Always broadcast: the client may not have the address that it believes it has (RFC 2131 §4.1).
-        let reply = self.finish(reply, Destination::Broadcast);
+        let reply = finish(self.request, reply, Destination::Broadcast);
         Verdict { reply: Some(reply), ..Reason::Refused { address, why }.into() }
     }
 
@@ -443,7 +467,7 @@ impl<'a> Exchange<'a> {
         if let Some(router) = pool.router {
             reply.option(code::ROUTER, &router.octets());
         }
-        self.boot(&mut reply);
+        boot::hand_out(&mut reply, scope.site(), self.request, &self.asker.machine, self.client);
         if let Some(client) = self.client {
             reply.option(code::HOST_NAME, client.name.as_str().as_bytes());
         }
@@ -459,41 +483,17 @@ impl<'a> Exchange<'a> {
             Some(ip) if !self.request.wants_broadcast() => Destination::Frame { ip, mac: self.request.mac },
             _ => Destination::Broadcast,
         };
-        self.finish(reply, to)
+        finish(self.request, reply, to)
     }
+}
 
-    /// The way into the boot chain, for whoever is on it.
-    fn boot(&self, reply: &mut Encoder) {
-        let server = self.scope.server();
-        match self.asker.machine.handout() {
-            Handout::AddressOnly | Handout::NoLoader(_) => {}
-            Handout::Loader(name) => {
-                reply.boot_file(server, name);
-                // Towards others these two would be a lie.
-                reply.option(code::VENDOR_CLASS, b"PXEClient").option(code::VENDOR, &BOOT_FROM_FILE);
-            }
-            Handout::Script => {
-                reply.boot_file(server, self.scope.script_url()).option(code::IPXE, &NO_PROXY);
-                if let Some(client) = self.client {
-                    // Said outright, since iPXE would else make a name of the host name.
-                    let initiator = self.scope.naming().initiator(&client.name);
-                    reply.option(code::INITIATOR, initiator.as_bytes());
-                }
-            }
-        }
-        if let (true, Some(uuid)) = (self.asker.machine.netboot, self.request.option(code::MACHINE_ID)) {
-            reply.option(code::MACHINE_ID, uuid);
-        }
+/// Option 61 comes back as it was sent (RFC 6842); last, because it can be so long that it leaves no room for others.
+fn finish(request: &Request, mut reply: Encoder, to: Destination) -> Reply {
+    if let Some(id) = request.option(code::CLIENT_ID) {
+        reply.option(code::CLIENT_ID, id);
     }
-
-    /// Option 61 comes back as it was sent (RFC 6842); last, because it can be so long that it leaves no room for others.
-    fn finish(&self, mut reply: Encoder, to: Destination) -> Reply {
-        if let Some(id) = self.request.option(code::CLIENT_ID) {
-            reply.option(code::CLIENT_ID, id);
-        }
-        let (bytes, left_out) = reply.finish();
-        Reply { bytes, to, left_out }
-    }
+    let (bytes, left_out) = reply.finish();
+    Reply { bytes, to, left_out }
 }
 
 /// A time as options 51, 58 and 59 have it. All ones would mean "for ever" (RFC 2131 §3.3), which no lease is.

@@ -1,4 +1,4 @@
-//! The wire that we serve: our address on it, its subnet, and the addresses that we give out.
+//! The wire that we serve: our address on it, who gives addresses there, and, where we do, its subnet and the pool.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -8,14 +8,49 @@ use crate::fleet::{Naming, Pool};
 /// Shortest lease: below it, renewals would be most of the traffic.
 pub const SHORTEST_LEASE: Duration = Duration::from_secs(60);
 
-/// One subnet that we answer on. Its pool lies within it.
+/// Who gives addresses on a wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// We do, to every machine.
+    Server,
+    /// Another server does; we add how to boot, for machines of clients only.
+    Proxy,
+}
+
+/// Where machines find us, and what they may expect of us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    /// Our address: server identifier, TFTP and HTTP server.
+    pub server: Ipv4Addr,
+    /// The port of scripts, and of loaders for machines that boot by HTTP.
+    pub http_port: u16,
+    /// How clients' iSCSI names are made.
+    pub naming: Naming,
+    /// Who gives the addresses.
+    pub role: Role,
+}
+
+impl Site {
+    /// Where iPXE finds its script. iPXE itself expands `${mac:hexhyp}`.
+    #[must_use]
+    pub fn script_url(&self) -> String {
+        self.url("boot.ipxe?mac=${mac:hexhyp}")
+    }
+
+    /// Where firmware that boots by HTTP finds a file. The address is a literal, so that it needs no name server.
+    #[must_use]
+    pub fn url(&self, file: &str) -> String {
+        let port = if self.http_port == 80 { String::new() } else { format!(":{}", self.http_port) };
+        format!("http://{}{port}/{file}", self.server)
+    }
+}
+
+/// One subnet on which we give the addresses. Its pool lies within it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
-    server: Ipv4Addr,
+    site: Site,
     prefix: u8,
     pool: Pool,
-    script_url: String,
-    naming: Naming,
 }
 
 /// Why there is nothing to serve on an interface.
@@ -57,16 +92,10 @@ impl Scope {
     ///
     /// # Errors
     /// A [`ScopeError`]; `config` reports most of them with their place before it comes to this.
-    pub fn new(
-        server: Ipv4Addr,
-        prefix: u8,
-        pool: Pool,
-        script_url: String,
-        naming: Naming,
-    ) -> Result<Self, ScopeError> {
+    pub fn new(server: Ipv4Addr, prefix: u8, pool: Pool, http_port: u16, naming: Naming) -> Result<Self, ScopeError> {
         let (first, last) = (pool.first, pool.last);
         let lease = pool.lease;
-        let scope = Self { server, prefix, pool, script_url, naming };
+        let scope = Self { site: Site { server, http_port, naming, role: Role::Server }, prefix, pool };
         if prefix > 32 {
             return Err(ScopeError::Prefix(prefix));
         }
@@ -85,19 +114,19 @@ impl Scope {
     /// Our address: server identifier, TFTP and HTTP server.
     #[must_use]
     pub fn server(&self) -> Ipv4Addr {
-        self.server
+        self.site.server
+    }
+
+    /// Where machines find us.
+    #[must_use]
+    pub fn site(&self) -> &Site {
+        &self.site
     }
 
     /// The addresses that we give out, and what goes with them.
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
-    }
-
-    /// How clients' iSCSI names are made.
-    #[must_use]
-    pub fn naming(&self) -> &Naming {
-        &self.naming
     }
 
     /// The subnet's mask.
@@ -109,13 +138,13 @@ impl Scope {
     /// The address of everybody on the subnet.
     #[must_use]
     pub fn broadcast(&self) -> Ipv4Addr {
-        self.server | !self.netmask()
+        self.server() | !self.netmask()
     }
 
     /// The address is of this subnet.
     #[must_use]
     pub fn contains(&self, address: Ipv4Addr) -> bool {
-        address & self.netmask() == self.server & self.netmask()
+        address & self.netmask() == self.server() & self.netmask()
     }
 
     /// The address is in the pool.
@@ -128,14 +157,8 @@ impl Scope {
     #[must_use]
     pub fn is_host(&self, address: Ipv4Addr) -> bool {
         // A subnet of one or two addresses has neither a network nor a broadcast address (RFC 3021).
-        let special = self.prefix < 31 && (address == self.broadcast() || address == self.netmask() & self.server);
-        self.contains(address) && !special && address != self.server && Some(address) != self.pool.router
-    }
-
-    /// Where iPXE finds its script; its boot file name.
-    #[must_use]
-    pub fn script_url(&self) -> &str {
-        &self.script_url
+        let special = self.prefix < 31 && (address == self.broadcast() || address == self.netmask() & self.server());
+        self.contains(address) && !special && address != self.server() && Some(address) != self.pool.router
     }
 }
 
@@ -143,9 +166,8 @@ impl Scope {
 mod tests {
     use super::*;
 
-    fn new(server: &str, prefix: u8, pool: Pool) -> Result<Scope, ScopeError> {
-        let script_url = format!("http://{server}/boot.ipxe");
-        Scope::new(server.parse().unwrap(), prefix, pool, script_url, Naming::new("iqn.2026-11.test"))
+    fn new(server: &str, prefix: u8, pool: Pool, http_port: u16) -> Result<Scope, ScopeError> {
+        Scope::new(server.parse().unwrap(), prefix, pool, http_port, Naming::new("iqn.2026-11.test"))
     }
 
     fn pool(first: &str, last: &str) -> Pool {
@@ -161,26 +183,36 @@ mod tests {
     #[test]
     fn a_subnet_knows_its_hosts() {
         let us = "10.20.0.2";
-        let scope = new(us, 16, pool("10.20.0.0", "10.20.255.255")).unwrap();
+        let scope = new(us, 16, pool("10.20.0.0", "10.20.255.255"), 80).unwrap();
         assert_eq!(scope.netmask(), Ipv4Addr::new(255, 255, 0, 0));
         assert_eq!(scope.broadcast(), Ipv4Addr::new(10, 20, 255, 255));
         for nobody in ["10.20.0.0", "10.20.255.255", "10.20.0.2", "10.20.0.1", "10.21.0.9"] {
             assert!(!scope.is_host(nobody.parse().unwrap()), "{nobody}");
         }
         assert!(scope.is_host(Ipv4Addr::new(10, 20, 1, 0)));
-        let whole = new(us, 0, pool("1.0.0.0", "9.0.0.0")).unwrap();
+        let whole = new(us, 0, pool("1.0.0.0", "9.0.0.0"), 80).unwrap();
         assert_eq!((whole.netmask(), whole.broadcast()), (Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST));
-        let pair = new(us, 31, pool("10.20.0.3", "10.20.0.3")).unwrap();
+        let pair = new(us, 31, pool("10.20.0.3", "10.20.0.3"), 80).unwrap();
         assert!(pair.is_host(Ipv4Addr::new(10, 20, 0, 3)));
     }
 
     #[test]
     fn a_pool_that_cannot_serve_is_refused() {
         let us = "10.20.0.2";
-        let of = |first, last| new(us, 24, pool(first, last));
+        let of = |first, last| new(us, 24, pool(first, last), 80);
         assert!(matches!(of("10.20.0.9", "10.20.0.8"), Err(ScopeError::Empty { .. })));
         assert!(matches!(of("10.20.0.9", "10.20.1.8"), Err(ScopeError::Outside { .. })));
         let short = Pool { lease: Duration::from_secs(1), ..pool("10.20.0.9", "10.20.0.9") };
-        assert!(matches!(new(us, 24, short), Err(ScopeError::Lease(_))));
+        assert!(matches!(new(us, 24, short, 80), Err(ScopeError::Lease(_))));
+    }
+
+    #[test]
+    fn the_scripts_address_names_a_port_only_where_it_must() {
+        let us = "10.20.0.2";
+        let url = |port| new(us, 24, pool("10.20.0.9", "10.20.0.9"), port).unwrap().site().script_url();
+        assert_eq!(url(80), "http://10.20.0.2/boot.ipxe?mac=${mac:hexhyp}");
+        assert_eq!(url(8080), "http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp}");
+        let loader = new(us, 24, pool("10.20.0.9", "10.20.0.9"), 80).unwrap().site().url("snponly.efi");
+        assert_eq!(loader, "http://10.20.0.2/snponly.efi");
     }
 }

@@ -55,7 +55,7 @@ fn scope_of(first: u8, last: u8) -> Scope {
         dns: vec![Ipv4Addr::new(10, 9, 0, 253), Ipv4Addr::new(9, 9, 9, 9)],
         lease: LEASE,
     };
-    Scope::new(SERVER, 24, pool, SCRIPT_URL.to_owned(), Naming::new("iqn.2026-11.test")).unwrap()
+    Scope::new(SERVER, 24, pool, 80, Naming::new("iqn.2026-11.test")).unwrap()
 }
 
 /// A server with its clock.
@@ -326,7 +326,7 @@ fn each_architecture_gets_its_loader_or_is_told_that_there_is_none() {
         (Some(vec![0, 9, 0, 7]), Handout::Loader(UEFI_X64_LOADER)),
         (Some(vec![0, 6]), Handout::NoLoader(6)),
         (Some(vec![0, 11]), Handout::NoLoader(11)),
-        (Some(vec![0, 16]), Handout::NoLoader(16)),
+        (Some(vec![0, 16]), Handout::NoLoader(16)), // 60 says PXE, which it does not speak
     ] {
         let mut packet = Packet::new(1, 2).option(60, b"PXEClient");
         if let Some(value) = &option {
@@ -371,7 +371,6 @@ fn what_is_no_request_on_this_wire_is_ignored_with_its_reason() {
     let mut cases = vec![
         (discover.clone().with(0, &[2]), Reason::Malformed(Malformed::Op(2))),
         (discover.clone().with(1, &[6]), Reason::Malformed(Malformed::Hardware { kind: 6, len: 6 })),
-        (discover.clone().with(2, &[255]), Reason::Malformed(Malformed::Hardware { kind: 1, len: 255 })),
         (discover.clone().with(at::COOKIE, &[0]), Reason::Malformed(Malformed::Cookie)),
         (discover.clone().with(at::CHADDR, &[0; 6]), Reason::Malformed(Malformed::Mac([0; 6]))),
         (discover.with(at::GIADDR, &relay.octets()), Reason::Relayed(relay)),
@@ -379,6 +378,12 @@ fn what_is_no_request_on_this_wire_is_ignored_with_its_reason() {
         (Packet::new(3, 2), Reason::NothingAsked),
         (Packet::new(8, 2), Reason::NothingAsked),
     ];
+    for len in (0..=255).filter(|len| *len != 6) {
+        let reason = Reason::Malformed(Malformed::Hardware { kind: 1, len });
+        let words = format!("ignored: hardware type 1 with addresses of {len} bytes is not Ethernet");
+        assert_eq!(reason.to_string(), words);
+        cases.push((Packet::new(1, 2).with(2, &[len]), reason));
+    }
     let mut without_kind = Packet::new(1, 2);
     without_kind.options.clear();
     cases.push((without_kind, Reason::Malformed(Malformed::NoKind)));
@@ -554,6 +559,20 @@ fn strangers_that_only_ask_do_not_keep_a_client_out() {
 }
 
 #[test]
+fn an_address_that_is_declined_while_it_is_offered_to_another_rests_too() {
+    let mut lab = Lab::new();
+    lab.scope = scope_of(100, 100);
+    let offered = |outcome: &Outcome| matches!(outcome.reason, Reason::Offered(address, _) if address == ip(100));
+    assert!(offered(&lab.hear(&Packet::new(1, 9))));
+    lab.hear(&Packet::new(3, 9).selecting(ip(100)));
+    lab.hear_unicast(&Packet::new(7, 9).using(ip(100)));
+    assert!(offered(&lab.hear(&Packet::new(1, 6))), "it was released");
+    lab.hear(&Packet::new(4, 9).selecting(ip(100)));
+    // A client goes before strangers who were only offered an address, but not to one that rests.
+    assert!(matches!(lab.hear(&Packet::new(1, 2)).reason, Reason::NoAddress(_)));
+}
+
+#[test]
 fn a_declined_address_rests_and_nobody_can_decline_for_another() {
     let mut lab = Lab::new();
     assert_eq!(lab.boot(2), Ok(ip(100)));
@@ -597,7 +616,7 @@ fn tables_that_strangers_fill_have_a_bound() {
     let mut lab = Lab::new();
     let pool =
         Pool { first: Ipv4Addr::new(10, 9, 0, 2), last: Ipv4Addr::new(10, 9, 255, 254), ..lab.scope.pool().clone() };
-    lab.scope = Scope::new(SERVER, 16, pool, SCRIPT_URL.to_owned(), Naming::new("iqn.2026-11.test")).unwrap();
+    lab.scope = Scope::new(SERVER, 16, pool, 80, Naming::new("iqn.2026-11.test")).unwrap();
     let packet = |kind, number: usize| {
         let octets = u16::try_from(number).unwrap().to_be_bytes();
         Packet::new(kind, 9).with(at::CHADDR, &[0x52, 0x54, 0, 0xbb, octets[0], octets[1]])
@@ -644,6 +663,163 @@ fn a_reply_is_no_larger_than_its_client_takes_and_ends_with_option_82() {
     }
 }
 
+#[test]
+fn a_truncated_option_ends_the_options_and_those_before_it_count() {
+    let mut lab = Lab::new();
+    // Cut anywhere behind the kind, the packet is a DISCOVER that says less.
+    let whole = Packet::ovmf(1, 2).bytes();
+    for len in wire::HEADER..whole.len() {
+        let reason = lab.hear_bytes(&whole[..len], SERVER).reason;
+        if len < wire::HEADER + 3 {
+            assert_eq!(reason, Reason::Malformed(Malformed::NoKind), "{len} bytes");
+            assert_eq!(reason.to_string(), "ignored: it does not say what kind of message it is");
+        } else {
+            assert!(matches!(reason, Reason::Offered(..)), "{len} bytes: {reason}");
+        }
+    }
+    let words = |packet: &Packet| Lab::new().hear(packet).reason.to_string();
+    assert_eq!(words(&Packet::new(1, 2).with(at::COOKIE, &[0; 4])), "ignored: it has no DHCP options");
+    // One bad option, of every code, before good ones.
+    for bad in (1..=254).filter(|code| ![code::KIND, code::OVERLOAD].contains(code)) {
+        let mut packet = Packet::new(1, 2).option(60, b"PXEClient").option(93, &[0, 7]);
+        packet.options.insert(0, (bad, vec![0xff; 3]));
+        let reason = lab.hear(&packet).reason;
+        assert!(matches!(reason, Reason::Offered(..)), "option {bad}: {reason}");
+    }
+}
+
+/// Another server gives the addresses.
+fn beside() -> Site {
+    Site { role: Role::Proxy, ..scope_of(100, 103).site().clone() }
+}
+
+fn overheard(packet: &Packet) -> Outcome {
+    proxy::overheard(&fleet(), &beside(), &packet.bytes())
+}
+
+/// What comes to port 4011 from this address of a machine.
+fn asked(site: &Site, packet: &Packet, from: Ipv4Addr) -> Outcome {
+    let arrival = Arrival { from: SocketAddrV4::new(from, BOOT_SERVER_PORT), to: SERVER };
+    proxy::asked(&fleet(), site, &arrival, &packet.bytes())
+}
+
+/// OVMF's HTTP client.
+fn http_boot(kind: u8, last: u8) -> Packet {
+    Packet::ovmf(kind, last)
+        .without(60)
+        .without(93)
+        .option(93, &[0, 16])
+        .option(60, b"HTTPClient:Arch:00016:UNDI:003000")
+}
+
+#[test]
+fn a_proxys_offer_is_to_the_byte_what_each_firmware_takes() {
+    let bios = Packet::new(1, 2).option(60, b"PXEClient:Arch:00000:UNDI:002001").option(93, &[0, 0]);
+    let bios = bios.option(97, &[&[0], &UUID[..]].concat());
+    let script = "http://10.9.0.1/boot.ipxe?mac=${mac:hexhyp}";
+    let pxe: Option<&[u8]> = Some(b"PXEClient");
+    for (packet, handout, file, class, vendor) in [
+        (bios, Handout::Loader(BIOS_LOADER), BIOS_LOADER, pxe, Some(&[6, 1, 8, 255][..])),
+        (Packet::ovmf(1, 2), Handout::Loader(UEFI_X64_LOADER), UEFI_X64_LOADER, pxe, None),
+        (
+            http_boot(1, 2),
+            Handout::LoaderUrl(UEFI_X64_LOADER),
+            "http://10.9.0.1/snponly.efi",
+            Some(b"HTTPClient"),
+            None,
+        ),
+        (Packet::ipxe(1, 2, 0), Handout::Script, script, pxe, None),
+        (Packet::ipxe(1, 2, 7), Handout::Script, script, pxe, None),
+    ] {
+        let outcome = overheard(&packet);
+        assert_eq!((&outcome.reason, &outcome.persist[..]), (&Reason::OfferedBoot(handout), &[][..]));
+        assert_eq!(outcome.reply.as_ref().unwrap().to, Destination::Broadcast, "it has no address, and gets none here");
+        let offer = decode(&outcome);
+        assert_eq!(offer.opts().msg_type(), Some(v4::MessageType::Offer));
+        assert_eq!((offer.yiaddr(), offer.siaddr()), (Ipv4Addr::UNSPECIFIED, SERVER));
+        let terminated = [file.as_bytes(), b"\0"].concat();
+        assert_eq!(offer.fname(), Some(&terminated[..]));
+        assert_eq!(raw(&outcome, 67), Some(terminated));
+        assert_eq!(raw(&outcome, 54), Some(SERVER.octets().to_vec()));
+        assert_eq!(raw(&outcome, 60).as_deref(), class, "{handout}");
+        assert_eq!(raw(&outcome, 43).as_deref(), vendor, "{handout}");
+        let uuid = packet.options.iter().find(|option| option.0 == 97).map(|option| option.1.clone());
+        assert_eq!(raw(&outcome, 97), uuid, "echoed");
+        for absent in [1, 3, 6, 12, 28, 51, 58, 59, 175] {
+            assert_eq!(raw(&outcome, absent), None, "option {absent} is the other server's");
+        }
+        assert_eq!(outcome.note.unwrap().client, Some(name("pc-02")));
+        assert_eq!(outcome.asker.unwrap().address, None);
+    }
+}
+
+#[test]
+fn a_proxy_is_silent_towards_everybody_else_and_says_why() {
+    let relayed = Packet::ovmf(1, 2).with(at::GIADDR, &[10, 8, 0, 1]);
+    let arm = Packet::new(1, 2).option(60, b"PXEClient").option(93, &[0, 11]);
+    for (packet, words) in [
+        (Packet::ovmf(1, 9), "ignored: no client has this MAC, and another server gives its address"),
+        (Packet::linux(1, 2), "ignored: it does not boot from the network"),
+        (Packet::ovmf(1, 3), "ignored: pc-03 is out of service (off = true)"),
+        (relayed, "ignored: it came through the relay 10.8.0.1, and relays are not served yet"),
+        (arm, "ignored: no boot file: there is no loader for UEFI ARM64"),
+        (Packet::ovmf(8, 2).using(ip(60)), "ignored: its address is another server's matter"),
+        (Packet::ovmf(3, 2).option(50, &[10, 9, 0, 60]).option(54, &[10, 9, 0, 7]), "it takes 10.9.0.60 from 10.9.0.7"),
+    ] {
+        let outcome = overheard(&packet);
+        assert_eq!((outcome.reason.to_string().as_str(), outcome.reply), (words, None));
+        assert_eq!(outcome.asker.unwrap().address, None, "a claim is no sighting");
+    }
+    assert_eq!(proxy::overheard(&fleet(), &beside(), &[1; 9]).reason, Reason::Malformed(Malformed::Short(9)));
+}
+
+#[test]
+fn port_4011_tells_the_file_to_whoever_asked_in_both_modes() {
+    let full = scope_of(100, 103).site().clone();
+    for (site, vendor) in [(full, Some(vec![6, 1, 8, 255])), (beside(), None)] {
+        let outcome = asked(&site, &Packet::ovmf(3, 2).using(ip(60)), ip(60));
+        assert_eq!(outcome.reason, Reason::ToldBoot(Handout::Loader(UEFI_X64_LOADER)));
+        let to = SocketAddrV4::new(ip(60), BOOT_SERVER_PORT);
+        assert_eq!(outcome.reply.as_ref().unwrap().to, Destination::Asker(to), "though the broadcast flag was set");
+        let ack = decode(&outcome);
+        assert_eq!(ack.opts().msg_type(), Some(v4::MessageType::Ack));
+        assert_eq!((ack.yiaddr(), ack.ciaddr(), ack.siaddr()), (Ipv4Addr::UNSPECIFIED, ip(60), SERVER));
+        assert_eq!(ack.fname(), Some(&b"snponly.efi\0"[..]));
+        assert_eq!((raw(&outcome, 60), raw(&outcome, 97)), (Some(b"PXEClient".to_vec()), Some(vec![0; 17])));
+        assert_eq!((raw(&outcome, 43), raw(&outcome, 51)), (vendor, None));
+        assert_eq!(outcome.asker.unwrap().address, Some(ip(60)));
+
+        let elsewhere = asked(&site, &Packet::ovmf(3, 2).using(ip(60)), ip(61));
+        assert_eq!(elsewhere.asker.unwrap().address, None, "the packet's two addresses differ");
+        let item = asked(&site, &Packet::ovmf(8, 2).using(ip(60)).option(43, &[71, 4, 0, 3, 0, 1, 255]), ip(60));
+        assert_eq!(raw(&item, 43), Some(vec![71, 4, 0, 3, 0, 1, 255]), "the same type and layer");
+        assert_eq!(decode(&item).yiaddr(), ip(60));
+        for hostile in [&[71][..], &[71, 4, 0], &[71, 2, 0, 3], &[0, 0, 255, 71, 4, 1, 1, 1, 1], &[6, 200, 1]] {
+            let outcome = asked(&site, &Packet::ovmf(3, 2).using(ip(60)).option(43, hostile), ip(60));
+            assert_eq!(decode(&outcome).yiaddr(), Ipv4Addr::UNSPECIFIED, "{hostile:?}");
+        }
+        for (packet, words) in [
+            (Packet::linux(3, 2).using(ip(60)), "ignored: it does not boot from the network"),
+            (Packet::ovmf(1, 2), "ignored: Discover is nothing that port 4011 is for"),
+            (Packet::ovmf(3, 3), "ignored: pc-03 is out of service (off = true)"),
+        ] {
+            let outcome = asked(&site, &packet, ip(60));
+            assert_eq!((outcome.reason.to_string().as_str(), outcome.reply), (words, None));
+        }
+    }
+    assert_eq!(asked(&beside(), &Packet::ovmf(3, 9), ip(60)).reason, Reason::Stranger);
+}
+
+#[test]
+fn firmware_that_boots_by_http_gets_an_absolute_url_and_its_own_class() {
+    let outcome = Lab::new().hear(&http_boot(1, 2));
+    assert_eq!(outcome.reason, Reason::Offered(ip(100), Handout::LoaderUrl(UEFI_X64_LOADER)));
+    assert_eq!(raw(&outcome, 60), Some(b"HTTPClient".to_vec()));
+    assert_eq!(raw(&outcome, 67), Some(b"http://10.9.0.1/snponly.efi\0".to_vec()));
+    assert_eq!((raw(&outcome, 43), decode(&outcome).yiaddr()), (None, ip(100)));
+    assert_eq!(outcome.note.unwrap().detail, "10.9.0.100, snponly.efi by HTTP (UEFI x64 by HTTP)");
+}
+
 fn option_strategy() -> impl Strategy<Value = (u8, Vec<u8>)> {
     (1..=254_u8, prop::collection::vec(any::<u8>(), 0..=40))
 }
@@ -653,6 +829,7 @@ proptest! {
     fn hostile_bytes_are_handled(bytes in prop::collection::vec(any::<u8>(), 0..600), to_us in any::<bool>()) {
         let to = if to_us { SERVER } else { Ipv4Addr::BROADCAST };
         Lab::new().hear_bytes(&bytes, to);
+        let _ = proxy::overheard(&fleet(), &beside(), &bytes);
     }
 
     #[test]
@@ -661,8 +838,13 @@ proptest! {
         let mut bytes = Packet::new(kind, last).with(at::SNAME, &sname).with(at::CIADDR, &ciaddr).bytes();
         bytes.pop();
         bytes.extend(tail);
-        let outcome = Lab::new().hear_bytes(&bytes, SERVER);
-        if let Some(reply) = outcome.reply {
+        let arrival = Arrival { from: SocketAddrV4::new(ip(60), BOOT_SERVER_PORT), to: SERVER };
+        let outcomes = [
+            Lab::new().hear_bytes(&bytes, SERVER),
+            proxy::overheard(&fleet(), &beside(), &bytes),
+            proxy::asked(&fleet(), &beside(), &arrival, &bytes),
+        ];
+        for reply in outcomes.into_iter().filter_map(|outcome| outcome.reply) {
             prop_assert!((300..=1472).contains(&reply.bytes.len()));
             raw_options(&reply.bytes);
             v4::Message::decode(&mut Decoder::new(&reply.bytes)).unwrap();

@@ -33,6 +33,7 @@ use crate::app::bootfiles::{BootContext, BootFile, Kind, Name};
 use crate::app::boots::BootError;
 use crate::fleet::Mac;
 use crate::script::{self, ScriptError};
+use crate::sys::{Taken, Transport};
 
 /// Most connections at once; further ones wait in the kernel's queue. Like TFTP's, below half of the 1,024 descriptors that
 /// a process usually has.
@@ -47,7 +48,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// The address is taken, not ours, or its port needs a privilege.
+    /// Somebody has the port.
+    #[error("cannot serve HTTP: {0}: stop it, or have it listen on another port or address")]
+    Taken(Taken),
+    /// The address is not ours, or its port needs a privilege.
     #[error("cannot serve HTTP on {address}: {source}{}", hint(source))]
     Bind {
         /// The address.
@@ -59,7 +63,6 @@ pub enum HttpError {
 
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "; stop the other web server (ss -lntp names it)",
         io::ErrorKind::PermissionDenied => "; run as root or give CAP_NET_BIND_SERVICE",
         _ => "",
     }
@@ -83,7 +86,10 @@ impl BootServer {
     /// # Errors
     /// The address cannot be bound.
     pub async fn bind(address: SocketAddrV4) -> Result<Self, HttpError> {
-        let failed = |source| HttpError::Bind { address, source };
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => HttpError::Taken(Taken::find(Transport::Tcp, address)),
+            _ => HttpError::Bind { address, source },
+        };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self { listener, address })

@@ -18,6 +18,7 @@ use tokio::time;
 
 use crate::app::bootfiles::{BootContext, BootFile};
 use crate::fleet::Mac;
+use crate::sys::{Taken, Transport};
 use crate::tftp::packet::{self, ErrorCode, Mode, printable};
 use crate::tftp::{Effect, End, Inbound, Limits, Request, Transfer, parse};
 
@@ -40,7 +41,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum TftpError {
-    /// The address is taken, not ours, or its port needs a privilege.
+    /// Somebody has the port.
+    #[error("cannot serve TFTP: {0}: stop it, or switch off its TFTP service")]
+    Taken(Taken),
+    /// The address is not ours, or its port needs a privilege.
     #[error("cannot serve TFTP on {address}: {source}{}", hint(source))]
     Bind {
         /// The address.
@@ -55,7 +59,6 @@ pub enum TftpError {
 
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "; stop the other TFTP server (ss -lnup 'sport = 69' names it)",
         io::ErrorKind::PermissionDenied => "; run as root or give CAP_NET_BIND_SERVICE",
         _ => "",
     }
@@ -87,7 +90,10 @@ impl TftpServer {
         if address.ip().is_unspecified() {
             return Err(TftpError::Unspecified);
         }
-        let failed = |source| TftpError::Bind { address, source };
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => TftpError::Taken(Taken::find(Transport::Udp, address)),
+            _ => TftpError::Bind { address, source },
+        };
         let socket = UdpSocket::bind(address).await.map_err(failed)?;
         let port = socket.local_addr().map_err(failed)?.port();
         let address = SocketAddrV4::new(*address.ip(), port);

@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-use crate::sys::{Local, Received, datagram};
+use crate::sys::{Local, Received, Taken, Transport, datagram};
 
 /// An IPv4 UDP socket.
 #[derive(Debug)]
@@ -22,12 +22,10 @@ pub struct Udp {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Somebody else has the port.
-    #[error("UDP port {} is taken{}: another server runs on this host; see who: ss -lunp 'sport = :{}'", .address.port(), on(.device), .address.port())]
+    #[error("{taken}")]
     Taken {
-        /// The address and port.
-        address: SocketAddrV4,
-        /// The interface.
-        device: Option<String>,
+        /// The port, and who has it.
+        taken: Taken,
     },
     /// Ports below 1024 and interfaces need privileges.
     #[error("UDP port {}{} needs privileges; run as root, or with CAP_NET_BIND_SERVICE and CAP_NET_RAW", .address.port(), on(.device))]
@@ -66,7 +64,7 @@ impl Udp {
         Self::open(address, device).map_err(|source| {
             let device = device.map(str::to_owned);
             match source.kind() {
-                io::ErrorKind::AddrInUse => BindError::Taken { address, device },
+                io::ErrorKind::AddrInUse => BindError::Taken { taken: Taken::find(Transport::Udp, address) },
                 io::ErrorKind::PermissionDenied => BindError::Permission { address, device },
                 _ => BindError::Other { address, device, source },
             }
@@ -141,6 +139,7 @@ mod tests {
         let first = Udp::bind("127.0.0.1:0".parse().unwrap(), None).unwrap();
         let error = Udp::bind(first.local_addr().unwrap(), None).unwrap_err();
         assert!(matches!(error, BindError::Taken { .. }), "{error}");
-        assert!(error.to_string().contains("taken"), "{error}");
+        let words = format!("is taken by {}", std::fs::read_to_string("/proc/self/comm").unwrap().trim_end());
+        assert!(error.to_string().contains(&words), "{error}");
     }
 }

@@ -1,9 +1,13 @@
-//! One UDP datagram to a machine that has no address yet, so that ARP cannot find it: the IPv4 and UDP headers are made
-//! here (RFC 791, RFC 768) and the frame goes out of a packet socket (`packet(7)`) to a hardware address that we say.
+//! UDP over a packet socket (`packet(7)`), with the IPv4 and UDP headers made and read here (RFC 791, RFC 768).
+//!
+//! Out: one datagram to a machine that has no address yet, so that ARP cannot find it; the frame goes to a hardware address
+//! that we say. In: what is sent to a port that another process of this host has. The kernel gives each unicast datagram to
+//! one socket, and shares broadcasts only among sockets that all agreed to; a packet socket hears beside them, and takes
+//! nothing from them.
 
 use std::io;
 use std::mem;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::datagram::{short, socklen};
@@ -14,10 +18,28 @@ const IP_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
 /// IANA's number of UDP in an IPv4 header.
 const UDP: u8 = 17;
+/// In the sixth and seventh byte of an IPv4 header: where in its datagram a fragment belongs, and that more follow.
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+const MORE_FRAGMENTS: u16 = 0x2000;
 /// Hops that a reply may take; it is for the wire that it leaves on, and 64 is the usual value (RFC 1700).
 const TIME_TO_LIVE: u8 = 64;
 
-/// A packet socket that only sends, out of one interface.
+/// Most bytes of a packet that are handed over: all of them.
+const WHOLE: u32 = u32::MAX;
+
+/// A datagram that was heard beside the socket that it was for. Its UDP checksum is not looked at: a sender on this host, or
+/// in a virtual machine, leaves it to hardware that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overheard<'a> {
+    /// Who sent it.
+    pub from: SocketAddrV4,
+    /// Where to.
+    pub to: SocketAddrV4,
+    /// What it says.
+    pub payload: &'a [u8],
+}
+
+/// A packet socket on one interface.
 #[derive(Debug)]
 pub struct PacketSocket {
     fd: OwnedFd,
@@ -30,7 +52,7 @@ impl PacketSocket {
     /// # Errors
     /// `PermissionDenied` without `CAP_NET_RAW`.
     pub fn open(interface: u32) -> io::Result<Self> {
-        // Protocol 0: nothing is ever queued for receiving. SOCK_DGRAM: the kernel writes the Ethernet header.
+        // Protocol 0: nothing is queued for receiving until `listen`. SOCK_DGRAM: the kernel writes the Ethernet header.
         // SAFETY: no pointers; the result is checked before it becomes an owned descriptor, which nobody else has.
         let fd = unsafe {
             let fd = libc::socket(libc::AF_PACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0);
@@ -42,6 +64,40 @@ impl PacketSocket {
         Ok(Self { fd, interface: interface.cast_signed() })
     }
 
+    /// Hears, from now on, the UDP datagrams that arrive on the interface for this port.
+    ///
+    /// # Errors
+    /// What `setsockopt(2)` and `bind(2)` say; the interface may be gone.
+    pub fn listen(&self, port: u16) -> io::Result<()> {
+        // Before the bind, so that nothing else is ever queued.
+        socket2::SockRef::from(&self.fd).attach_filter(&for_port(port))?;
+        let name = self.address(short(libc::ETH_P_IP));
+        // SAFETY: `name` outlives the call and is passed with its true length; the kernel only reads it.
+        let result = unsafe {
+            libc::bind(self.fd.as_raw_fd(), (&raw const name).cast(), socklen(size_of::<libc::sockaddr_ll>()))
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Takes one datagram off a socket that listens; `None` if it is none after all: a fragment, or cut short.
+    ///
+    /// # Errors
+    /// What `recv(2)` says, `WouldBlock` among it.
+    pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Option<Overheard<'a>>> {
+        let (len, _) = rustix::net::recv(&self.fd, &mut *buffer, rustix::net::RecvFlags::empty())?;
+        Ok(datagram(&buffer[..len]))
+    }
+
+    /// This interface, as `packet(7)` names it.
+    fn address(&self, protocol: u16) -> libc::sockaddr_ll {
+        // SAFETY: sockaddr_ll is plain data, for which zeros are a valid value.
+        let mut name: libc::sockaddr_ll = unsafe { mem::zeroed() };
+        name.sll_family = short(libc::AF_PACKET);
+        name.sll_protocol = protocol.to_be();
+        name.sll_ifindex = self.interface;
+        name
+    }
+
     /// Sends one UDP datagram to the machine with this hardware address.
     ///
     /// # Errors
@@ -49,11 +105,7 @@ impl PacketSocket {
     pub fn send(&self, hardware: [u8; 6], from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
         let packet = packet(from, to, payload)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "longer than a UDP datagram"))?;
-        // SAFETY: sockaddr_ll is plain data, for which zeros are a valid value.
-        let mut name: libc::sockaddr_ll = unsafe { mem::zeroed() };
-        name.sll_family = short(libc::AF_PACKET);
-        name.sll_protocol = short(libc::ETH_P_IP).to_be();
-        name.sll_ifindex = self.interface;
+        let mut name = self.address(short(libc::ETH_P_IP));
         name.sll_halen = 6;
         name.sll_addr[..6].copy_from_slice(&hardware);
         // SAFETY: `packet` and `name` outlive the call and are passed with their true lengths; the kernel only reads.
@@ -75,6 +127,52 @@ impl AsFd for PacketSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// A classic BPF program (`Documentation/networking/filter.rst` of Linux) that passes the first fragments of UDP datagrams to
+/// this port. Offsets count from the IPv4 header.
+fn for_port(port: u16) -> [socket2::SockFilter; 9] {
+    const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
+    const LOAD_HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
+    const LOAD_HALF_BEHIND: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_IND;
+    const LOAD_HEADER_LEN: u32 = libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH;
+    const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    const ANY_BIT: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    let step = |code: u32, yes, no, k| {
+        socket2::SockFilter::new(u16::try_from(code).expect("BPF codes have 16 bits"), yes, no, k)
+    };
+    [
+        step(LOAD_BYTE, 0, 0, 9),
+        step(EQUAL, 0, 6, u32::from(UDP)),
+        step(LOAD_HALF, 0, 0, 6),
+        step(ANY_BIT, 4, 0, u32::from(FRAGMENT_OFFSET)),
+        step(LOAD_HEADER_LEN, 0, 0, 0),
+        step(LOAD_HALF_BEHIND, 0, 0, 2),
+        step(EQUAL, 0, 1, u32::from(port)),
+        step(RETURN, 0, 0, WHOLE),
+        step(RETURN, 0, 0, 0),
+    ]
+}
+
+/// The UDP datagram of a whole IPv4 packet.
+fn datagram(packet: &[u8]) -> Option<Overheard<'_>> {
+    let first = *packet.first()?;
+    let header_len = usize::from(first & 0x0f) * 4;
+    if first >> 4 != 4 || header_len < IP_HEADER {
+        return None;
+    }
+    let (header, _) = packet.split_at_checked(header_len)?;
+    let half = |bytes: &[u8], at: usize| Some(u16::from_be_bytes(bytes.get(at..)?.first_chunk().copied()?));
+    let ip = |at: usize| Some(Ipv4Addr::from(header.get(at..)?.first_chunk::<4>().copied()?));
+    if header[9] != UDP || half(header, 6)? & (FRAGMENT_OFFSET | MORE_FRAGMENTS) != 0 {
+        return None;
+    }
+    // Ethernet pads short packets; what counts is what IP says.
+    let udp = packet.get(header_len..usize::from(half(header, 2)?))?;
+    let payload = udp.get(UDP_HEADER..usize::from(half(udp, 4)?))?;
+    let end = |address, port| Some(SocketAddrV4::new(address, half(udp, port)?));
+    Some(Overheard { from: end(ip(12)?, 0)?, to: end(ip(16)?, 2)?, payload })
 }
 
 /// An IPv4 packet with one UDP datagram; `None` if the payload is too long for one.
@@ -149,6 +247,50 @@ mod tests {
             assert_eq!(udp_sum(from, to, header, payload), 0xffff);
             assert_eq!(&packet[28..], payload);
         }
+    }
+
+    #[test]
+    fn what_is_sent_can_be_read_and_what_is_cut_or_no_datagram_is_nothing() {
+        let (from, to) = ends();
+        let whole = packet(from, to, b"payload").unwrap();
+        assert_eq!(datagram(&whole), Some(Overheard { from, to, payload: b"payload" }));
+        let padded = [&whole[..], &[0; 20]].concat();
+        assert_eq!(datagram(&padded).unwrap().payload, b"payload");
+        for len in 0..whole.len() {
+            assert_eq!(datagram(&whole[..len]), None, "{len} bytes");
+        }
+        // Version 6, a header of 16 bytes, a header longer than the packet, TCP, a middle and a first fragment, a UDP length
+        // below its header and beyond the packet.
+        for (at, byte) in [(0, 0x65), (0, 0x44), (0, 0x4f), (9, 6), (7, 1), (6, 0x20), (25, 7), (25, 99), (3, 27)] {
+            let mut bad = whole.clone();
+            bad[at] = byte;
+            assert_eq!(datagram(&bad), None, "byte {at} = {byte:#x}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_another_socket_has_is_overheard() {
+        let socket = match PacketSocket::open(1) {
+            Ok(socket) => socket,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                eprintln!("skip: a_port_that_another_socket_has_is_overheard needs CAP_NET_RAW");
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = server.local_addr().unwrap().port();
+        socket.listen(port).unwrap();
+        let mut buffer = [0; 1500];
+        assert_eq!(socket.receive(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        client.send_to(b"not for it", client.local_addr().unwrap()).unwrap();
+        client.send_to(b"question", server.local_addr().unwrap()).unwrap();
+        let heard = socket.receive(&mut buffer).unwrap().unwrap();
+        assert_eq!((heard.payload, heard.to.port()), (&b"question"[..], port));
+        assert_eq!(std::net::SocketAddr::V4(heard.from), client.local_addr().unwrap());
+        let mut buffer = [0; 64];
+        assert_eq!(server.recv(&mut buffer).unwrap(), 8, "the other socket has it too");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Real machines boot to their operating system from VHD children of one master (run by tests/boot/run).
 
-Two fleets: three machines, one for each way into a boot, and a fourth whose disk is reset, power-cycled in between, with
-their disks then read by two programs that nobody here wrote; and two machines that read a master of 2 GiB to its end, while Roost's memory is watched.
+Fleets: three machines, one for each way into a boot, and a fourth whose disk is reset, power-cycled in between, with their
+disks then read by two programs that nobody here wrote; every firmware beside another DHCP server, on another host and on
+Roost's own; one that boots by HTTP; and two machines that read a master of 2 GiB to its end, while Roost's memory is watched.
 """
 
 import subprocess
@@ -16,13 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from report import TESTER, Report, arguments, no_panic, same, sha256_by_7zip, sha256_over_iscsi  # noqa: E402
 
 from machine import Machine  # noqa: E402
-from server import IQN, Roost, bytes_on_host, sha256_file, wait_for  # noqa: E402
+from server import INTERFACE, IQN, POOL, Dnsmasq, Roost, bytes_on_host, sha256_file, wait_for  # noqa: E402
 
 LAB = Path(__file__).resolve().parent.parent.parent / "appliance" / "lab"
 IMAGE = "lab-linux"
 
 # What Roost is to serve as the loader; `None` where the machine's own ROM is the loader already.
-LOADERS = {"bios": None, "bios-chain": "undionly.kpxe", "uefi": "snponly.efi"}
+LOADERS = {"bios": None, "bios-chain": "undionly.kpxe", "uefi": "snponly.efi", "uefi-http": "snponly.efi"}
+TWICE = ["bios", "bios-chain", "uefi"]
 # A client whose disk is clean at every boot, on this firmware.
 RESET = "bios:reset"
 MARKER_SECONDS = 240
@@ -35,18 +37,18 @@ MEMORY_LIMIT_KIB = 64 * 1024
 class Fleet:
     """A Roost with one machine for each of these modes, on children of one image. The disk of `MODE:reset` is reset."""
 
-    def __init__(self, options, folder, modes, master):
+    def __init__(self, options, folder, modes, master, pool=POOL):
         self.options, self.folder = options, Path(folder)
         self.roost = Roost(options.roost, self.folder, options.server)
         self.machines = [
-            Machine(f"pc-{label(mode)}", f"52:54:00:77:01:{index:02x}", mode.split(":")[0], f"tap{index}", options.switch, self.folder)
-            for index, mode in enumerate(modes)
+            Machine(f"pc-{label}", f"52:54:00:77:01:{index:02x}", label.split("-reset")[0], f"tap{index}", options.switch, self.folder)
+            for index, label in enumerate(mode.replace(":", "-") for mode in modes)
         ]
         clients = {
             m.name: f'{{ mac = "{m.mac}", disk = "{"reset" if resets(m) else "keep"}", initiators = ["{TESTER}"] }}'
             for m in self.machines
         }
-        self.roost.configure(clients, IMAGE)
+        self.roost.configure(clients, IMAGE, pool=pool)
         self.roost.cli("image", "import", str(master), "--name", IMAGE, seconds=300)
         self.master = self.roost.master(IMAGE)
         self.master_sha256 = sha256_file(self.master)
@@ -68,11 +70,6 @@ class Fleet:
         # Its clock is this host's; a second for the rounding of both.
         since = (self.power_on - 1) * 1000
         return [(s["stage"], s["detail"]) for s in self.roost.stages(machine.name) if s["at_ms"] >= since]
-
-
-def label(mode):
-    """`bios` of `bios`, `bios-reset` of `bios:reset`."""
-    return mode.replace(":", "-")
 
 
 def name_of(machine):
@@ -98,7 +95,7 @@ def boots_to_its_marker(fleet, machine, count):
         "mac": machine.mac,
         "boots": "1" if resets(machine) else str(count),
         "data": "ok",
-        "fw": "efi" if machine.mode == "uefi" else "bios",
+        "fw": "efi" if machine.mode.startswith("uefi") else "bios",
         "target": f"{IQN}:{machine.name}",
         "initiator": f"{IQN}:client.{machine.name}",
     }
@@ -181,7 +178,7 @@ def master_unchanged(fleet):
 
 def every_firmware(options, report):
     """BIOS, BIOS chained through undionly.kpxe, and UEFI, each twice; and one whose disk is reset in between."""
-    fleet = Fleet(options, Path(options.fast) / "firmware", [*LOADERS, RESET], master_path())
+    fleet = Fleet(options, Path(options.fast) / "firmware", [*TWICE, RESET], master_path())
     try:
         for count in (1, 2):
             fleet.start_all()
@@ -196,6 +193,74 @@ def every_firmware(options, report):
         report.test("master-unchanged-by-boots", master_unchanged, fleet)
         report.test("children-are-read-over-iscsi", children_read_alike, fleet, report)
         report.test("no-panic-in-boots", no_panic, fleet.roost)
+    finally:
+        fleet.power_off_all()
+        fleet.roost.kill()
+
+
+def boots_beside(fleet, dnsmasq, machine):
+    """A boot with another server's address, to which Roost's word alone was added."""
+    figures = boots_to_its_marker(fleet, machine, 1)
+    address = dnsmasq.gave(machine.mac)
+    assert address, f"dnsmasq gave {machine.name} no address"
+    details = [detail for stage, detail in fleet.stages_of_this_boot(machine) if stage == "offer"]
+    assert any(detail.startswith(f"it takes {address} from ") for detail in details), f"offers: {details}"
+    if machine.mode == "uefi":
+        assert any("asked on port 4011" in detail for detail in details), f"port 4011 was not asked: {details}"
+    same(fleet.roost.client(machine.name)["address"], address, "the address that Roost saw it use")
+    return f"{figures}, address {address}"
+
+
+def beside(options, report, where, namespace, interface, pairs):
+    """These machines, some at once, while dnsmasq gives the addresses on this interface."""
+    folder = Path(options.fast) / where
+    folder.mkdir()
+    modes = [mode for pair in pairs for mode in pair]
+    dnsmasq = fleet = None
+    try:
+        dnsmasq = Dnsmasq(namespace, interface, folder)
+        fleet = Fleet(options, folder, modes, master_path(), pool=None)
+        for pair in pairs:
+            machines = [machine for machine in fleet.machines if machine.mode in pair]
+            fleet.power_on = time.time()
+            for machine in machines:
+                machine.start()
+            for machine in machines:
+                report.test(f"{machine.mode}-beside-dnsmasq-on-{where}", boots_beside, fleet, dnsmasq, machine)
+            fleet.power_off_all()
+        report.test(f"no-panic-beside-dnsmasq-on-{where}", no_panic, fleet.roost)
+    finally:
+        if fleet:
+            fleet.power_off_all()
+            fleet.roost.kill()
+        if dnsmasq:
+            dnsmasq.kill()
+
+
+def beside_another_host(options, report):
+    """Every firmware, with dnsmasq on another host."""
+    address = ["ip", "-n", options.switch, "address"]
+    subprocess.run([*address, "add", "10.77.0.2/24", "dev", "br0"], check=True)
+    try:
+        pairs = [("bios", "bios-chain"), ("uefi", "uefi-http")]
+        beside(options, report, "another-host", options.switch, "br0", pairs)
+    finally:
+        subprocess.run([*address, "del", "10.77.0.2/24", "dev", "br0"], check=True)
+
+
+def beside_on_this_host(options, report):
+    """The two kinds of firmware, with dnsmasq on Roost's own host, where it has port 67."""
+    beside(options, report, "this-host", options.server, INTERFACE, [("bios", "uefi")])
+
+
+def by_http(options, report):
+    """UEFI HTTP boot, with Roost's own addresses."""
+    fleet = Fleet(options, Path(options.fast) / "http", ["uefi-http"], master_path())
+    try:
+        fleet.start_all()
+        for machine in fleet.machines:
+            report.test("uefi-http-boot", boots_to_its_marker, fleet, machine, 1)
+        report.test("no-panic-in-http-boot", no_panic, fleet.roost)
     finally:
         fleet.power_off_all()
         fleet.roost.kill()
@@ -249,7 +314,7 @@ def little_memory(options, report):
 def main():
     options = arguments()
     report = Report()
-    for part in (every_firmware, little_memory):
+    for part in (every_firmware, beside_another_host, beside_on_this_host, by_http, little_memory):
         # Where one fleet cannot even be made, the other is still tested.
         report.part(part.__name__.replace("_", "-"), part, options, report)
     return report.exit_code()

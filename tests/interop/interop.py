@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from report import TESTER, Report, arguments, no_panic  # noqa: E402
 
+import beside  # noqa: E402
 import conformance  # noqa: E402
 import netboot  # noqa: E402
 import targets  # noqa: E402
@@ -72,6 +73,7 @@ def everything(options, report):
 def main():
     options = arguments()
     report = Report()
+    report.part("beside", beside.tests, options, report)
     report.part("interop", everything, options, report)
     return report.exit_code()
 

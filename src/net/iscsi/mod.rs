@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::app::App;
 use crate::app::sessions::MAX_SESSIONS;
+use crate::sys::{Taken, Transport};
 use waiting::{MAX_WAITING, Ticket, Waiting};
 
 /// Connections in all: each is a file descriptor.
@@ -38,10 +39,18 @@ pub struct Server {
 
 /// The port cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen for iSCSI on {address}: {source}")]
-pub struct BindError {
-    address: SocketAddr,
-    source: std::io::Error,
+pub enum BindError {
+    /// Somebody has the port.
+    #[error("cannot serve iSCSI: {0}: stop it, or have it listen on another address")]
+    Taken(Taken),
+    /// Anything else.
+    #[error("cannot listen for iSCSI on {address}: {source}")]
+    Other {
+        /// The address and port.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
 }
 
 impl Server {
@@ -50,7 +59,12 @@ impl Server {
     /// # Errors
     /// The system's, for instance that the port is taken.
     pub async fn bind(address: SocketAddr, app: Arc<App>) -> Result<Self, BindError> {
-        let listener = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
+        let listener = TcpListener::bind(address).await.map_err(|source| match (source.kind(), address) {
+            (std::io::ErrorKind::AddrInUse, SocketAddr::V4(address)) => {
+                BindError::Taken(Taken::find(Transport::Tcp, address))
+            }
+            _ => BindError::Other { address, source },
+        })?;
         Ok(Self { listener, app })
     }
 

@@ -1,6 +1,10 @@
 //! DHCP on one interface: packets in, packets out, and leases durable before the client hears of them.
 //!
-//! Not here: what is answered (`dhcp::handle`), and where leases are kept ([`Durable`]).
+//! [`Server`] gives addresses; [`Proxy`] works beside a server that does; [`BootServer`] answers port 4011 beside either.
+//! Not here: what is answered (`dhcp::handle`, `dhcp::proxy`), and where leases are kept ([`Durable`]).
+
+mod boot_server;
+mod proxy;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -12,16 +16,18 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::{debug, trace, warn};
 
+pub use boot_server::BootServer;
+pub use proxy::Proxy;
+
 use super::udp::{BindError, Udp};
 use crate::app::App;
 use crate::app::recorder::now;
 use crate::dhcp::{
-    self, Arrival, CLIENT_PORT, Destination, LeaseChange, Leases, Outcome, Reason, Reply, SERVER_PORT, Scope,
+    self, Arrival, Asker, CLIENT_PORT, Destination, LeaseChange, Leases, Outcome, Reason, Reply, SERVER_PORT, Scope,
     ScopeError,
 };
 use crate::fleet::{Naming, Pool, Timestamp};
-use crate::script::script_url;
-use crate::sys::{Interface, Local, PacketSocket, Received};
+use crate::sys::{Interface, Local, PacketSocket};
 
 /// Largest packet that is read; no client sends more than an Ethernet frame holds.
 const LARGEST_PACKET: usize = 2_048;
@@ -65,12 +71,26 @@ pub enum DhcpError {
         /// What does not fit.
         source: ScopeError,
     },
-    /// The port.
-    #[error("cannot serve DHCP: {0}")]
-    Bind(#[from] BindError),
+    /// The port of DHCP.
+    #[error("cannot serve DHCP: {source}{}", or(source, "write dhcp = \"proxy\" to work beside it"))]
+    Bind {
+        /// Why.
+        source: BindError,
+    },
+    /// The port where firmware asks which file to boot.
+    #[error("cannot answer boot requests: {source}{}", or(source, "switch off its PXE service"))]
+    BootServer {
+        /// Why.
+        source: BindError,
+    },
     /// The socket for machines without an address.
     #[error("cannot answer machines that have no address yet: {0}; run as root, or with CAP_NET_RAW")]
     Frames(io::Error),
+}
+
+/// What can be done about a port that somebody has.
+fn or(error: &BindError, instead: &str) -> String {
+    if let BindError::Taken { .. } = error { format!(": stop it, or {instead}") } else { String::new() }
 }
 
 /// A DHCP server that is bound to its interface.
@@ -97,7 +117,8 @@ impl<D: Durable> Server<D> {
         durable: D,
     ) -> Result<Self, DhcpError> {
         let scope = scope(app.settings.pool.as_ref(), &app.naming, interface, http_port)?;
-        let udp = Udp::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, SERVER_PORT), Some(&interface.name))?;
+        let udp = Udp::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, SERVER_PORT), Some(&interface.name))
+            .map_err(|source| DhcpError::Bind { source })?;
         let frames = PacketSocket::open(interface.index).map_err(DhcpError::Frames)?;
         let local = Local { interface: interface.index, address: scope.server() };
         Ok(Self { app, scope, leases, durable, wire: Wire { udp, frames, local } })
@@ -128,7 +149,7 @@ impl<D: Durable> Server<D> {
                 let arrival = Arrival { from: received.from, to: received.to };
                 let now = now();
                 let outcome = dhcp::handle(&mut leases, &app.fleet(), &scope, now, &arrival, &buffer[..received.len]);
-                tell(&app, &received, &outcome);
+                tell(&app, received.from, &outcome, |_| true);
                 alarms.sound(&outcome, now);
                 let Outcome { persist, reply, .. } = outcome;
                 match reply {
@@ -154,8 +175,7 @@ fn scope(pool: Option<&Pool>, naming: &Naming, interface: &Interface, http_port:
     let pool = pool.ok_or(DhcpError::NoPool)?;
     let mut first_error = None;
     for (address, prefix) in &interface.addresses {
-        let script = script_url(SocketAddrV4::new(*address, http_port));
-        match Scope::new(*address, *prefix, pool.clone(), script, naming.clone()) {
+        match Scope::new(*address, *prefix, pool.clone(), http_port, naming.clone()) {
             Ok(scope) => return Ok(scope),
             Err(error) => first_error = first_error.or(Some(error)),
         }
@@ -207,6 +227,7 @@ impl Wire {
                 let from = SocketAddrV4::new(self.local.address, SERVER_PORT);
                 self.frames.send(mac.octets(), from, to(ip), &reply.bytes)
             }
+            Destination::Asker(asker) => self.udp.send(&reply.bytes, asker, self.local).await,
         };
         if let Err(error) = sent {
             // The client asks again; a cable that was pulled is no news for the operator.
@@ -215,11 +236,12 @@ impl Wire {
     }
 }
 
-/// Says what came of a packet: to the log, and to the recorder what it told about a machine.
-fn tell(app: &App, received: &Received, outcome: &Outcome) {
+/// Says what came of a packet: to the log, and to the recorder what it told about a machine. `proven` says whether the asker
+/// uses the address that it says it does.
+fn tell(app: &App, from: SocketAddrV4, outcome: &Outcome, proven: impl Fn(&Asker) -> bool) {
     let left_out = outcome.reply.as_ref().map(|reply| reply.left_out.as_slice()).unwrap_or_default();
     match &outcome.asker {
-        None => trace!(from = %received.from, reason = %outcome.reason, "DHCP"),
+        None => trace!(%from, reason = %outcome.reason, "DHCP"),
         Some(asker) => {
             trace!(
                 mac = %asker.mac,
@@ -231,7 +253,10 @@ fn tell(app: &App, received: &Received, outcome: &Outcome) {
                 reason = %outcome.reason,
                 "DHCP"
             );
-            app.recorder.saw(asker.mac, asker.address);
+            // Beside another server, what the rest of the building's machines ask is none of our business.
+            if !matches!(outcome.reason, Reason::Stranger) {
+                app.recorder.saw(asker.mac, asker.address.filter(|_| proven(asker)));
+            }
         }
     }
     if let Some(note) = &outcome.note {
