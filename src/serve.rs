@@ -1,7 +1,7 @@
 //! The one place that knows every part: opens the state, starts the adapters, drains, stops.
 
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -177,7 +177,8 @@ fn address_for(loaded: &Loaded, interface: &Interface) -> anyhow::Result<Ipv4Add
 }
 
 fn boot_context(app: &Arc<App>, files: BootFiles, address: Ipv4Addr) -> BootContext {
-    let (fleet, seen) = (Arc::clone(app), app.recorder.clone());
+    let (fleet, seen, boots) = (Arc::clone(app), app.recorder.clone(), Arc::clone(app));
+    let neighbour = |at| sys::neighbour(at).and_then(Mac::from_octets);
     BootContext {
         files,
         fleet: Box::new(move || fleet.fleet()),
@@ -187,7 +188,17 @@ fn boot_context(app: &Arc<App>, files: BootFiles, address: Ipv4Addr) -> BootCont
             naming: app.naming.clone(),
         },
         recorder: app.recorder.clone(),
-        resolver: Box::new(move |at| sys::neighbour(at).and_then(Mac::from_octets).or_else(|| seen.machine_at(at))),
+        resolver: Box::new(move |at| neighbour(at).or_else(|| seen.machine_at(at))),
+        begin: Box::new(move |mac, from| {
+            let app = Arc::clone(&boots);
+            Box::pin(async move {
+                let neighbour = match from {
+                    IpAddr::V4(from) => neighbour(from),
+                    IpAddr::V6(_) => None,
+                };
+                app.begin_boot_of(mac, from, neighbour).await
+            })
+        }),
     }
 }
 

@@ -108,6 +108,7 @@ fn a_wrong_command_line_exits_with_2() {
         &["client"],
         &["client", "show"],
         &["client", "show", "PC 01"],
+        &["reset"],
         &["image", "import", "disk.raw"],
         &["image", "import", "disk.raw", "--name", "../etc"],
         &["--log", "loud", "client", "list"],
@@ -390,4 +391,55 @@ fn errors_are_json_where_json_is_asked_for() {
     assert_eq!(error["kind"], "configuration");
     assert!(error["error"].as_str().unwrap().contains("/nowhere/roost.toml"));
     assert!(error["help"].is_array());
+}
+
+#[test]
+fn reset_makes_a_clean_disk_and_asks_before_it_throws_away_what_is_kept() {
+    let lab = Lab::new();
+    let raw = lab.raw_disk();
+    expect(&lab.roost(&["image", "import", raw.to_str().unwrap(), "--name", "debian-12"]), DONE);
+    let (_, err) = expect(&lab.roost(&["reset", "pc-77"]), FAILED);
+    assert!(err.contains("there is no client `pc-77`") && err.contains("client list"), "{err}");
+    let (out, _) = expect(&lab.roost(&["reset", "pc-01"]), DONE);
+    assert_eq!(out, "pc-01 has no disk yet; its first login makes one\n");
+
+    let disk = lab.state().join("disks/pc-01.vhd");
+    let previous = lab.state().join("disks/pc-01.vhd.previous");
+    let master = || Chain::open(&lab.state().join("images/debian-12/1.vhd"), Access::Read).unwrap();
+    create_child(&disk, &master(), r"..\images\debian-12\1.vhd").unwrap();
+    let id = |path: &Path| Chain::open(path, Access::Peek).unwrap().unique_id().unwrap();
+    let old = id(&disk);
+    for arguments in [&["reset", "pc-01"][..], &["reset", "pc-01", "--json"]] {
+        let (_, err) = expect(&lab.roost(arguments), REFUSED);
+        assert!(err.contains("`pc-01` keeps its disk") && err.contains("roost reset pc-01 --yes"), "{err}");
+    }
+    assert_eq!(id(&disk), old);
+    let (out, _) = expect(&lab.roost(&["reset", "pc-01", "--yes"]), DONE);
+    let (new, kept) = (disk.display(), previous.display());
+    assert_eq!(out, format!("pc-01: {new} is new; the one before it is {kept} until the next login\n"));
+    assert!(id(&disk) != old && id(&previous) == old);
+
+    // By the running process.
+    fs::remove_file(&previous).unwrap();
+    while_running(&lab, || {
+        let old = id(&disk);
+        expect(&lab.roost(&["reset", "pc-01"]), REFUSED);
+        let (out, _) = expect(&lab.roost(&["reset", "pc-01", "--yes", "--json"]), DONE);
+        let report = json(&out);
+        assert_eq!(report["made_anew"], true);
+        assert_eq!(report["previous_disk"], previous.to_str().unwrap());
+        assert!(id(&disk) != old && id(&previous) == old);
+        let (out, _) = expect(&lab.roost(&["client", "show", "pc-01"]), DONE);
+        assert!(out.contains(&format!("the one before it is {kept} until the next login\n")), "{out}");
+        expect(&lab.roost(&["reset", "pc-77"]), FAILED);
+    });
+
+    // A lab whose disks are reset anyway is not asked.
+    let file = fs::read_to_string(lab.config()).unwrap();
+    fs::write(lab.config(), file.replace("[defaults]\n", "[defaults]\ndisk = \"reset\"\n")).unwrap();
+    expect(&lab.roost(&["reset", "pc-01"]), DONE);
+
+    let _held = StateLock::acquire(&lab.state()).unwrap();
+    let (_, err) = expect(&lab.roost(&["reset", "pc-01"]), REFUSED);
+    assert!(err.contains("is in use by process"), "{err}");
 }

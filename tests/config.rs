@@ -103,6 +103,29 @@ fn each_commented_key_of_the_example_works_or_is_refused_by_name() {
 }
 
 #[test]
+fn what_happens_to_a_disk_is_said_at_three_levels_and_the_nearest_wins() {
+    use roost::fleet::DiskPolicy::{Keep, Reset};
+    let text = r#"
+        [server]
+        dhcp = "off"
+        [defaults]
+        image = "debian-12"
+        disk = "reset"
+        [clients]
+        a = "52:54:00:aa:00:01"
+        b = { mac = "52:54:00:aa:00:02", disk = "keep" }
+        [group.staff]
+        disk = "keep"
+        [group.staff.clients]
+        c = "52:54:00:aa:00:03"
+        d = { mac = "52:54:00:aa:00:04", disk = "reset" }
+    "#;
+    let fleet = config::parse(text, "roost.toml").unwrap_or_else(|report| panic!("{report}")).config.fleet;
+    let policies: Vec<_> = fleet.clients().map(|client| (client.name.as_str(), client.disk)).collect();
+    assert_eq!(policies, [("a", Reset), ("b", Keep), ("c", Keep), ("d", Reset)]);
+}
+
+#[test]
 fn a_whole_lab_is_read_as_it_is_written() {
     let text = r#"
         [server]

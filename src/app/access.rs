@@ -84,9 +84,18 @@ impl App {
         if !same(&wanted) {
             return Err(Refusal::Name { wanted });
         }
+        self.is_its_machine(client, from, neighbour)
+    }
+
+    /// Whether this address is the client's machine's: its fixed one, its lease's, one that it was seen to use, or one at
+    /// which the kernel knows it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn is_its_machine(&self, client: &Client, from: IpAddr, neighbour: Option<Mac>) -> Result<(), Refusal> {
         // An address is given anew once its lease is over; whose machine answers there now counts more.
         if let Some(mac) = neighbour
-            && let Some(other) = fleet.by_mac(mac).filter(|other| other.name != client.name)
+            && let Some(other) = self.fleet().by_mac(mac).filter(|other| other.name != client.name)
         {
             return Err(Refusal::Machine { mac, of: other.name.clone() });
         }

@@ -9,16 +9,18 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::boots::BootError;
 use super::recorder::Recorder;
-use crate::fleet::policy::boot_plan;
-use crate::fleet::{Fleet, Mac, Stage};
+use crate::fleet::policy::{DiskAtBoot, boot_plan};
+use crate::fleet::{DiskPolicy, Fleet, Mac, Stage};
 use crate::script::{self, ScriptError, Server};
 
 /// Where Debian's package `ipxe` puts loaders.
@@ -204,6 +206,13 @@ fn check_efi(bytes: &[u8]) -> Result<(), String> {
 /// Who has this address, as far as the lease table and the kernel's neighbours know.
 pub type Resolver = Box<dyn Fn(Ipv4Addr) -> Option<Mac> + Send + Sync>;
 
+/// Begins a boot of this machine, which fetches its script from this address: what that means for its client's disk, with
+/// the client's policy; `None` where it is nobody's machine, or its client is out of service.
+pub type Begin = Box<dyn Fn(Mac, IpAddr) -> Pin<Box<dyn Future<Output = Begun> + Send>> + Send + Sync>;
+
+/// What came of beginning a boot.
+pub type Begun = Result<Option<(DiskAtBoot, DiskPolicy)>, BootError>;
+
 /// The fleet as it is now.
 pub type Snapshot = Box<dyn Fn() -> Arc<Fleet> + Send + Sync>;
 
@@ -219,6 +228,8 @@ pub struct BootContext {
     pub recorder: Recorder,
     /// Which machine uses an address.
     pub resolver: Resolver,
+    /// Where boots begin.
+    pub begin: Begin,
 }
 
 impl fmt::Debug for BootContext {
@@ -249,6 +260,18 @@ impl BootContext {
 
     /// Reports that a machine has fetched a boot file: `undionly.kpxe by TFTP, 74 KB in 0.2 s`.
     pub fn fetched(&self, file: &BootFile, who: Option<Mac>, by: &str, took: Option<Duration>) {
+        self.fetched_with(file, who, by, took, None);
+    }
+
+    /// The same, with what it means for the machine's disk: `boot.ipxe by HTTP, 612 bytes; disk made anew`.
+    pub fn fetched_with(
+        &self,
+        file: &BootFile,
+        who: Option<Mac>,
+        by: &str,
+        took: Option<Duration>,
+        disk: Option<&str>,
+    ) {
         let stage = match file.kind {
             Kind::Loader => Stage::Loader,
             Kind::Script => Stage::Script,
@@ -258,9 +281,21 @@ impl BootContext {
         if let Some(took) = took {
             detail += &format!(" in {:.1} s", took.as_secs_f64());
         }
+        if let Some(disk) = disk {
+            detail += &format!("; {disk}");
+        }
+        self.note(who, stage, &detail);
+    }
+
+    /// Reports that a machine is not given its script.
+    pub fn withheld(&self, who: Mac, why: &BootError) {
+        self.note(Some(who), Stage::Refused, &format!("its boot script: {why}"));
+    }
+
+    fn note(&self, who: Option<Mac>, stage: Stage, detail: &str) {
         let fleet = (self.fleet)();
         let client = who.and_then(|mac| fleet.by_mac(mac)).map(|client| &client.name);
-        self.recorder.note(who, client, stage, &detail);
+        self.recorder.note(who, client, stage, detail);
     }
 }
 

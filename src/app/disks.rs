@@ -1,19 +1,20 @@
 //! The clients' disks: one open chain for each client, all over one shared master for each image.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
 
+use super::children::{ChildFiles, Masters};
 use super::lanes::Lanes;
 use super::queue::WriteQueue;
-use super::report::{disk_path, master_path};
-use crate::disk::file::Access;
-use crate::disk::{Chain, Disk, DiskError, PendingPath, vhd};
-use crate::fleet::image::FIRST_VERSION;
-use crate::fleet::{Client, ClientName, ImageName};
+use super::report::disk_path;
+use crate::disk::{Chain, Disk, DiskError};
+use crate::fleet::policy::DiskFound;
+use crate::fleet::{Client, ClientName, DiskPolicy, ImageName};
 use crate::scsi::LogicalUnit;
 
 /// Disks that are opened at once. A lab that is switched on together opens hundreds; a few at a time keep the device busy
@@ -25,6 +26,8 @@ const OPENINGS: usize = 8;
 pub struct ClientDisk {
     /// Its bytes. Writes go through `writes`.
     pub disk: Arc<dyn Disk>,
+    /// The same, where it is a file.
+    chain: Option<Arc<Chain>>,
     /// The logical unit that its sessions share.
     pub unit: Mutex<LogicalUnit>,
     /// The one way to change it.
@@ -40,14 +43,29 @@ pub enum ServeError {
         /// Its name.
         image: ImageName,
     },
+    /// The host has lost its power since the disk was made.
+    #[error(
+        "{} is a reset disk of an earlier boot of the server, and what it held was lost then; it is made anew when the \
+         machine boots: switch it off and on",
+        disk.display()
+    )]
+    Lost {
+        /// Its file.
+        disk: PathBuf,
+    },
     /// The disk cannot be made or opened.
     #[error(transparent)]
     Disk(#[from] DiskError),
 }
 
 impl ClientDisk {
-    fn new(disk: Arc<dyn Disk>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
+    fn of_chain(chain: Arc<Chain>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
+        Self::new(Arc::clone(&chain) as Arc<dyn Disk>, Some(chain), target, lanes)
+    }
+
+    fn new(disk: Arc<dyn Disk>, chain: Option<Arc<Chain>>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
         Arc::new(Self {
+            chain,
             unit: Mutex::new(LogicalUnit::new(target, disk.size(), disk.read_only())),
             writes: WriteQueue::new(Arc::clone(&disk), Arc::clone(lanes)),
             disk,
@@ -71,7 +89,7 @@ pub struct Disks {
     lanes: Arc<Lanes>,
     slots: Mutex<HashMap<ClientName, Slot>>,
     openings: Arc<Semaphore>,
-    masters: Arc<Mutex<HashMap<PathBuf, Weak<Chain>>>>,
+    masters: Masters,
 }
 
 impl Disks {
@@ -82,40 +100,95 @@ impl Disks {
         Self { state, boot_id, lanes, slots: Mutex::default(), openings, masters: Arc::default() }
     }
 
-    /// The client's disk, made if there is none yet, opened if it is not open.
+    /// The client's disk, made if there is none yet, opened if it is not open, and durable if its policy is to keep it.
+    ///
+    /// The caller holds the client's [door](super::sessions::Sessions::door).
     ///
     /// # Errors
-    /// The image is missing, or the disk cannot be made or opened.
+    /// The image is missing, the disk cannot be made or opened, or what it held was lost with the host's power.
     pub async fn open(&self, client: &Client, target: &str) -> Result<Arc<ClientDisk>, ServeError> {
         let slot = Arc::clone(self.slots().entry(client.name.clone()).or_default());
-        let opening = Opening {
-            master: master_path(&self.state, &client.image),
-            image: client.image.clone(),
-            disk: disk_path(&self.state, &client.name),
-            pending: PendingPath {
-                path: self.state.join("pending").join(client.name.as_str()),
-                boot_id: self.boot_id.clone(),
-            },
-            masters: Arc::clone(&self.masters),
-        };
+        let (files, policy) = (self.files(client), client.disk);
         let (target, lanes, openings) = (target.to_owned(), Arc::clone(&self.lanes), Arc::clone(&self.openings));
-        let open = async move {
-            let _turn = openings.acquire().await.expect("never closed");
-            let path = opening.disk.clone();
-            let opened = tokio::task::spawn_blocking(move || opening.run()).await;
-            let chain = opened.map_err(|panic| DiskError::io(&path, "open", std::io::Error::other(panic)))??;
-            Ok(ClientDisk::new(Arc::new(chain), &target, &lanes))
-        };
         // In a task of its own: a login that is given up meanwhile must not leave a file half open, for the next one to
         // find locked.
-        let opened = tokio::spawn(async move { slot.get_or_try_init(|| open).await.cloned() }).await;
-        let lost = |panic| DiskError::io(&disk_path(&self.state, &client.name), "open", std::io::Error::other(panic));
-        opened.map_err(lost)?
+        self.detached(client, "open", async move {
+            let _turn = openings.acquire().await.expect("never closed");
+            let opening = files.clone();
+            let open = || async move {
+                let path = opening.disk().to_owned();
+                let opened = tokio::task::spawn_blocking(move || opening.open()).await;
+                let chain = opened.map_err(|panic| DiskError::io(&path, "open", io::Error::other(panic)))??;
+                Ok::<_, ServeError>(ClientDisk::of_chain(Arc::new(chain), &target, &lanes))
+            };
+            let disk = Arc::clone(slot.get_or_try_init(open).await?);
+            if let Some(chain) = disk.chain.clone().filter(|chain| policy == DiskPolicy::Keep && chain.is_volatile()) {
+                let path = files.disk().to_owned();
+                let kept = tokio::task::spawn_blocking(move || files.keep(&chain)).await;
+                kept.map_err(|panic| DiskError::io(&path, "settle", io::Error::other(panic)))??;
+            }
+            Ok(disk)
+        })
+        .await
+    }
+
+    /// What the client's disk is, as it lies there.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub async fn found(&self, client: &Client) -> Result<DiskFound, ServeError> {
+        let files = self.files(client);
+        let found = async move { tokio::task::spawn_blocking(move || files.found()).await };
+        let found = found.await.map_err(|panic| self.failed(client, "look at", panic))?;
+        Ok(found?)
+    }
+
+    /// Replaces the client's disk by a new one, a child of its image. The old one stays as `NAME.vhd.previous` until the
+    /// first login on the new one; true if it is there.
+    ///
+    /// The caller holds the client's [door](super::sessions::Sessions::door), and no session is on the disk.
+    ///
+    /// # Errors
+    /// The image is missing, or the disk cannot be made. The old disk is then as it was.
+    pub async fn make_anew(&self, client: &Client) -> Result<bool, ServeError> {
+        let old = self.slots().remove(&client.name).and_then(|slot| slot.get().cloned());
+        if let Some(old) = old
+            && let Err(error) = old.writes.flush().await
+        {
+            // It is on its way out, and may be what is wrong with the client.
+            tracing::warn!("{}: the old disk: {error}", client.name);
+        }
+        let (files, openings) = (self.files(client), Arc::clone(&self.openings));
+        let path = files.disk().to_owned();
+        self.detached(client, "make anew", async move {
+            let _turn = openings.acquire().await.expect("never closed");
+            let made = tokio::task::spawn_blocking(move || files.make_anew(&mut |_| ())).await;
+            made.map_err(|panic| DiskError::io(&path, "make anew", io::Error::other(panic)))?
+        })
+        .await
+    }
+
+    /// Runs to its end whether or not the caller does.
+    async fn detached<T: Send + 'static>(
+        &self,
+        client: &Client,
+        operation: &'static str,
+        work: impl Future<Output = Result<T, ServeError>> + Send + 'static,
+    ) -> Result<T, ServeError> {
+        tokio::spawn(work).await.map_err(|panic| self.failed(client, operation, panic))?
+    }
+
+    fn failed(&self, client: &Client, operation: &'static str, panic: tokio::task::JoinError) -> DiskError {
+        DiskError::io(&disk_path(&self.state, &client.name), operation, io::Error::other(panic))
+    }
+
+    fn files(&self, client: &Client) -> ChildFiles {
+        ChildFiles::new(&self.state, client, &self.boot_id, &self.masters)
     }
 
     /// Serves this disk as the client's from now on, where the state folder has none to open: for disks that are no files.
     pub fn put(&self, client: ClientName, target: &str, disk: Arc<dyn Disk>) -> Arc<ClientDisk> {
-        let served = ClientDisk::new(disk, target, &self.lanes);
+        let served = ClientDisk::new(disk, None, target, &self.lanes);
         self.slots().insert(client, Arc::new(OnceCell::new_with(Some(Arc::clone(&served)))));
         served
     }
@@ -135,60 +208,5 @@ impl Disks {
 
     fn slots(&self) -> MutexGuard<'_, HashMap<ClientName, Slot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Everything that it takes to open one disk on a thread that may block.
-struct Opening {
-    master: PathBuf,
-    image: ImageName,
-    disk: PathBuf,
-    pending: PendingPath,
-    masters: Arc<Mutex<HashMap<PathBuf, Weak<Chain>>>>,
-}
-
-impl Opening {
-    fn run(self) -> Result<Chain, ServeError> {
-        let master = self.master()?;
-        if !self.disk.exists() {
-            // A map that an earlier disk of this name left behind says nothing about the new one.
-            match std::fs::remove_file(&self.pending.path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(DiskError::Io { path: self.pending.path, operation: "remove", source: error }.into());
-                }
-                _ => {}
-            }
-            let relative = format!(r"..\images\{}\{FIRST_VERSION}.vhd", self.image);
-            vhd::create_child(&self.disk, &master, &relative)?;
-            self.link_parent(&relative);
-        }
-        Ok(Chain::open_child(&self.disk, master, Some(self.pending))?)
-    }
-
-    /// Leaves a link beside the children whose name is the parent's path as children spell it. Windows follows the spelling;
-    /// 7-Zip on Linux takes the backslashes for letters of a file name, and finds the link.
-    fn link_parent(&self, spelled: &str) {
-        let (Some(folder), Some(file)) = (self.disk.parent(), self.master.file_name()) else { return };
-        let target = Path::new("../images").join(self.image.as_str()).join(file);
-        match std::os::unix::fs::symlink(target, folder.join(spelled)) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                tracing::debug!("{}: no link to the parent for 7-Zip: {error}", self.disk.display());
-            }
-            _ => {}
-        }
-    }
-
-    /// The image's master, opened once for all of its children.
-    fn master(&self) -> Result<Arc<Chain>, ServeError> {
-        let mut masters = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(master) = masters.get(&self.master).and_then(Weak::upgrade) {
-            return Ok(master);
-        }
-        if !self.master.exists() {
-            return Err(ServeError::NoImage { image: self.image.clone() });
-        }
-        let master = Arc::new(Chain::open(&self.master, Access::Read)?);
-        masters.insert(self.master.clone(), Arc::downgrade(&master));
-        Ok(master)
     }
 }

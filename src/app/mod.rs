@@ -4,6 +4,8 @@
 
 pub mod access;
 pub mod bootfiles;
+pub mod boots;
+mod children;
 pub mod disks;
 pub mod lanes;
 pub mod queue;

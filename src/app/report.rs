@@ -45,6 +45,10 @@ pub struct ClientReport {
     pub disk_path: PathBuf,
     /// What that file takes up on the host, in bytes; a sparse file takes less than it is long.
     pub disk_bytes_on_host: Option<u64>,
+    /// What happens to it between boots: `keep` or `reset`.
+    pub disk_policy: String,
+    /// The disk before it, where nobody has logged in on the present one yet.
+    pub previous_disk: Option<PathBuf>,
     /// The size of the disk that the client sees, in bytes; unknown where the disk cannot be read.
     pub disk_size: Option<u64>,
     /// The iSCSI sessions that are open now.
@@ -213,6 +217,8 @@ impl Reporter {
             macs: client.macs.iter().map(ToString::to_string).collect(),
             address,
             image: client.image.to_string(),
+            disk_policy: client.disk.word().to_owned(),
+            previous_disk: Some(previous_path(&self.settings.state, name)).filter(|path| path.exists()),
             disk_bytes_on_host: bytes_on_host(&disk_path),
             disk_size: disk_size(&disk_path).or_else(|| disk_size(&master_path(&self.settings.state, &client.image))),
             disk_path,
@@ -246,6 +252,12 @@ impl Reporter {
 #[must_use]
 pub fn disk_path(state: &Path, client: &ClientName) -> PathBuf {
     state.join("disks").join(format!("{client}.vhd"))
+}
+
+/// Where the disk is kept that a client had before its present one: `STATE/disks/NAME.vhd.previous`.
+#[must_use]
+pub fn previous_path(state: &Path, client: &ClientName) -> PathBuf {
+    disk_path(state, client).with_extension("vhd.previous")
 }
 
 /// Where the version of an image is that clients boot: `STATE/images/NAME/1.vhd`.

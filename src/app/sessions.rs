@@ -122,10 +122,14 @@ pub struct Place {
     left: bool,
 }
 
+/// The right to open, enter or replace one client's disk; nobody else has it until this is dropped.
+#[derive(Debug)]
+pub struct Door(#[expect(dead_code, reason = "it is held, not used")] tokio::sync::OwnedMutexGuard<()>);
+
 #[derive(Debug, Default)]
 struct Table {
     by_client: HashMap<ClientName, Vec<Arc<Entry>>>,
-    /// One login of a client at a time looks for its place.
+    /// One login or boot of a client at a time.
     doors: HashMap<ClientName, Arc<tokio::sync::Mutex<()>>>,
     last: u64,
 }
@@ -141,14 +145,24 @@ impl Sessions {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes room for a login and takes its place. Sessions of the same initiator are ended if they are the same session
-    /// (RFC 7143 §6.3.5) or give no sign of life; when this returns, no write of theirs can land any more.
+    /// Waits for the one place from which a client's disk may be opened, entered or replaced.
+    pub async fn door(&self, client: &ClientName) -> Door {
+        let door = self.table().doors.entry(client.clone()).or_default().clone();
+        Door(door.lock_owned().await)
+    }
+
+    /// Makes room for a login and takes its place on the disk, which the same holder of the door opened. Sessions of the same
+    /// initiator are ended if they are the same session (RFC 7143 §6.3.5) or give no sign of life; when this returns, no
+    /// write of theirs can land any more.
     ///
     /// # Errors
     /// [`Full`].
-    pub async fn enter(self: &Arc<Self>, newcomer: Newcomer, disk: Arc<ClientDisk>) -> Result<Place, Full> {
-        let door = self.table().doors.entry(newcomer.client.clone()).or_default().clone();
-        let _inside = door.lock().await;
+    pub async fn enter(
+        self: &Arc<Self>,
+        _door: &Door,
+        newcomer: Newcomer,
+        disk: Arc<ClientDisk>,
+    ) -> Result<Place, Full> {
         self.make_way(&newcomer).await;
         let (sender, mailbox) = mpsc::channel(MAILBOX);
         let entry = self.table().add(newcomer, sender)?;
@@ -171,6 +185,21 @@ impl Sessions {
             });
         }
         while probed.join_next().await.is_some() {}
+    }
+
+    /// Asks every session of a client for a sign of life, and ends those that give none. Those that gave one.
+    pub async fn clear(&self, client: &ClientName, why: &'static str) -> Vec<Arc<Entry>> {
+        let mut asked = JoinSet::new();
+        for old in self.of(client) {
+            asked.spawn(async move {
+                if old.lives().await {
+                    return Some(old);
+                }
+                old.end(why).await;
+                None
+            });
+        }
+        asked.join_all().await.into_iter().flatten().collect()
     }
 
     fn remove(&self, entry: &Entry) {

@@ -7,17 +7,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::error::Error;
+use super::error::{Error, Kind};
 use crate::app::report::ErrorReport;
 use crate::http::control::SOCKET;
 
-/// How long the process may take to answer: it reads its store and a file for each client.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the process may take to answer: it reads its store and a file for each client, or has 10 s for a new disk.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Most bytes of an answer: some KiB for each of a thousand clients.
 const MAX_ANSWER: usize = 16 << 20;
@@ -35,6 +35,15 @@ pub(super) enum Answer<T> {
 
 /// Asks the process that has this state folder.
 pub(super) fn ask<T: DeserializeOwned>(state: &Path, path: &str) -> Result<Answer<T>, Error> {
+    request(state, Method::GET, path)
+}
+
+/// Tells the process that has this state folder to do something. That it refuses is an error of that kind.
+pub(super) fn tell<T: DeserializeOwned>(state: &Path, path: &str) -> Result<Answer<T>, Error> {
+    request(state, Method::POST, path)
+}
+
+fn request<T: DeserializeOwned>(state: &Path, method: Method, path: &str) -> Result<Answer<T>, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::failed)?;
     let socket = state.join(SOCKET);
     let silent = || {
@@ -42,7 +51,7 @@ pub(super) fn ask<T: DeserializeOwned>(state: &Path, path: &str) -> Result<Answe
             .help("its log says what it is doing; `kill` stops it")
     };
     runtime.block_on(async {
-        let answered = tokio::time::timeout(PATIENCE, exchange(&socket, path)).await.map_err(|_| silent())?;
+        let answered = tokio::time::timeout(PATIENCE, exchange(&socket, method, path)).await.map_err(|_| silent())?;
         let Some((status, body)) = answered? else { return Ok(Answer::NothingRuns) };
         let odd = |error: serde_json::Error| {
             Error::failed(format!("the running roost's answer cannot be read: {error}"))
@@ -52,12 +61,16 @@ pub(super) fn ask<T: DeserializeOwned>(state: &Path, path: &str) -> Result<Answe
             return serde_json::from_slice(&body).map(Answer::Got).map_err(odd);
         }
         let ErrorReport { error } = serde_json::from_slice(&body).map_err(odd)?;
-        if status == StatusCode::NOT_FOUND { Ok(Answer::NotFound(error)) } else { Err(Error::failed(error)) }
+        match status {
+            StatusCode::NOT_FOUND => Ok(Answer::NotFound(error)),
+            StatusCode::CONFLICT => Err(Error::new(Kind::Refused, error)),
+            _ => Err(Error::failed(error)),
+        }
     })
 }
 
 /// One request, one answer; `None` where nobody listens.
-async fn exchange(socket: &Path, path: &str) -> Result<Option<(StatusCode, Bytes)>, Error> {
+async fn exchange(socket: &Path, method: Method, path: &str) -> Result<Option<(StatusCode, Bytes)>, Error> {
     let cannot = |error: &dyn std::fmt::Display| {
         Error::failed(format!("cannot ask the running roost at {}: {error}", socket.display()))
     };
@@ -72,7 +85,7 @@ async fn exchange(socket: &Path, path: &str) -> Result<Option<(StatusCode, Bytes
     };
     let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| cannot(&error))?;
     tokio::spawn(connection);
-    let request = Request::get(path).header("host", "roost").body(Empty::<Bytes>::new());
+    let request = Request::builder().method(method).uri(path).header("host", "roost").body(Empty::<Bytes>::new());
     let request = request.map_err(|error| cannot(&error))?;
     let answer = requests.send_request(request).await.map_err(|error| cannot(&error))?;
     let status = answer.status();

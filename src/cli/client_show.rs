@@ -44,6 +44,10 @@ fn page(client: &ClientReport) -> String {
     line("address", &or_dash(client.address));
     line("image", &client.image);
     line("disk", &disk(client));
+    line("", policy(&client.disk_policy));
+    if let Some(previous) = &client.previous_disk {
+        line("", &format!("the one before it is {} until the next login", previous.display()));
+    }
     match client.sessions.split_first() {
         None => line("sessions", "none"),
         Some((first, others)) => {
@@ -70,6 +74,14 @@ fn disk(client: &ClientReport) -> String {
         (None, _) => format!("{path}, which its first boot makes"),
         (Some(stored), None) => format!("{path}, {} on the host", bytes(stored)),
         (Some(stored), Some(size)) => format!("{path}, {} on the host for a disk of {}", bytes(stored), bytes(size)),
+    }
+}
+
+fn policy(word: &str) -> &str {
+    match word {
+        "keep" => "keep: changes stay",
+        "reset" => "reset: made anew at every boot",
+        other => other,
     }
 }
 
@@ -106,6 +118,8 @@ mod tests {
             image: "debian-12".to_owned(),
             disk_path: "/var/lib/roost/disks/pc-01.vhd".into(),
             disk_bytes_on_host: Some(12 << 20),
+            disk_policy: "reset".to_owned(),
+            previous_disk: Some("/var/lib/roost/disks/pc-01.vhd.previous".into()),
             disk_size: Some(2 << 30),
             sessions: vec![SessionReport {
                 initiator: "iqn.2026-11.internal.roost:client.pc-01".to_owned(),
@@ -130,6 +144,8 @@ mod tests {
   address    10.0.0.7
   image      debian-12
   disk       /var/lib/roost/disks/pc-01.vhd, 12.0 MiB on the host for a disk of 2.0 GiB
+             reset: made anew at every boot
+             the one before it is /var/lib/roost/disks/pc-01.vhd.previous until the next login
   sessions   system iqn.2026-11.internal.roost:client.pc-01 from 10.0.0.7 since {since}: 3 reads (12.0 KiB), 1 writes (512 bytes)
   last boot  {since}
                 0.0 s  offer       10.0.0.7

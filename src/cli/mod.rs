@@ -15,6 +15,7 @@ mod inspect;
 mod lab;
 mod logs;
 mod output;
+mod reset;
 mod run;
 
 use std::path::{Path, PathBuf};
@@ -78,6 +79,14 @@ enum Verb {
     /// The lab's clients
     #[command(subcommand)]
     Client(ClientVerb),
+    /// Make a client's disk anew: a clean child of its image
+    Reset {
+        /// The client's name
+        name: ClientName,
+        /// Do not ask before the changes on a disk that is kept are thrown away
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -138,6 +147,7 @@ fn perform(globals: &Globals, verb: Verb) -> Result<u8, Error> {
         Verb::Inspect { file } => inspect::run(globals, &file),
         Verb::Client(ClientVerb::List) => client_list::run(globals),
         Verb::Client(ClientVerb::Show { name }) => client_show::run(globals, &name),
+        Verb::Reset { name, yes } => reset::run(globals, &name, yes),
     }?;
     Ok(DONE)
 }

@@ -384,7 +384,7 @@ impl Entry {
 fn disk_policy(text: &str) -> Result<DiskPolicy, Refusal> {
     match text {
         "keep" => Ok(DiskPolicy::Keep),
-        "reset" => Err(Refusal::new("disk = \"reset\" is not supported yet", "write \"keep\": changes stay")),
+        "reset" => Ok(DiskPolicy::Reset),
         _ => Err(unknown_word("disk", text, &["keep", "reset"])),
     }
 }

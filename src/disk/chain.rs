@@ -38,6 +38,8 @@ pub struct PendingPath {
 pub struct Chain {
     layer: Layer,
     parent: Option<Arc<Chain>>,
+    /// A flush waits for nothing: what is written here outlives the process, not the power.
+    volatile: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -115,7 +117,53 @@ impl Chain {
             let (map, runs) = PendingMap::open(media, sparse.footer().id(), &boot_id)?;
             sparse.attach(map, &runs)?;
         }
-        Ok(Self { layer: Layer::Sparse(sparse), parent: Some(parent) })
+        Ok(Self::of(Layer::Sparse(sparse), Some(parent)))
+    }
+
+    /// Opens a child whose contents need not outlive the power: bits go straight into the file, and a flush is done at once.
+    /// All that was acknowledged outlives the process. After a power loss the disk is of no use, which the caller sees to.
+    ///
+    /// # Errors
+    /// As [`open_child`](Chain::open_child).
+    pub fn open_volatile(path: &Path, parent: Arc<Chain>) -> Result<Self, DiskError> {
+        Self::volatile_on(Box::new(File::open(path, Access::Write)?), parent)
+    }
+
+    /// The same, on any media.
+    pub(super) fn volatile_on(media: Box<dyn Media>, parent: Arc<Chain>) -> Result<Self, DiskError> {
+        let chain = Self::child_on(media, parent, None)?;
+        chain.volatile.store(true, Ordering::Release);
+        Ok(chain)
+    }
+
+    /// Whether a flush waits for nothing, see [`open_volatile`](Chain::open_volatile).
+    #[must_use]
+    pub fn is_volatile(&self) -> bool {
+        self.volatile.load(Ordering::Acquire)
+    }
+
+    /// Makes a volatile disk durable. When this returns, all that was acknowledged survives power loss, and so does what
+    /// is flushed from now on. The map is empty or missing before.
+    ///
+    /// # Errors
+    /// The system's; the disk is as volatile as it was.
+    pub fn keep(&self, pending: &PendingPath) -> Result<(), DiskError> {
+        let map = Box::new(File::open_or_create(&pending.path)?);
+        self.keep_on(map, &pending.boot_id)
+    }
+
+    /// The same, with its map on any media.
+    pub(super) fn keep_on(&self, map: Box<dyn Media>, boot_id: &str) -> Result<(), DiskError> {
+        if let Layer::Sparse(sparse) = &self.layer {
+            let (map, runs) = PendingMap::open(map, sparse.footer().id(), boot_id)?;
+            sparse.attach(map, &runs)?;
+        }
+        self.volatile.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    fn of(layer: Layer, parent: Option<Arc<Chain>>) -> Self {
+        Self { layer, parent, volatile: AtomicBool::new(false) }
     }
 
     /// Opens a file that has no parent, on any media.
@@ -127,7 +175,7 @@ impl Chain {
                 let (child, id) = (sparse.media().path().into(), sparse.header().parent_id());
                 Err(DiskError::ParentMissing { child, id, tried: Vec::new() })
             }
-            layer => Ok(Self { layer, parent: None }),
+            layer => Ok(Self::of(layer, None)),
         }
     }
 
@@ -143,9 +191,9 @@ impl Chain {
         }
         above.push(identity);
         let layer = open_layer(Box::new(file), access)?;
-        let Layer::Sparse(sparse) = &layer else { return Ok(Self { layer, parent: None }) };
+        let Layer::Sparse(sparse) = &layer else { return Ok(Self::of(layer, None)) };
         if sparse.footer().kind() != Kind::Differencing {
-            return Ok(Self { layer, parent: None });
+            return Ok(Self::of(layer, None));
         }
         let tried = parent_candidates(sparse.media(), sparse.header())?;
         let Some(found) = tried.iter().find(|path| path.exists()) else {
@@ -154,7 +202,7 @@ impl Chain {
         let access = if access == Access::Peek { Access::Peek } else { Access::Read };
         let parent = Arc::new(Self::open_below(found, access, above)?);
         check_parent(sparse, &parent)?;
-        Ok(Self { layer, parent: Some(parent) })
+        Ok(Self::of(layer, Some(parent)))
     }
 
     /// The path of the top file.
@@ -353,6 +401,9 @@ impl Disk for Chain {
     }
 
     fn flush(&self) -> Result<(), DiskError> {
+        if self.is_volatile() {
+            return Ok(());
+        }
         match &self.layer {
             Layer::Flat(flat) => flat.flush(),
             Layer::Sparse(sparse) => sparse.flush(),

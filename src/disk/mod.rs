@@ -72,7 +72,8 @@ pub trait Disk: Send + Sync + Debug {
     /// As [`write`](Disk::write).
     fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError>;
 
-    /// When it returns, all writes acknowledged before survive power loss.
+    /// When it returns, all writes acknowledged before survive power loss. (A [volatile](Chain::open_volatile) disk promises
+    /// nothing of the power, and returns at once.)
     ///
     /// # Errors
     /// The system's error. After a failed barrier nobody knows what the device holds, so every later write and flush of

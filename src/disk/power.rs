@@ -344,3 +344,31 @@ fn readers_beside_a_writer_see_each_sector_old_or_new() {
         });
     }
 }
+
+#[test]
+fn a_volatile_disk_outlives_the_process_without_a_barrier_and_the_power_once_it_is_kept() {
+    let (start, parent) = fresh(Layout::Mapped);
+    let parent = parent.unwrap();
+    let disk = Double::holding(start);
+    let syncs = || disk.events().iter().filter(|(_, event)| matches!(event, Event::Sync)).count();
+    let chain = Chain::volatile_on(Box::new(disk.clone()), Arc::clone(&parent)).unwrap();
+    let before = syncs();
+    for sector in [0, 1, 4095, 4096, SECTORS - 1] {
+        write(&chain, sector, &pattern(sector, 1, 7));
+        chain.flush().unwrap();
+    }
+    assert_eq!(syncs(), before, "a flush waits for nothing");
+    // The process dies: all changes are there, and its successor reads what was acknowledged.
+    let copy = Double::holding(disk.contents());
+    let heir = Chain::volatile_on(Box::new(copy), Arc::clone(&parent)).unwrap();
+    assert_eq!(tags(&heir), tags(&chain));
+
+    chain.keep_on(Box::new(Double::new(0)), BOOT).unwrap();
+    assert!(syncs() > before && !chain.is_volatile(), "what was acknowledged is on the device");
+    let (_, last) = disk.events().pop().unwrap();
+    assert!(matches!(last, Event::Sync), "nothing was changed after the barrier: {last:?}");
+    write(&chain, 9, &pattern(9, 1, 8));
+    let before = syncs();
+    chain.flush().unwrap();
+    assert!(syncs() > before, "a flush is a flush again");
+}

@@ -78,6 +78,19 @@ pub enum DiskPolicy {
     /// Changes stay.
     #[default]
     Keep,
+    /// It is clean at every boot.
+    Reset,
+}
+
+impl DiskPolicy {
+    /// The word that the mapping file and JSON use.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Reset => "reset",
+        }
+    }
 }
 
 /// Who may log in to a client's target besides the client itself (which comes with its own name *and* address).

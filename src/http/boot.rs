@@ -6,7 +6,8 @@
 //! Anybody on the wire can ask for anybody's script: there is nothing secret in it, and its disk opens only for the right
 //! name *and* address. But what was *seen* of a machine decides who that is. So a fetch counts as a sighting only where
 //! the address it came from is known to be that machine's, from its lease or from the kernel's neighbours: else a
-//! stranger could name another's MAC and be taken for it.
+//! stranger could name another's MAC and be taken for it. By the same proof a boot begins
+//! ([`App::begin_boot`](crate::app::App::begin_boot)), and the answer waits until the machine's disk is ready for it.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -29,6 +30,7 @@ use tokio::time;
 
 use super::connection::{self, PATIENCE};
 use crate::app::bootfiles::{BootContext, BootFile, Kind, Name};
+use crate::app::boots::BootError;
 use crate::fleet::Mac;
 use crate::script::{self, ScriptError};
 use crate::sys::{Taken, Transport};
@@ -211,7 +213,10 @@ async fn answer(
     };
     let wanted = if method == Method::GET { wanted(request.headers(), file.bytes.len()) } else { Wanted::Whole };
     if method == Method::GET && wanted.begins() {
-        note(&boot, &file, mac, peer);
+        match begin(&boot, &file, mac, peer).await {
+            Ok(disk) => note(&boot, &file, mac, peer, disk),
+            Err(why) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+        }
     }
     respond(&file, wanted)
 }
@@ -224,15 +229,27 @@ fn find(boot: &BootContext, path: &[u8], mac: Option<Mac>) -> Result<Option<Boot
     boot.lookup(path, mac)
 }
 
+/// With its script a machine begins to boot: what there is to say of its disk.
+async fn begin(
+    boot: &BootContext,
+    file: &BootFile,
+    named: Option<Mac>,
+    peer: SocketAddr,
+) -> Result<Option<&'static str>, BootError> {
+    let (Kind::Script, Some(mac)) = (file.kind, named) else { return Ok(None) };
+    let begun = (boot.begin)(mac, peer.ip()).await.inspect_err(|why| boot.withheld(mac, why))?;
+    Ok(begun.and_then(|(disk, policy)| disk.words(policy)))
+}
+
 /// Reports a fetch, and a sighting where the address proves it (see the module's words).
-fn note(boot: &BootContext, file: &BootFile, named: Option<Mac>, peer: SocketAddr) {
+fn note(boot: &BootContext, file: &BootFile, named: Option<Mac>, peer: SocketAddr, disk: Option<&str>) {
     let IpAddr::V4(address) = peer.ip() else { return };
     let resolved = (boot.resolver)(address);
     match file.kind {
         Kind::Hook => {}
         Kind::Loader => boot.fetched(file, resolved, "HTTP", None),
         Kind::Script => {
-            boot.fetched(file, named, "HTTP", None);
+            boot.fetched_with(file, named, "HTTP", None, disk);
             match (named, resolved) {
                 (Some(named), Some(resolved)) if named == resolved => boot.recorder.saw(named, Some(address)),
                 (Some(named), other) => {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /v1/clients` | a list of [`ClientReport`](crate::app::report::ClientReport) |
 //! | `GET /v1/clients/NAME` | one of them; 404 where there is no such client |
+//! | `POST /v1/clients/NAME/reset` | [`ResetReport`](crate::app::boots::ResetReport); 409 where a system is running on the disk |
 //! | `GET /v1/status` | [`StatusReport`](crate::app::report::StatusReport) |
 //!
 //! An answer that is no 200 carries an [`ErrorReport`]. Who may open the socket is the file's mode: its owner and root.
@@ -18,7 +19,7 @@ use std::time::Duration;
 use axum::extract::{Path as Segment, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use rustix::fs::Mode;
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -26,8 +27,9 @@ use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
 use crate::app::App;
+use crate::app::boots::ResetError;
 use crate::app::report::{ErrorReport, Reporter};
-use crate::fleet::ClientName;
+use crate::fleet::{Client, ClientName};
 use crate::store::StateLock;
 
 /// The socket's name in the state folder.
@@ -129,6 +131,7 @@ fn router(control: Control) -> Router {
     Router::new()
         .route("/v1/clients", get(clients))
         .route("/v1/clients/{name}", get(client))
+        .route("/v1/clients/{name}/reset", post(reset))
         .route("/v1/status", get(status))
         .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such resource".to_owned()))
         .with_state(control)
@@ -140,16 +143,32 @@ async fn clients(State(control): State<Control>) -> Response {
 }
 
 async fn client(State(control): State<Control>, Segment(name): Segment<String>) -> Response {
-    let fleet = control.app.fleet();
-    let found = name.parse().ok().filter(|name: &ClientName| fleet.client(name).is_some());
-    let Some(name) = found else {
-        return problem(StatusCode::NOT_FOUND, format!("there is no client `{}`", name.escape_debug()));
+    match find(&control, &name) {
+        Ok(client) => answer(move || control.reporter.client(&client)).await,
+        Err(missing) => missing,
+    }
+}
+
+async fn reset(State(control): State<Control>, Segment(name): Segment<String>) -> Response {
+    let client = match find(&control, &name) {
+        Ok(client) => client,
+        Err(missing) => return missing,
     };
-    answer(move || {
-        let client = fleet.client(&name).expect("it was there, and a snapshot does not change");
-        control.reporter.client(client)
-    })
-    .await
+    match control.app.reset_disk(&client).await {
+        Ok(report) => {
+            tracing::info!("{}: its disk was made anew on request", client.name);
+            Json(report).into_response()
+        }
+        Err(refused @ ResetError::Running { .. }) => problem(StatusCode::CONFLICT, refused.to_string()),
+        Err(failed) => problem(StatusCode::INTERNAL_SERVER_ERROR, failed.to_string()),
+    }
+}
+
+#[expect(clippy::result_large_err, reason = "an answer, made once and sent")]
+fn find(control: &Control, name: &str) -> Result<Client, Response> {
+    let fleet = control.app.fleet();
+    let found = name.parse().ok().and_then(|name: ClientName| fleet.client(&name).cloned());
+    found.ok_or_else(|| problem(StatusCode::NOT_FOUND, format!("there is no client `{}`", name.escape_debug())))
 }
 
 async fn status(State(control): State<Control>) -> Response {
@@ -184,7 +203,7 @@ mod tests {
     use crate::app::recorder::Recorder;
     use crate::app::report::{ClientReport, SessionKind, SessionReport, SessionsView, StatusReport};
     use crate::config::{DhcpMode, Settings};
-    use crate::fleet::{Client, DiskPolicy, Event, Fleet, Initiators, Stage, Timestamp};
+    use crate::fleet::{DiskPolicy, Event, Fleet, Initiators, Stage, Timestamp};
     use crate::store::{Record, Store};
 
     #[derive(Debug)]

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Real machines boot to their operating system from VHD children of one master (run by tests/boot/run).
 
-Fleets: three machines, one for each way into a boot, power-cycled in between, with their disks then read by two
-programs that nobody here wrote; every firmware beside another DHCP server, on another host and on Roost's own; one that
-boots by HTTP; and two machines that read a master of 2 GiB to its end, while Roost's memory is watched.
+Fleets: three machines, one for each way into a boot, and a fourth whose disk is reset, power-cycled in between, with their
+disks then read by two programs that nobody here wrote; every firmware beside another DHCP server, on another host and on
+Roost's own; one that boots by HTTP; and two machines that read a master of 2 GiB to its end, while Roost's memory is watched.
 """
 
 import subprocess
@@ -25,6 +25,8 @@ IMAGE = "lab-linux"
 # What Roost is to serve as the loader; `None` where the machine's own ROM is the loader already.
 LOADERS = {"bios": None, "bios-chain": "undionly.kpxe", "uefi": "snponly.efi", "uefi-http": "snponly.efi"}
 TWICE = ["bios", "bios-chain", "uefi"]
+# A client whose disk is clean at every boot, on this firmware.
+RESET = "bios:reset"
 MARKER_SECONDS = 240
 
 BULK_MIB = 640
@@ -33,16 +35,19 @@ MEMORY_LIMIT_KIB = 64 * 1024
 
 
 class Fleet:
-    """A Roost with one machine for each of these modes, on children of one image."""
+    """A Roost with one machine for each of these modes, on children of one image. The disk of `MODE:reset` is reset."""
 
     def __init__(self, options, folder, modes, master, pool=POOL):
         self.options, self.folder = options, Path(folder)
         self.roost = Roost(options.roost, self.folder, options.server)
         self.machines = [
-            Machine(f"pc-{mode}", f"52:54:00:77:01:{index:02x}", mode, f"tap{index}", options.switch, self.folder)
-            for index, mode in enumerate(modes)
+            Machine(f"pc-{label}", f"52:54:00:77:01:{index:02x}", label.split("-reset")[0], f"tap{index}", options.switch, self.folder)
+            for index, label in enumerate(mode.replace(":", "-") for mode in modes)
         ]
-        clients = {m.name: f'{{ mac = "{m.mac}", initiators = ["{TESTER}"] }}' for m in self.machines}
+        clients = {
+            m.name: f'{{ mac = "{m.mac}", disk = "{"reset" if resets(m) else "keep"}", initiators = ["{TESTER}"] }}'
+            for m in self.machines
+        }
         self.roost.configure(clients, IMAGE, pool=pool)
         self.roost.cli("image", "import", str(master), "--name", IMAGE, seconds=300)
         self.master = self.roost.master(IMAGE)
@@ -67,6 +72,16 @@ class Fleet:
         return [(s["stage"], s["detail"]) for s in self.roost.stages(machine.name) if s["at_ms"] >= since]
 
 
+def name_of(machine):
+    """What tests call it."""
+    return machine.name.removeprefix("pc-")
+
+
+def resets(machine):
+    """Whether its disk is clean at every boot."""
+    return machine.name.endswith("-reset")
+
+
 def master_path(bulk_mib=0):
     """The lab's master disk, built on first use."""
     built = subprocess.run([LAB / "image.sh", str(bulk_mib)], stdout=subprocess.PIPE, text=True, check=True)
@@ -74,11 +89,11 @@ def master_path(bulk_mib=0):
 
 
 def boots_to_its_marker(fleet, machine, count):
-    """A boot: the marker is right, and Roost says what it served for it."""
+    """A boot: the marker is right, and Roost says what it served for it. To a machine that is reset each is the first."""
     marker = machine.wait_up(MARKER_SECONDS)
     wanted = {
         "mac": machine.mac,
-        "boots": str(count),
+        "boots": "1" if resets(machine) else str(count),
         "data": "ok",
         "fw": "efi" if machine.mode.startswith("uefi") else "bios",
         "target": f"{IQN}:{machine.name}",
@@ -99,6 +114,8 @@ def boots_to_its_marker(fleet, machine, count):
     same(loaders, [loader] if loader else [], "the loaders that Roost served")
     scripts = sorted({detail.split()[0] for stage, detail in stages if stage == "script"})
     same(scripts, ["boot.ipxe"], "the scripts that Roost served")
+    anew = any(stage == "script" and detail.endswith("; disk made anew") for stage, detail in stages)
+    same(anew, resets(machine) and count > 1, "whether the disk was made anew, by Roost's own words")
 
     shown = fleet.roost.client(machine.name)
     same(Path(shown["disk_path"]), fleet.roost.disk(machine.name), "the disk that Roost says it has")
@@ -116,6 +133,8 @@ def boots_to_its_marker(fleet, machine, count):
 
 def finds_its_own_writes(machine, count):
     """What earlier boots of this machine wrote is there, and nothing that another machine wrote."""
+    if resets(machine):
+        count = 1
     code, story = machine.shell("cat /var/story")
     same((code, story.splitlines()), (0, [f"{n} {machine.mac}" for n in range(1, count + 1)]), "the boots on its disk")
     if count > 1:
@@ -146,7 +165,7 @@ def children_read_alike(fleet, report):
             same(from_file, over_iscsi[machine.name], "SHA-256 and size by 7-Zip and over iSCSI")
             return f"{from_file[0][:16]}..., {from_file[1]} bytes"
 
-        report.test(f"{machine.mode}-child-by-7zip-is-the-disk-over-iscsi", alike)
+        report.test(f"{name_of(machine)}-child-by-7zip-is-the-disk-over-iscsi", alike)
     same(len(set(over_iscsi.values())), len(fleet.machines), "children that differ from each other")
 
 
@@ -158,17 +177,17 @@ def master_unchanged(fleet):
 
 
 def every_firmware(options, report):
-    """BIOS, BIOS chained through undionly.kpxe, and UEFI, each twice."""
-    fleet = Fleet(options, Path(options.fast) / "firmware", TWICE, master_path())
+    """BIOS, BIOS chained through undionly.kpxe, and UEFI, each twice; and one whose disk is reset in between."""
+    fleet = Fleet(options, Path(options.fast) / "firmware", [*TWICE, RESET], master_path())
     try:
         for count in (1, 2):
             fleet.start_all()
             for machine in fleet.machines:
-                if report.test(f"{machine.mode}-boot-{count}", boots_to_its_marker, fleet, machine, count):
-                    report.test(f"{machine.mode}-boot-{count}-finds-its-own-writes", finds_its_own_writes, machine, count)
+                if report.test(f"{name_of(machine)}-boot-{count}", boots_to_its_marker, fleet, machine, count):
+                    report.test(f"{name_of(machine)}-boot-{count}-finds-its-own-writes", finds_its_own_writes, machine, count)
             if count == 2:
                 for machine in fleet.machines:
-                    report.test(f"{machine.mode}-settles", settles, fleet, machine)
+                    report.test(f"{name_of(machine)}-settles", settles, fleet, machine)
             # The plug is pulled: no shutdown.
             fleet.power_off_all()
         report.test("master-unchanged-by-boots", master_unchanged, fleet)

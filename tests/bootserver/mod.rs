@@ -61,6 +61,7 @@ impl Lab {
                 server: Server { iscsi: at(3260), http: at(http), naming: Naming::new("iqn.2026-11.internal.roost") },
                 recorder: recorder.clone(),
                 resolver: Box::new(move |_| neighbour),
+                begin: Box::new(|_, _| Box::pin(async { Ok(None) })),
             });
             let server = TftpServer::bind(at(0), 1500, Arc::clone(&boot)).await.unwrap();
             let tftp = server.address().port();

@@ -158,12 +158,13 @@ impl Arrival<'_> {
             kind: kind_of(self.app, &client, who),
             since: now(),
         };
+        let door = self.app.sessions.door(&client.name).await;
         // First: a disk that cannot be opened is no reason to end anybody's session.
         let disk = self.app.disks.open(&client, &target.to_ascii_lowercase()).await.map_err(|error| {
             self.why = Some(error.to_string());
             Status::TargetError
         })?;
-        let place = self.app.sessions.enter(newcomer, disk).await.map_err(|full| {
+        let place = self.app.sessions.enter(&door, newcomer, disk).await.map_err(|full| {
             self.why = Some(format!("{}: {full}", who.initiator));
             Status::OutOfResources
         })?;

@@ -1,0 +1,173 @@
+//! Where a boot begins, and what becomes of the client's disk then.
+//!
+//! A boot begins when a machine fetches its client's script from an address that is known to be its own. Old sessions are
+//! asked for a sign of life first: a system that answers is running on the disk, which then stays whatever the policy says.
+//! The decision itself stands in [`disk_at_boot`]; here it is carried out.
+//!
+//! Not here: who fetches scripts, and how sessions are asked.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::App;
+use super::bootfiles::Begun;
+use super::disks::ServeError;
+use super::report::{disk_path, previous_path};
+use super::sessions::Entry;
+use crate::fleet::policy::{DiskAtBoot, DiskFound, Fetch, Plan, Stays, boot_plan, disk_at_boot};
+use crate::fleet::{Client, ClientName, DiskPolicy, Mac};
+
+/// How long the fetch of a script may wait for its disk: a second for the question, some milliseconds for a new file, and
+/// patience with a host that is busy. iPXE waits longer.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why sessions are ended at a boot, for the log.
+const BOOTED: &str = "its machine boots, and it gave no sign of life";
+
+/// Why a boot cannot begin: the script must not go out, for the disk behind it is not what was promised.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The disk cannot be made anew.
+    #[error("its disk cannot be made anew: {0}")]
+    Disk(#[from] ServeError),
+    /// An old session does not let go of the disk in time.
+    #[error("its disk is still busy with an old session after {} s", PATIENCE.as_secs())]
+    Busy,
+}
+
+/// Why a disk was not reset.
+#[derive(Debug, thiserror::Error)]
+pub enum ResetError {
+    /// Somebody is using it.
+    #[error("the disk of `{client}` is in use: {} answers from {}", who.initiator, who.address)]
+    Running {
+        /// The client's name.
+        client: String,
+        /// The session that answered.
+        who: Arc<Entry>,
+    },
+    /// It cannot be made anew.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+}
+
+/// What `POST /v1/clients/NAME/reset` and `roost reset` answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResetReport {
+    /// The client's name.
+    pub name: String,
+    /// Whether there was a disk to make anew; if not, the first login makes one.
+    pub made_anew: bool,
+    /// The disk.
+    pub disk_path: PathBuf,
+    /// Where the old one is until the first login on the new one.
+    pub previous_disk: Option<PathBuf>,
+}
+
+impl App {
+    /// The machine with this MAC fetches its script: if a client's disk is what it is to boot, see
+    /// [`begin_boot`](App::begin_boot).
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn begin_boot_of(self: &Arc<Self>, mac: Mac, from: IpAddr, neighbour: Option<Mac>) -> Begun {
+        let fleet = self.fleet();
+        let Plan::Boot(client) = boot_plan(&fleet, mac) else { return Ok(None) };
+        Ok(Some((self.begin_boot(client, from, neighbour).await?, client.disk)))
+    }
+
+    /// A machine fetches its client's script: the boot begins, if it is really its machine. Returns once the script may go
+    /// out, after [`PATIENCE`] at the latest.
+    ///
+    /// `neighbour` is the machine that the kernel knows at that address, if it knows one.
+    ///
+    /// # Errors
+    /// The disk is not what the client is to boot from: it must not get its script.
+    pub async fn begin_boot(
+        self: &Arc<Self>,
+        client: &Client,
+        from: IpAddr,
+        neighbour: Option<Mac>,
+    ) -> Result<DiskAtBoot, BootError> {
+        let own_address = match self.is_its_machine(client, from, neighbour) {
+            Ok(()) => true,
+            Err(why) => {
+                tracing::debug!("{}: a fetch of its script begins no boot: {why}", client.name);
+                false
+            }
+        };
+        if !own_address {
+            return Ok(disk_at_boot(client.disk, Fetch { own_address, answered: false, disk: DiskFound::Sound }));
+        }
+        let (app, this) = (Arc::clone(self), client.clone());
+        let decided = self.in_time(&client.name, async move {
+            let answered = !app.sessions.clear(&this.name, BOOTED).await.is_empty();
+            let disk = app.disks.found(&this).await?;
+            let decision = disk_at_boot(this.disk, Fetch { own_address, answered, disk });
+            if let DiskAtBoot::Anew(_) = decision {
+                app.disks.make_anew(&this).await?;
+            }
+            Ok(decision)
+        });
+        match decided.await {
+            // A disk that is kept is right as it is; the login will see whether it can be had.
+            Err(error) if client.disk == DiskPolicy::Keep => {
+                tracing::warn!("{}: {error}", client.name);
+                Ok(DiskAtBoot::Stays(Stays::Kept))
+            }
+            decided => decided,
+        }
+    }
+
+    /// Makes a client's disk anew, whatever its policy, unless somebody is using it.
+    ///
+    /// # Errors
+    /// Somebody is, or it cannot be made anew.
+    pub async fn reset_disk(self: &Arc<Self>, client: &Client) -> Result<ResetReport, ResetError> {
+        let (app, this) = (Arc::clone(self), client.clone());
+        let done = self.in_time(&client.name, async move {
+            let answered = app.sessions.clear(&this.name, "its disk is made anew, and it gave no sign of life").await;
+            if let Some(who) = answered.into_iter().next() {
+                return Ok(Err(who));
+            }
+            let made_anew = app.disks.found(&this).await? != DiskFound::Missing;
+            let previous = made_anew && app.disks.make_anew(&this).await?;
+            Ok(Ok((made_anew, previous)))
+        });
+        let (made_anew, previous) =
+            done.await?.map_err(|who| ResetError::Running { client: client.name.to_string(), who })?;
+        let state = &self.settings.state;
+        Ok(ResetReport {
+            name: client.name.to_string(),
+            made_anew,
+            disk_path: disk_path(state, &client.name),
+            previous_disk: previous.then(|| previous_path(state, &client.name)),
+        })
+    }
+
+    /// Does this behind the client's door, and waits for it at most [`PATIENCE`]. Once begun it goes on after that, and when
+    /// nobody waits any more: half a boot is none.
+    async fn in_time<T: Send + 'static>(
+        &self,
+        client: &ClientName,
+        work: impl Future<Output = Result<T, BootError>> + Send + 'static,
+    ) -> Result<T, BootError> {
+        let begun = async {
+            let door = self.sessions.door(client).await;
+            let inside = tokio::spawn(async move {
+                let done = work.await;
+                drop(door);
+                done
+            });
+            inside.await
+        };
+        match tokio::time::timeout(PATIENCE, begun).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) | Err(_) => Err(BootError::Busy),
+        }
+    }
+}
