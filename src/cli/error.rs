@@ -5,6 +5,7 @@ use std::io::Write;
 
 use serde::Serialize;
 
+use crate::disk::{DiskError, ErrorKind};
 use crate::store::{LockError, StoreError};
 
 /// The kinds of failure. Scripts tell them apart by the exit code.
@@ -76,6 +77,27 @@ impl fmt::Display for Error {
         self.help.iter().try_for_each(|hint| writeln!(f, "  help: {hint}"))
     }
 }
+
+impl From<DiskError> for Error {
+    fn from(error: DiskError) -> Self {
+        let hint = of_disk(&error);
+        let error = Self::failed(error);
+        hint.into_iter().fold(error, Self::help)
+    }
+}
+
+/// What a person can do about a disk file, where the words of the error do not say it.
+pub(super) fn of_disk(error: &DiskError) -> Option<&'static str> {
+    match error.kind() {
+        ErrorKind::Parent => Some(BRING_PARENT_BACK),
+        ErrorKind::Corrupt => Some("copy it again from where it came from: damaged disks are not mended here"),
+        _ => None,
+    }
+}
+
+/// About a differencing disk whose chain is broken.
+pub(super) const BRING_PARENT_BACK: &str =
+    "bring its parent back: a differencing disk is of use only over the very file that it was made of";
 
 impl From<LockError> for Error {
     fn from(error: LockError) -> Self {

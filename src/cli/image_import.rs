@@ -16,6 +16,7 @@ use super::output::{bytes, print, print_json, seconds};
 use super::{Globals, lab};
 use crate::app::report::{StatusReport, bytes_on_host, master_path};
 use crate::disk;
+use crate::disk::import::ImportError;
 use crate::fleet::ImageName;
 use crate::fleet::image::FIRST_VERSION;
 use crate::store::{LockError, StateLock};
@@ -46,7 +47,10 @@ pub(super) fn run(globals: &Globals, source: &Path, name: &ImageName) -> Result<
         progress.tell(done, total);
     });
     progress.end();
-    let imported = imported.map_err(Error::failed)?;
+    let imported = imported.map_err(|error| match error {
+        ImportError::Disk(error) => error.into(),
+        error => Error::failed(error),
+    })?;
     sync_folder(&staging.0)?;
     match fs::rename(&staging.0, &folder) {
         Ok(()) => {}

@@ -198,7 +198,8 @@ impl TftpServer {
         match self.boot.lookup(&request.name, who) {
             Ok(Some(file)) => Some((file, who)),
             Ok(None) => {
-                tracing::info!(%peer, name, "TFTP: no such boot file");
+                let there = self.boot.names().collect::<Vec<_>>().join(", ");
+                tracing::info!("TFTP: {peer} asked for `{name}`: there is no such boot file; there are {there}");
                 self.refuse(peer, ErrorCode::NotFound, "no such boot file").await;
                 None
             }

@@ -241,7 +241,8 @@ impl Wire {
 fn tell(app: &App, from: SocketAddrV4, outcome: &Outcome, proven: impl Fn(&Asker) -> bool) {
     let left_out = outcome.reply.as_ref().map(|reply| reply.left_out.as_slice()).unwrap_or_default();
     match &outcome.asker {
-        None => trace!(%from, reason = %outcome.reason, "DHCP"),
+        // Who sent it, no field of it can be believed to say.
+        None => debug!("DHCP: a packet from {from} was {}", outcome.reason),
         Some(asker) => {
             trace!(
                 mac = %asker.mac,

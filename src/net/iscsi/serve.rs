@@ -25,6 +25,8 @@ use crate::app::report::SessionKind;
 use crate::app::sessions::{Control, Place};
 use crate::disk::{Disk, DiskError};
 use crate::fleet::{Mac, Stage};
+use crate::iscsi::frame::FrameError;
+use crate::iscsi::login::LoginError;
 use crate::iscsi::pdu::{NO_TAG, Pdu, opcode};
 use crate::iscsi::session::{Effect, Layout, ProtocolError, Scope, Session, TaskId, Which};
 use crate::iscsi::{MAX_DATA_SEGMENT, PORTAL_GROUP, frame};
@@ -109,6 +111,12 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
     };
     running.note_login();
     let ended = running.run(stream, input).await;
+    if let Err(error) = &ended
+        && breaks_protocol(error)
+    {
+        let why = format!("{}: its session was ended: {error}; it may log in again", running.place.entry.initiator);
+        running.note(Stage::Refused, &why);
+    }
     let place = running.place;
     let (client, initiator) = (place.entry.client.clone(), place.entry.initiator.clone());
     place.leave().await;
@@ -118,6 +126,11 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
         let _ = done.send(());
     }
     Ok(())
+}
+
+/// Whether the other end sent what it must not: a connection that merely broke is no news.
+pub(super) fn breaks_protocol(error: &anyhow::Error) -> bool {
+    error.is::<FrameError>() || error.is::<ProtocolError>() || error.is::<LoginError>()
 }
 
 /// Why a session ended in order, and who is told once it has.
@@ -164,7 +177,12 @@ impl Running {
                 ready = stream.readable(), if self.output.length() < MAX_OUTPUT && self.closing.is_none() => {
                     ready?;
                     if !take_bytes(&stream, &mut input)? {
-                        return Ok(End { why: "the initiator closed the connection", done: None });
+                        let why = if input.is_empty() {
+                            "the initiator closed the connection"
+                        } else {
+                            "the initiator closed the connection in the middle of a PDU, which does not count"
+                        };
+                        return Ok(End { why, done: None });
                     }
                 }
                 () = tokio::time::sleep_until(farewell), if self.closing.is_some() => {
