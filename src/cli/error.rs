@@ -115,6 +115,8 @@ impl From<StoreError> for Error {
             StoreError::Busy(_) | StoreError::Newer { .. } => Kind::Refused,
             _ => Kind::Failed,
         };
-        Self::new(kind, error)
+        let full = error.is_full();
+        let error = Self::new(kind, error);
+        if full { error.help("free some space there; what was stored before is safe") } else { error }
     }
 }
