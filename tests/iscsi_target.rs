@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[expect(dead_code, reason = "other tests ask more of it")]
 mod initiator;
 
 use std::fmt::Debug;
