@@ -748,12 +748,12 @@ fn a_state_folder_that_takes_nothing_is_said_so() {
         let told = documented(form, &[("STATE", &state)]);
         assert_eq!(failure(&lab.roost(&["--log", "error", "run"])), (FAILED, told));
     };
-    here(&format!("mount -o remount,ro {state}"));
+    here(&format!("mount -o remount,bind,ro {state}"));
     refused(
         "error: the state folder STATE cannot be used: STATE/lock: Read-only file system (os error 30)\n  \
          help: mount it writable, or name another folder: --state DIR, or `state` under [server]\n",
     );
-    here(&format!("mount -o remount,rw {state}"));
+    here(&format!("mount -o remount,bind,rw {state}"));
     fill(&lab);
     refused(
         "error: cannot open the store STATE/roost.redb.new: I/O error: No space left on device (os error 28)\n  \
@@ -809,11 +809,17 @@ fn a_host_that_is_full_loses_nothing_and_recovers() {
     let form = "ERROR pc-01: CHILD: no space left on the host: free some; what was acknowledged is safe";
     let disk = lab.name("state/disks/pc-01.vhd");
     server.says(&documented(form, &[("CHILD", &disk)]));
+    let again = server.says(&format!(
+        "DEBUG pc-01: {disk}: no space left on the host: free some; what was acknowledged is safe (again)"
+    ));
+    assert!(again.is_empty(), "{again:?}");
     // Reads go on.
     assert_eq!(session.read(1, 1), [1; 512]);
     assert_eq!(session.read(9, 1), master_block(9));
     // A disk that is to be made cannot be, and says so.
     assert_eq!(connect(PC_02).log_in(&initiator_of("pc-02"), &target_of("pc-02"), Isid::system(1)), 0x0300);
+    let form = "pc-02  refused     CHILD: no space left on the host: free some; what was acknowledged is safe";
+    server.says(&documented(form, &[("CHILD", &lab.name("state/disks/pc-02.vhd.next.new"))]));
     // A lease that cannot be stored is not given.
     let socket = dhcp_client();
     assert_eq!(offered(&socket, 2, 1), Some(PC_02), "an offer needs no space");
@@ -821,6 +827,9 @@ fn a_host_that_is_full_loses_nothing_and_recovers() {
     socket.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
     shout(&socket, &request(2));
     assert_eq!(answer(&socket, &request(2)), None);
+    let form = "WARN DHCP: leases could not be stored, so their clients get no answer error=WHY";
+    let why = "the store failed: I/O error: No space left on device (os error 28)";
+    server.says(&documented(form, &[("WHY", why)]));
 
     // Space is made: everything goes on, without a restart.
     fs_remove_ballast(&lab);

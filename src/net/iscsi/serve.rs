@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -23,8 +23,8 @@ use crate::app::lanes::Lane;
 use crate::app::queue::{Done, Job, Ticket};
 use crate::app::report::SessionKind;
 use crate::app::sessions::{Control, Place};
-use crate::disk::{Disk, DiskError};
-use crate::fleet::{Mac, Stage};
+use crate::disk::{Disk, DiskError, ErrorKind};
+use crate::fleet::{ClientName, Mac, Stage};
 use crate::iscsi::frame::FrameError;
 use crate::iscsi::login::LoginError;
 use crate::iscsi::pdu::{NO_TAG, Pdu, opcode};
@@ -77,6 +77,7 @@ struct Running {
     misses: usize,
     missed_bytes: usize,
     probes: Vec<oneshot::Sender<()>>,
+    troubles: Arc<Troubles>,
     /// By when the last answer must be fetched.
     closing: Option<Instant>,
     /// Where the initiator reached us, as SendTargets tells it.
@@ -100,6 +101,7 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
         misses: 0,
         missed_bytes: 0,
         probes: Vec::new(),
+        troubles: Arc::new(Troubles { client: place.entry.client.clone(), last: Mutex::default() }),
         closing: None,
         portal: portal(&stream)?,
         read_yet: false,
@@ -126,6 +128,31 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
         let _ = done.send(());
     }
     Ok(())
+}
+
+/// Errors of a session's disk, for the log. One that stays comes with every command, and must not fill the host with its log,
+/// which may be full already.
+struct Troubles {
+    client: ClientName,
+    last: Mutex<Option<(ErrorKind, Instant)>>,
+}
+
+impl Troubles {
+    /// Shortest time between two lines about one kind of error.
+    const BETWEEN: Duration = Duration::from_secs(10);
+
+    fn tell(&self, error: &DiskError) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match *last {
+            Some((kind, at)) if kind == error.kind() && at.elapsed() < Self::BETWEEN => {
+                tracing::debug!("{}: {error} (again)", self.client);
+            }
+            _ => {
+                *last = Some((error.kind(), Instant::now()));
+                tracing::error!("{}: {error}", self.client);
+            }
+        }
+    }
 }
 
 /// Whether the other end sent what it must not: a connection that merely broke is no news.
@@ -341,7 +368,7 @@ impl Running {
             Ok(true) => {}
             Ok(false) => self.deferred.push_back((task, range)),
             Err(error) => {
-                tracing::error!("{}: {error}", self.place.entry.client);
+                self.troubles.tell(&error);
                 self.session.complete(task, Err(Sense::of_disk(&error, false)));
             }
         }
@@ -363,12 +390,12 @@ impl Running {
         self.misses += 1;
         self.missed_bytes += bytes;
         let (disk, lanes) = (Arc::clone(&self.place.disk.disk), Arc::clone(&self.app.lanes));
-        let (finish, client) = (self.finish.clone(), self.place.entry.client.clone());
+        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         tokio::spawn(async move {
             let work = move || {
                 let mut buffer = vec![0; layout.wire_length()];
                 let result = read_into(&*disk, range, layout, &mut buffer, true).map(|_| ()).map_err(|error| {
-                    tracing::error!("{client}: {error}");
+                    troubles.tell(&error);
                     Sense::of_disk(&error, false)
                 });
                 (buffer, result)
@@ -380,10 +407,10 @@ impl Running {
     }
 
     fn change(&mut self, task: TaskId, job: Job) {
-        let (finish, client) = (self.finish.clone(), self.place.entry.client.clone());
+        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         let done = move |result: Result<(), DiskError>| {
             let result = result.map_err(|error| {
-                tracing::error!("{client}: {error}");
+                troubles.tell(&error);
                 Sense::of_disk(&error, true)
             });
             let _ = finish.send(Finished::Other(task, result));
