@@ -10,6 +10,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use roost::app::App;
+use roost::app::keeper::Keeper;
 use roost::app::recorder::Recorder;
 use roost::app::report::{ClientReport, NoSessions, Reporter};
 use roost::disk::chain::Chain;
@@ -341,8 +342,9 @@ fn while_running(lab: &Lab, inside: impl FnOnce()) {
     leave_a_boot(&store);
     let reporter = Reporter::new(config.settings.clone(), Some(store), Arc::new(NoSessions));
     let app = Arc::new(App::new(config.settings, config.fleet, Recorder::detached(), String::new()));
+    let keeper = Arc::new(Keeper::new(Arc::clone(&app), lab.config()));
     let socket = ControlSocket::bind(&lab.state(), &lock).unwrap();
-    runtime.spawn(socket.serve(Control { app, reporter }, pending()));
+    runtime.spawn(socket.serve(Control { app, keeper, reporter }, pending()));
     inside();
 }
 

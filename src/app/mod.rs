@@ -5,6 +5,7 @@
 pub mod access;
 pub mod bootfiles;
 pub mod disks;
+pub mod keeper;
 pub mod lanes;
 pub mod queue;
 pub mod recorder;

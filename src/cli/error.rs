@@ -52,6 +52,11 @@ impl Error {
         Self::new(Kind::Failed, message)
     }
 
+    /// The same failure, as one of this kind.
+    pub(super) fn of_kind(self, kind: Kind) -> Self {
+        Self { kind, ..self }
+    }
+
     pub(super) fn help(mut self, hint: impl Into<String>) -> Self {
         self.help.push(hint.into());
         self

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /v1/clients` | a list of [`ClientReport`](crate::app::report::ClientReport) |
 //! | `GET /v1/clients/NAME` | one of them; 404 where there is no such client |
+//! | `POST /v1/clients/NAME/replace` with [`ReplaceRequest`] | [`ReplaceReport`](crate::app::report::ReplaceReport); 409 where it is refused, 422 where the mapping file is wrong |
 //! | `GET /v1/status` | [`StatusReport`](crate::app::report::StatusReport) |
 //!
 //! An answer that is no 200 carries an [`ErrorReport`]. Who may open the socket is the file's mode: its owner and root.
@@ -18,7 +19,7 @@ use std::time::Duration;
 use axum::extract::{Path as Segment, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use rustix::fs::Mode;
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -26,8 +27,11 @@ use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
 use crate::app::App;
-use crate::app::report::{ErrorReport, Reporter};
-use crate::fleet::ClientName;
+use crate::app::keeper::{Keeper, KeeperError};
+use crate::app::report::{ErrorReport, ReplaceRequest, Reporter};
+use crate::config::edit::EditError;
+use crate::fleet::change::Refusal;
+use crate::fleet::{ClientName, Mac};
 use crate::store::StateLock;
 
 /// The socket's name in the state folder.
@@ -44,6 +48,8 @@ const DRAIN: Duration = Duration::from_secs(1);
 pub struct Control {
     /// The fleet as it is now.
     pub app: Arc<App>,
+    /// Who changes it.
+    pub keeper: Arc<Keeper>,
     /// The rest.
     pub reporter: Reporter,
 }
@@ -129,6 +135,7 @@ fn router(control: Control) -> Router {
     Router::new()
         .route("/v1/clients", get(clients))
         .route("/v1/clients/{name}", get(client))
+        .route("/v1/clients/{name}/replace", post(replace))
         .route("/v1/status", get(status))
         .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such resource".to_owned()))
         .with_state(control)
@@ -152,6 +159,40 @@ async fn client(State(control): State<Control>, Segment(name): Segment<String>) 
     .await
 }
 
+async fn replace(
+    State(control): State<Control>,
+    Segment(name): Segment<String>,
+    Json(request): Json<ReplaceRequest>,
+) -> Response {
+    let Ok(name) = name.parse::<ClientName>() else {
+        return problem(StatusCode::NOT_FOUND, format!("there is no client `{}`", name.escape_debug()));
+    };
+    let mac = match request.mac.parse::<Mac>() {
+        Ok(mac) => mac,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, error.to_string()),
+    };
+    match control.keeper.replace(name, mac, request.force).await {
+        Ok(report) => Json(report).into_response(),
+        Err(error) => {
+            let help = error.help().into_iter().collect();
+            (status_of(&error), Json(ErrorReport { error: error.to_string(), help })).into_response()
+        }
+    }
+}
+
+fn status_of(error: &KeeperError) -> StatusCode {
+    match error {
+        KeeperError::Refused(refusal) | KeeperError::Edit(EditError::Refused(refusal)) => match refusal {
+            Refusal::NoSuchClient { .. } => StatusCode::NOT_FOUND,
+            Refusal::MacInUse { .. } => StatusCode::CONFLICT,
+        },
+        KeeperError::Lives { .. } => StatusCode::CONFLICT,
+        KeeperError::Edit(EditError::Wrong(_)) => StatusCode::UNPROCESSABLE_ENTITY,
+        KeeperError::Edit(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        KeeperError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
 async fn status(State(control): State<Control>) -> Response {
     Json(control.reporter.status(&control.app.fleet())).into_response()
 }
@@ -170,7 +211,7 @@ where
 }
 
 fn problem(status: StatusCode, error: String) -> Response {
-    (status, Json(ErrorReport { error })).into_response()
+    (status, Json(ErrorReport { error, help: Vec::new() })).into_response()
 }
 
 #[cfg(test)]
@@ -237,7 +278,8 @@ mod tests {
         store.commit(&[Record::Event(event)]).unwrap();
         let fleet = Fleet::new([client]).unwrap();
         let app = Arc::new(App::new(settings.clone(), fleet, Recorder::detached(), String::new()));
-        Control { app, reporter: Reporter::new(settings, Some(store), Arc::new(OneSession)) }
+        let keeper = Arc::new(Keeper::new(Arc::clone(&app), state.join("roost.toml")));
+        Control { app, keeper, reporter: Reporter::new(settings, Some(store), Arc::new(OneSession)) }
     }
 
     async fn get(state: &Path, path: &str) -> (String, String) {
