@@ -242,3 +242,296 @@ impl Drop for Save<'_> {
         let _ = fs::remove_file(&self.new);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+    use crate::config::parse;
+
+    const NEW: &str = "52:54:00:aa:00:99";
+
+    fn replace(client: &str) -> Change {
+        Change::Replace { client: client.parse().unwrap(), mac: NEW.parse().unwrap() }
+    }
+
+    /// A whole file with these lines for its clients.
+    fn file(clients: &str) -> String {
+        format!("# lab\n[server]\ndhcp = \"off\"\n\n[defaults]\nimage = \"debian-12\" # golden\n\n{clients}")
+    }
+
+    #[test]
+    fn the_mac_is_found_in_every_form_and_nothing_else_changes() {
+        // «» stand around what changes.
+        for (clients, new) in [
+            ("[clients]\npc-07 = «\"52-54-00-AA-00-07\"» # by the door\npc-08 = '525400aa0008'\n", "\"M\""),
+            ("[clients]\npc-07   =   «'5254.00aa.0007'»", "'M'"),
+            ("[clients]\r\npc-07 = «\"\"\"52:54:00:aa:00:07\"\"\"»\r\n", "\"\"\"M\"\"\""),
+            (
+                "[clients]\npc-07 = { off = true, mac = «\"52:54:00:aa:00:07\"»  , note = \"52:54:00:aa:00:07\" }\n",
+                "\"M\"",
+            ),
+            ("[clients]\npc-07 = {\n  mac = «\"52:54:00:aa:00:07\"», # TOML 1.1\n}\n", "\"M\""),
+            ("[clients.pc-07]\nnote = \"x\"\nmac = «\"52:54:00:aa:00:07\"»\noff = true\n", "\"M\""),
+            ("[clients]\npc-07.note = \"x\"\npc-07.mac = «\"52:54:00:aa:00:07\"»\n", "\"M\""),
+            ("[clients]\n\"pc-07\".'mac' = «\"52:54:00:aa:00:07\"»\n", "\"M\""),
+            ("[group.lab-a.clients]\npc-07 = «\"52:54:00:aa:00:07\"»\n[group.lab-b]\n", "\"M\""),
+            ("[group.lab-a.clients.pc-07]\nmac = «\"52:54:00:aa:00:07\"»\n", "\"M\""),
+            ("[group]\nlab-a.clients.pc-07.mac = «\"52:54:00:aa:00:07\"»\n", "\"M\""),
+            ("[group.lab-a]\nclients = { pc-07 = { mac = «\"52:54:00:aa:00:07\"» } }\n", "\"M\""),
+            (
+                "[clients]\npc-07 = { mac = «[\"52:54:00:aa:00:07\", '52:54:00:bb:00:07']» } # dock and board\n",
+                "[\"M\"]",
+            ),
+            ("[clients.pc-07]\nmac = «[\n  '52:54:00:aa:00:07', # dock\n]»\nnote = \"é\"\n", "['M']"),
+        ] {
+            let (head, rest) = clients.split_once('«').unwrap();
+            let (_, tail) = rest.split_once('»').unwrap();
+            for bom in ["", "\u{feff}"] {
+                let old = bom.to_owned() + &file(&clients.replace(['«', '»'], ""));
+                let wanted = bom.to_owned() + &file(&format!("{head}{}{tail}", new.replace('M', NEW)));
+                let edited =
+                    apply(&old, "roost.toml", &replace("pc-07")).unwrap_or_else(|error| panic!("{clients}: {error}"));
+                assert_eq!(edited.unwrap(), wanted);
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_file_says_already_is_not_written() {
+        for same in [NEW, "52-54-00-AA-00-99"] {
+            let text = file(&format!("[clients]\npc-07 = \"{same}\"\n"));
+            assert_eq!(apply(&text, "roost.toml", &replace("pc-07")).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn a_wrong_file_is_told_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("roost.toml");
+        let text = file("[clients]\npc-07 = \"52:54:00:aa:00\"\n");
+        fs::write(&path, &text).unwrap();
+        let error = edit(&path, &replace("pc-07")).unwrap_err();
+        assert!(matches!(&error, EditError::Wrong(_)) && error.to_string().contains("roost.toml:9:"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+
+        fs::write(&path, file(&format!("[clients]\npc-07 = \"52:54:00:aa:00:07\"\npc-08 = \"{NEW}\"\n"))).unwrap();
+        let error = edit(&path, &replace("pc-07")).unwrap_err();
+        assert!(matches!(error, EditError::Refused(Refusal::MacInUse { .. })), "{error}");
+
+        let missing = folder.path().join("nowhere/roost.toml");
+        assert!(edit(&missing, &replace("pc-07")).unwrap_err().to_string().contains("cannot open"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
+    }
+
+    fn lab() -> (tempfile::TempDir, PathBuf, String, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("roost.toml");
+        let old = file("[clients]\npc-07 = \"52:54:00:aa:00:07\" # by the door\n");
+        fs::write(&path, &old).unwrap();
+        let new = old.replace("52:54:00:aa:00:07", NEW);
+        (folder, path, old, new)
+    }
+
+    #[test]
+    fn a_symlink_mode_and_owner_stay() {
+        let (folder, path, _, new) = lab();
+        let other = tempfile::tempdir().unwrap();
+        let link = other.path().join("link.toml");
+        symlink(&path, &link).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        // Only root may give a file away; elsewhere the owner stays by itself.
+        let owner = if std::os::unix::fs::chown(&path, Some(12), Some(34)).is_ok() { Some((12, 34)) } else { None };
+        assert_eq!(edit(&link, &replace("pc-07")).unwrap(), Edited::Written);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_to_string(&path).unwrap(), new);
+        let found = fs::metadata(&path).unwrap();
+        assert_eq!(found.mode() & 0o7777, 0o640);
+        assert!(owner.is_none_or(|owner| owner == (found.uid(), found.gid())));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "the new file took the old one's place");
+        assert_eq!(edit(&link, &replace("pc-07")).unwrap(), Edited::AsItWas);
+    }
+
+    #[test]
+    fn what_somebody_else_saved_meanwhile_is_kept() {
+        let (_folder, path, old, new) = lab();
+        let mut saved = false;
+        let mut somebody = |step| {
+            if step == Step::Compare && !saved {
+                saved = true;
+                fs::write(&path, old.clone() + "pc-08 = \"52:54:00:aa:00:08\"\n").unwrap();
+            }
+        };
+        assert_eq!(edit_in_steps(&path, &replace("pc-07"), &mut somebody).unwrap(), Edited::Written);
+        assert_eq!(fs::read_to_string(&path).unwrap(), new + "pc-08 = \"52:54:00:aa:00:08\"\n");
+    }
+
+    #[test]
+    fn a_file_that_never_rests_is_given_up() {
+        let (folder, path, old, _) = lab();
+        let mut count = 0;
+        let mut restless = |step| {
+            if step == Step::Compare {
+                count += 1;
+                fs::write(&path, format!("{old}# {count}\n")).unwrap();
+            }
+        };
+        let error = edit_in_steps(&path, &replace("pc-07"), &mut restless).unwrap_err();
+        assert!(matches!(error, EditError::Busy(_)), "{error}");
+        assert_eq!(count, MAX_TRIES);
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{old}# {count}\n"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_and_a_read_only_one_say_what_to_do() {
+        let unwritable = |kind: ErrorKind| EditError::Unwritable {
+            file: "/etc/roost/roost.toml".into(),
+            doing: "write",
+            path: "/etc/roost/.roost.toml.new".into(),
+            source: kind.into(),
+        };
+        for (kind, help) in [
+            (ErrorKind::StorageFull, "no room left"),
+            (ErrorKind::ReadOnlyFilesystem, "mounted read-only"),
+            (ErrorKind::PermissionDenied, "folder must be writable"),
+        ] {
+            let error = unwritable(kind);
+            assert!(error.to_string().starts_with("cannot save /etc/roost/roost.toml: cannot write"), "{error}");
+            assert!(error.help().unwrap().contains(help), "{error}");
+        }
+    }
+
+    /// Which file to edit, and before which step to die: how the test below makes its process that dies.
+    const DIE: &str = "ROOST_TEST_DIE_IN_EDIT";
+
+    #[test]
+    fn dying_process() {
+        let Ok(order) = std::env::var(DIE) else { return };
+        let (step, path) = order.split_once(' ').unwrap();
+        let _ = edit_in_steps(Path::new(path), &replace("pc-07"), &mut |now| {
+            if format!("{now:?}") == step {
+                std::process::abort();
+            }
+        });
+    }
+
+    #[test]
+    fn a_process_that_dies_at_any_step_leaves_the_old_text_or_the_new() {
+        let steps = [Step::Make, Step::Write, Step::Sync, Step::Compare, Step::Rename, Step::SyncFolder, Step::Done];
+        for step in steps {
+            let (folder, path, old, new) = lab();
+            let status = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "config::edit::tests::dying_process", "--nocapture"])
+                .env(DIE, format!("{step:?} {}", path.display()))
+                .output()
+                .unwrap()
+                .status;
+            assert_eq!(status.signal(), Some(6), "it died before {step:?}");
+            let renamed = matches!(step, Step::SyncFolder | Step::Done);
+            assert_eq!(&fs::read_to_string(&path).unwrap(), if renamed { &new } else { &old }, "{step:?}");
+            // What it left is in nobody's way.
+            edit(&path, &replace("pc-07")).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), new);
+            if !renamed {
+                assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+            }
+        }
+    }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        /// One client as somebody may write it, with a mark where its MACs stand.
+        fn client(number: usize, form: u8, quotes: u8, comment: &str, end: &str) -> String {
+            let mac = match number % 4 {
+                0 => format!("52:54:00:aa:01:{number:02x}"),
+                1 => format!("52-54-00-AA-01-{number:02X}"),
+                2 => format!("5254.00aa.01{number:02x}"),
+                _ => format!("525400AA01{number:02X}"),
+            };
+            let quote = ["\"", "'", "\"\"\"", "'''"][usize::from(quotes % 4)];
+            let one = format!("{quote}{mac}{quote}");
+            let marked = |value: &str| format!("«{number}:{value}»");
+            match form % 6 {
+                0 => format!("pc-{number} = {}{comment}{end}", marked(&one)),
+                1 => format!("pc-{number} = {{ mac = {}, off = true }}{comment}{end}", marked(&one)),
+                2 => format!("pc-{number}.mac={}{comment}{end}pc-{number} . note = 'é \" «'{end}", marked(&one))
+                    .replace("é \" «", "é \""),
+                3 => {
+                    format!("'pc-{number}' = {{note=\"{mac}\",mac  =  {}}}{comment}{end}", marked(&format!("[{one}]")))
+                }
+                4 => {
+                    let two = format!("[{end}  {one},{comment}{end}  \"52:54:00:bb:01:{number:02x}\"{end}]");
+                    format!("pc-{number} = {{ mac = {} }}{comment}{end}", marked(&two))
+                }
+                _ => format!("\"pc-{number}\" = {}{comment}{end}{end}", marked(&one)),
+            }
+        }
+
+        fn texts() -> impl Strategy<Value = (String, usize)> {
+            let line =
+                (any::<u8>(), any::<u8>(), prop::sample::select(vec!["", " # é", "  #'\"", "\t# a = \"b\""]), 0..4_u8);
+            let ends = prop::sample::select(vec!["\n", "\r\n"]);
+            (prop::collection::vec(line, 1..12), ends, any::<prop::sample::Index>(), any::<bool>()).prop_map(
+                |(lines, end, which, bom)| {
+                    let mut homes = vec![String::new(); 4];
+                    for (number, (form, quotes, comment, home)) in lines.iter().enumerate() {
+                        homes[usize::from(*home)] += &client(number, *form, *quotes, comment, end);
+                    }
+                    let bom = if bom { "\u{feff}" } else { "" };
+                    let mut text = format!("{bom}[server]{end}dhcp = \"off\"{end}[defaults]{end}image = \"i\"{end}");
+                    text += &format!("[clients]{end}{}", homes[0]);
+                    for (number, home) in homes.iter().enumerate().skip(1) {
+                        text += &format!("{end}# room{end}[group.g{number}.clients]{end}{home}");
+                    }
+                    (text, which.index(lines.len()))
+                },
+            )
+        }
+
+        /// The text without its marks, and the text around the value of one client.
+        fn unmarked(text: &str, which: usize) -> (String, String, String) {
+            let mut plain = String::new();
+            let mut around = None;
+            let mut rest = text;
+            while let Some((head, tail)) = rest.split_once('«') {
+                plain += head;
+                let (value, after) = tail.split_once('»').unwrap();
+                let (number, value) = value.split_once(':').unwrap();
+                let begin = plain.len();
+                plain += value;
+                if number == which.to_string() {
+                    around = Some((begin, plain.len()));
+                }
+                rest = after;
+            }
+            plain += rest;
+            let (begin, end) = around.unwrap();
+            let (head, tail) = (plain[..begin].to_owned(), plain[end..].to_owned());
+            (plain, head, tail)
+        }
+
+        proptest! {
+            /// The oracle is the generator, which knows where each value stands, and the change of the parsed fleet.
+            #[test]
+            fn only_the_bytes_of_that_value_change_and_the_file_means_what_was_wanted((text, which) in texts()) {
+                let (plain, head, tail) = unmarked(&text, which);
+                let change = replace(&format!("pc-{which}"));
+                let edited = apply(&plain, "roost.toml", &change).unwrap().unwrap();
+                prop_assert!(edited.starts_with(&head) && edited.ends_with(&tail), "{edited}");
+                let value = edited[head.len()..edited.len() - tail.len()].trim_matches(['[', ']', '"', '\'']);
+                prop_assert_eq!(value, NEW);
+                let before = parse(&plain, "roost.toml").unwrap().config;
+                let after = parse(&edited, "roost.toml").unwrap().config;
+                prop_assert_eq!(after.fleet, change.apply(&before.fleet).unwrap().fleet);
+                prop_assert_eq!(after.settings, before.settings);
+            }
+        }
+    }
+}
