@@ -461,8 +461,7 @@ mod tests {
             match form % 6 {
                 0 => format!("pc-{number} = {}{comment}{end}", marked(&one)),
                 1 => format!("pc-{number} = {{ mac = {}, off = true }}{comment}{end}", marked(&one)),
-                2 => format!("pc-{number}.mac={}{comment}{end}pc-{number} . note = 'é \" «'{end}", marked(&one))
-                    .replace("é \" «", "é \""),
+                2 => format!("pc-{number}.mac={}{comment}{end}pc-{number} . note = 'é \"'{end}", marked(&one)),
                 3 => {
                     format!("'pc-{number}' = {{note=\"{mac}\",mac  =  {}}}{comment}{end}", marked(&format!("[{one}]")))
                 }
