@@ -71,7 +71,8 @@ class Story:
         for name in self.reached:
             for event in self.roost.stages(name):
                 key = (name, event["stage"], event["at_ms"], event["detail"])
-                if key not in self.seen:
+                # What was before is another boot's, and told already.
+                if key not in self.seen and event["at_ms"] / 1000 >= self.since:
                     self.seen.add(key)
                     news.append((event["at_ms"] / 1000 - self.since, name, event["stage"], event["detail"]))
         for seconds, name, stage, detail in sorted(news):
