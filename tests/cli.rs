@@ -433,7 +433,7 @@ fn reset_makes_a_clean_disk_and_asks_before_it_throws_away_what_is_kept() {
         assert!(id(&disk) != old && id(&previous) == old);
         let (out, _) = expect(&lab.roost(&["client", "show", "pc-01"]), DONE);
         assert!(out.contains(&format!("the one before it is {kept} until the next login\n")), "{out}");
-        expect(&lab.roost(&["reset", "pc-77"]), FAILED);
+        expect(&lab.roost(&["reset", "pc-77"]), REFUSED);
     });
 
     // A lab whose disks are reset anyway is not asked.
