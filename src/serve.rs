@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::app::App;
 use crate::app::bootfiles::{BootContext, BootFiles};
+use crate::app::keeper::Keeper;
 use crate::app::recorder::Recorder;
 use crate::app::report::Reporter;
 use crate::config::{DhcpMode, Loaded, Report};
@@ -36,12 +38,13 @@ const TFTP_PORT: u16 = 69;
 #[error("{0}")]
 pub struct Misfit(pub Report);
 
-/// Serves this lab until it is told to stop by SIGTERM or SIGINT.
+/// Serves this lab until it is told to stop by SIGTERM or SIGINT. `file` is the mapping file that it was read from, which is
+/// edited from here on.
 ///
 /// # Errors
 /// What could not be started, with the reason: among them [`Misfit`], [`crate::store::LockError`] and
 /// [`crate::store::StoreError`].
-pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
+pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     raise_descriptor_limit(loaded.config.fleet.clients().len());
     let settings = loaded.config.settings.clone();
     let interfaces = sys::interfaces().context("cannot list the network interfaces")?;
@@ -99,6 +102,7 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     tracing::info!("serving {clients} client{many} on {} ({address}): {dhcp_words}TFTP, HTTP, iSCSI", interface.name);
 
     let reporter = Reporter::new(settings, Some(store), app.sessions.clone());
+    let keeper = Arc::new(Keeper::new(Arc::clone(&app), file));
     let (stop, stopped) = watch::channel(false);
     let until = || {
         let mut stopped = stopped.clone();
@@ -106,7 +110,7 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     };
     let serving = async {
         let _ = tokio::join!(
-            control.serve(Control { app: Arc::clone(&app), reporter }, until()),
+            control.serve(Control { app: Arc::clone(&app), keeper, reporter }, until()),
             tftp.run(until()),
             http.run(boot::router(boot), until()),
             target.run(until()),

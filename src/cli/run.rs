@@ -9,7 +9,7 @@ pub(super) fn run(globals: &Globals) -> Result<(), Error> {
     let loaded = lab::loaded_with_warnings(globals)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Error::failed(format!("cannot start: {error}")))?;
-    runtime.block_on(crate::serve::run(loaded)).map_err(why)
+    runtime.block_on(crate::serve::run(loaded, globals.config.clone())).map_err(why)
 }
 
 /// What serving ended with, as an exit code and words.

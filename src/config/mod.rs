@@ -9,6 +9,7 @@
 //! `server` and `clients` (what they mean together), `report` (how it is told).
 
 mod clients;
+pub mod edit;
 mod report;
 mod schema;
 mod server;

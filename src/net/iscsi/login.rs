@@ -174,7 +174,14 @@ impl Arrival<'_> {
             self.why = Some(format!("{}: {full}", who.initiator));
             Status::OutOfResources
         })?;
-        Ok(self.place.insert(place).entry.tsih)
+        let tsih = self.place.insert(place).entry.tsih;
+        // A machine that was replaced since it was let in: whoever ended its sessions may not have seen this one.
+        self.judge(who).map_err(|(status, why)| {
+            self.place = None;
+            self.why = Some(why);
+            status
+        })?;
+        Ok(tsih)
     }
 
     fn note_refusal(&mut self, status: Status) {
