@@ -16,7 +16,8 @@ use crate::app::recorder::now;
 use crate::app::report::SessionKind;
 use crate::app::sessions::{Newcomer, Place};
 use crate::fleet::{Client, Mac, Stage};
-use crate::iscsi::login::{Agreed, Login, Next, Status, Who};
+use crate::iscsi::login::{Agreed, Login, Next, Status, Verdict, Who};
+use crate::iscsi::pdu::Digests;
 use crate::iscsi::session::Session;
 use crate::iscsi::{LOGIN_DATA_SEGMENT, frame};
 use crate::scsi::Nexus;
@@ -88,7 +89,7 @@ impl Arrival<'_> {
     async fn negotiate(&mut self, stream: &mut TcpStream, input: &mut BytesMut) -> anyhow::Result<Option<Agreed>> {
         let (mut login, mut out) = (Login::default(), Vec::new());
         loop {
-            let Some(pdu) = frame::next(input, LOGIN_DATA_SEGMENT)? else {
+            let Some(pdu) = frame::next(input, LOGIN_DATA_SEGMENT, Digests::NONE)? else {
                 if stream.read_buf(input).await? == 0 {
                     bail!("closed before it had logged in");
                 }
@@ -117,13 +118,16 @@ impl Arrival<'_> {
     }
 
     /// Whether the initiator may come in at all.
-    fn authorize(&mut self, who: Who) -> Result<(), Status> {
+    fn authorize(&mut self, who: Who) -> Verdict {
         let verdict = self.judge(&who);
         self.who = Some(who);
-        verdict.map_err(|(status, why)| {
-            self.why = Some(why);
-            status
-        })
+        match verdict {
+            Ok(()) => Verdict::Open,
+            Err((status, why)) => {
+                self.why = Some(why);
+                Verdict::Refused(status)
+            }
+        }
     }
 
     fn judge(&self, who: &Who) -> Result<(), (Status, String)> {

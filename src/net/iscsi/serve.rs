@@ -231,7 +231,7 @@ impl Running {
         while self.closing.is_none() && self.room() {
             if let Some(effect) = self.session.next_effect() {
                 self.begin(effect);
-            } else if let Some(pdu) = frame::next(input, MAX_DATA_SEGMENT)? {
+            } else if let Some(pdu) = frame::next(input, MAX_DATA_SEGMENT, self.session.digests())? {
                 self.receive(pdu)?;
             } else {
                 break;
@@ -265,7 +265,7 @@ impl Running {
     /// Whether `work` would find something to do without waiting.
     fn has_work(&mut self, input: &BytesMut) -> bool {
         let miss = !self.deferred.is_empty() && self.may_miss();
-        self.session.has_effects() || miss || frame::is_whole(input)
+        self.session.has_effects() || miss || frame::is_whole(input, self.session.digests())
     }
 
     fn may_miss(&self) -> bool {
@@ -520,7 +520,7 @@ pub(super) async fn discovery(
         // One request, one answer: a listing is far longer than what asks for it.
         if output.length() < MAX_OUTPUT
             && !closing
-            && let Some(pdu) = frame::next(&mut input, MAX_DATA_SEGMENT)?
+            && let Some(pdu) = frame::next(&mut input, MAX_DATA_SEGMENT, session.digests())?
         {
             session.receive(pdu, None)?;
             while let Some(effect) = session.next_effect() {
@@ -536,7 +536,7 @@ pub(super) async fn discovery(
         if closing && output.length() == 0 {
             return Ok(());
         }
-        if !closing && output.length() < MAX_OUTPUT && frame::is_whole(&input) {
+        if !closing && output.length() < MAX_OUTPUT && frame::is_whole(&input, session.digests()) {
             tokio::task::yield_now().await;
             continue;
         }

@@ -84,9 +84,9 @@ proptest! {
             let cmd_sn = pair.session.exp_cmd_sn;
             let header = if in_order { header.with(24, cmd_sn) } else { header };
             let mut bytes = Vec::new();
-            append(&mut bytes, header, &data);
+            append(&mut bytes, header, &data, Digests::NONE);
             sent += data.len();
-            let pdu = frame::next(&mut BytesMut::from(&bytes[..]), MAX_DATA_SEGMENT).unwrap().expect("a whole PDU");
+            let pdu = frame::next(&mut BytesMut::from(&bytes[..]), MAX_DATA_SEGMENT, Digests::NONE).unwrap().expect("a whole PDU");
             let unit = (!discovery).then_some(&pair.unit);
             let verdict = pair.session.receive(pdu, unit);
             pair.cmd_sn = pair.session.exp_cmd_sn;
