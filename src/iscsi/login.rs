@@ -567,6 +567,222 @@ mod tests {
         assert!(matches!(login.receive(&request(FINAL | 1, tail), &mut out), Ok(Next::Authorize(_))));
     }
 
+    const NONCE: Nonce = Nonce { identifier: 9, challenge: [0xC5; 32] };
+
+    fn credentials() -> Credentials {
+        Credentials {
+            user: "pc-01".into(),
+            secret: "the-machine-knows".into(),
+            target_user: "roost".into(),
+            target_secret: "the-server-knows".into(),
+        }
+    }
+
+    /// A login whose initiator is asked for CHAP; what it is answered after each request of these flags and keys.
+    fn chap(required: bool, requests: &[(u8, &str)]) -> (Vec<(u16, u8, String)>, Next, Option<Refusal>) {
+        let (mut login, mut out, mut answers, mut last) = (Login::default(), Vec::new(), Vec::new(), Next::Continue);
+        for (number, (flags, text)) in requests.iter().enumerate() {
+            let text = if number == 0 { format!("{NAMES} {text}") } else { (*text).to_owned() };
+            last = login.receive(&request(*flags, &text), &mut out).unwrap();
+            if let Next::Authorize(_) = last {
+                let verdict = Verdict::Chap { credentials: credentials(), nonce: NONCE, required };
+                last = login.authorized(verdict, &mut out);
+            }
+            if let Next::Establish(_) = last {
+                last = login.established(Ok(5), &mut out);
+            }
+            answers.push(answer(&mut out));
+        }
+        (answers, last, login.why())
+    }
+
+    fn response(algorithm: Algorithm, secret: &str, length: usize) -> String {
+        chap::hexadecimal(&algorithm.respond(NONCE.identifier, secret, &NONCE.challenge[..length]))
+    }
+
+    const ON: u8 = FINAL | OPERATIONAL;
+
+    #[test]
+    fn an_initiator_of_ipxes_kind_passes_mutual_chap_though_it_asks_on_in_each_request() {
+        let passes = response(Algorithm::Md5, "the-machine-knows", 16);
+        let theirs = "0x0102030405060708";
+        let (answers, last, _) = chap(
+            true,
+            &[
+                (ON, "SessionType=Normal AuthMethod=CHAP,None"),
+                (ON, "CHAP_A=5"),
+                (ON, &format!("CHAP_N=pc-01 CHAP_R={passes} CHAP_I=7 CHAP_C={theirs}")),
+                (FINAL | OPERATIONAL << 2 | FULL_FEATURE, "ImmediateData=No"),
+            ],
+        );
+        let challenge = format!("CHAP_A=5 CHAP_I=9 CHAP_C=0x{}", "c5".repeat(16));
+        let proof = chap::hexadecimal(&Algorithm::Md5.respond(7, "the-server-knows", &[1, 2, 3, 4, 5, 6, 7, 8]));
+        assert_eq!(
+            answers[..3],
+            [
+                (0, 0, "TargetPortalGroupTag=1 AuthMethod=CHAP".to_owned()),
+                (0, 0, challenge),
+                (0, ON, format!("CHAP_N=roost CHAP_R={proof}")),
+            ]
+        );
+        assert!(matches!(last, Next::Done(_)));
+    }
+
+    #[test]
+    fn the_strongest_algorithm_is_chosen_and_the_last_step_may_be_the_first_of_full_feature() {
+        for (offer, algorithm, length) in
+            [("5,7,8", Algorithm::Sha3_256, 32), ("7,5", Algorithm::Sha256, 32), ("6,5", Algorithm::Md5, 16)]
+        {
+            let passes = response(algorithm, "the-machine-knows", length);
+            let (answers, last, _) = chap(
+                true,
+                &[
+                    (0, &format!("AuthMethod=CHAP CHAP_A={offer}")),
+                    (FINAL | FULL_FEATURE, &format!("CHAP_N=pc-01 CHAP_R={passes}")),
+                ],
+            );
+            let chosen = format!("AuthMethod=CHAP CHAP_A={} CHAP_I=9", algorithm.number());
+            assert!(answers[0].2.contains(&chosen), "{answers:?}");
+            assert!(matches!(last, Next::Done(_)), "{answers:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_does_not_pass_is_refused_and_the_operator_told_why() {
+        let begin = (ON, "AuthMethod=CHAP,None");
+        let passes = response(Algorithm::Md5, "the-machine-knows", 16);
+        let fails = response(Algorithm::Md5, "the-server-knows", 16);
+        let reflected = format!("0x{}", "c5".repeat(16));
+        for (requests, why) in [
+            (vec![(ON, "AuthMethod=None".to_owned())], Refusal::NotOffered),
+            (vec![(ON, String::new())], Refusal::NotOffered),
+            (vec![(FINAL | OPERATIONAL << 2 | FULL_FEATURE, String::new())], Refusal::NotOffered),
+            (vec![(FINAL | OPERATIONAL << 2 | FULL_FEATURE, "AuthMethod=CHAP".to_owned())], Refusal::NotOffered),
+            (vec![(ON, "AuthMethod=KRB5".to_owned())], Refusal::NotOffered),
+            (vec![(begin.0, begin.1.to_owned()), (ON, "CHAP_A=6".to_owned())], Refusal::Algorithm),
+            (vec![(begin.0, begin.1.to_owned()), (ON, String::new())], Refusal::Malformed),
+        ] {
+            let requests: Vec<_> = requests.iter().map(|(flags, text)| (*flags, text.as_str())).collect();
+            let (answers, last, told) = chap(true, &requests);
+            assert_eq!((last, told), (Next::Refused(Status::AuthenticationFailed), Some(why)), "{requests:?}");
+            assert_eq!(answers.last().unwrap().0, 0x0201);
+        }
+        for (text, why) in [
+            (format!("CHAP_N=pc-02 CHAP_R={passes}"), Refusal::Name),
+            (format!("CHAP_N=pc-01 CHAP_R={fails}"), Refusal::Secret),
+            ("CHAP_N=pc-01".to_owned(), Refusal::Malformed),
+            (format!("CHAP_N=pc-01 CHAP_R={passes} CHAP_I=1"), Refusal::Malformed),
+            (format!("CHAP_N=pc-01 CHAP_R={passes} CHAP_I=9 CHAP_C={reflected}"), Refusal::Reflection),
+        ] {
+            let (answers, last, told) = chap(true, &[begin, (ON, "CHAP_A=5"), (ON, &text)]);
+            assert_eq!((last, told), (Next::Refused(Status::AuthenticationFailed), Some(why)), "{text}");
+            assert_eq!(answers.last().unwrap(), &(0x0201, 0, String::new()));
+        }
+    }
+
+    #[test]
+    fn where_chap_is_not_required_the_initiator_prefers() {
+        let (answers, ..) = chap(false, &[(ON, "AuthMethod=None,CHAP")]);
+        assert_eq!(answers[0].2, "TargetPortalGroupTag=1 AuthMethod=None");
+        let (answers, ..) = chap(false, &[(ON, "AuthMethod=CHAP,None")]);
+        assert_eq!(answers[0].2, "TargetPortalGroupTag=1 AuthMethod=CHAP");
+        let (_, last, _) = chap(false, &[(FINAL | OPERATIONAL << 2 | FULL_FEATURE, "")]);
+        assert!(matches!(last, Next::Done(_)));
+    }
+
+    #[test]
+    fn an_initiator_is_led_elsewhere_before_it_authenticates() {
+        let (mut login, mut out) = (Login::default(), Vec::new());
+        login.receive(&request(ON, &format!("{NAMES} AuthMethod=CHAP")), &mut out).unwrap();
+        let next = login.authorized(Verdict::Moved("192.0.2.7:3260".to_owned()), &mut out);
+        assert_eq!(next, Next::Refused(Status::MovedTemporarily));
+        assert_eq!(answer(&mut out), (0x0101, 0, "TargetAddress=192.0.2.7:3260".to_owned()));
+    }
+
+    #[test]
+    fn a_key_is_negotiated_once_and_a_name_stays_what_it_is() {
+        let ask = |second: &str| {
+            let (mut login, mut out) = (Login::default(), Vec::new());
+            login.receive(&request(ON, &format!("{NAMES} AuthMethod=None")), &mut out).unwrap();
+            login.authorized(Verdict::Open, &mut out);
+            answer(&mut out);
+            login.receive(&request(OPERATIONAL << 2, second), &mut out).unwrap();
+            answer(&mut out).0
+        };
+        assert_eq!(ask("AuthMethod=None"), Status::InitiatorError as u16);
+        assert_eq!(ask("TargetName=iqn.2026-11.internal.roost:other"), Status::InitiatorError as u16);
+        assert_eq!(ask(NAMES), 0, "some say their names in each stage");
+        assert_eq!(ask("MaxBurstLength=512"), 0);
+    }
+
+    #[test]
+    fn tags_and_stages_that_change_are_refused() {
+        let ask = |spoil: &dyn Fn(&mut Header)| {
+            let (mut login, mut out) = (Login::default(), Vec::new());
+            login.receive(&request(ON, &format!("{NAMES} AuthMethod=None")), &mut out).unwrap();
+            login.authorized(Verdict::Open, &mut out);
+            answer(&mut out);
+            let mut second = request(FINAL | OPERATIONAL << 2 | FULL_FEATURE, "");
+            spoil(&mut second.header);
+            let next = login.receive(&second, &mut out).unwrap();
+            if let Next::Establish(_) = next {
+                return 0;
+            }
+            answer(&mut out).0
+        };
+        assert_eq!(ask(&|_| ()), 0);
+        let invalid = Status::InvalidRequest as u16;
+        assert_eq!(ask(&|header| header.set_word(16, 8)), invalid, "another ITT");
+        assert_eq!(ask(&|header| header.set_word(20, 2 << 16)), invalid, "another CID");
+        assert_eq!(ask(&|header| header.0[9] ^= 1), invalid, "another ISID");
+        assert_eq!(ask(&|header| header.0[1] = ON), invalid, "back to the first stage");
+        assert_eq!(ask(&|header| header.0[1] = FINAL | 2 << 2 | FULL_FEATURE), invalid, "a stage that there is not");
+        assert_eq!(ask(&|header| header.0[3] = 1), Status::Version as u16);
+    }
+
+    #[test]
+    fn an_answer_that_fits_no_pdu_comes_in_pieces_before_the_stage_ends() {
+        let (mut login, mut out) = (Login::default(), Vec::new());
+        login.receive(&request(ON, &format!("{NAMES} AuthMethod=None")), &mut out).unwrap();
+        login.authorized(Verdict::Open, &mut out);
+        answer(&mut out);
+        let keys: Vec<String> = (0..110).map(|n| format!("X-{n:061}=")).collect();
+        let on = FINAL | OPERATIONAL << 2 | FULL_FEATURE;
+        let (head, tail) = keys.split_at(55);
+        let mut piece = request(CONTINUE | OPERATIONAL << 2, &head.join(" "));
+        piece.header.0[1] = CONTINUE | OPERATIONAL << 2;
+        assert_eq!(login.receive(&piece, &mut out), Ok(Next::Continue));
+        assert_eq!(answer(&mut out), (0, OPERATIONAL << 2, String::new()));
+        assert_eq!(login.receive(&request(on, &tail.join(" ")), &mut out), Ok(Next::Continue));
+        let first = answer(&mut out);
+        assert_eq!((first.0, first.1), (0, CONTINUE | OPERATIONAL << 2));
+        let mut empty = request(on, "");
+        empty.data = Bytes::new();
+        assert_eq!(login.receive(&empty, &mut out), Ok(Next::Continue));
+        let second = answer(&mut out);
+        assert_eq!(second.1, OPERATIONAL << 2, "and only then it goes on");
+        let said = format!("{}{}", first.2, second.2);
+        assert_eq!(said.matches("=NotUnderstood").count(), 110);
+        assert!(matches!(login.receive(&empty, &mut out), Ok(Next::Establish(_))));
+    }
+
+    #[test]
+    fn a_login_without_end_is_ended() {
+        let (mut login, mut out) = (Login::default(), Vec::new());
+        let mut piece = request(CONTINUE, "");
+        piece.data = Bytes::from_static(b"x");
+        for _ in 0..MAX_REQUESTS {
+            assert_eq!(login.receive(&piece, &mut out), Ok(Next::Continue));
+        }
+        assert_eq!(login.receive(&piece, &mut out), Err(LoginError::TooMany));
+        let (mut login, mut out) = (Login::default(), Vec::new());
+        piece.data = Bytes::from(vec![b'x'; 8192]);
+        for _ in 0..MAX_TEXT / 8192 {
+            assert_eq!(login.receive(&piece, &mut out), Ok(Next::Continue));
+        }
+        assert_eq!(login.receive(&piece, &mut out), Err(LoginError::TooLong));
+    }
+
     proptest! {
         #[test]
         fn any_requests_are_answered_or_end_the_connection(
