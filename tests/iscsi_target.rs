@@ -61,6 +61,7 @@ fn client(number: u8, initiators: Initiators, off: bool) -> Client {
         image: "linux".parse().unwrap(),
         disk: DiskPolicy::Keep,
         initiators,
+        chap: false,
         off,
         title: None,
         note: None,

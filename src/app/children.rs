@@ -273,6 +273,7 @@ mod tests {
             image: "linux".parse().unwrap(),
             disk: policy,
             initiators: Initiators::OwnOnly,
+            chap: false,
             off: false,
             title: None,
             note: None,

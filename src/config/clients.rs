@@ -20,22 +20,29 @@ use crate::fleet::{Client, ClientName, DiskPolicy, Fleet, ImageName, Initiators,
 struct Common {
     image: Given<ImageName>,
     disk: Given<DiskPolicy>,
+    chap: Given<bool>,
     off: Given<bool>,
 }
 
 impl Common {
-    const NOTHING: Self = Self { image: Given::Absent, disk: Given::Absent, off: Given::Absent };
+    const NOTHING: Self = Self { image: Given::Absent, disk: Given::Absent, chap: Given::Absent, off: Given::Absent };
 
     fn read<'a>(walker: &mut Walker<'a>, section: &Section<'a>) -> Self {
         Self {
             image: walker.parsed(section, "image", values::image),
             disk: walker.parsed(section, "disk", disk_policy),
+            chap: walker.flag(section, "chap"),
             off: walker.flag(section, "off"),
         }
     }
 
     fn or(&self, farther: &Self) -> Self {
-        Self { image: self.image.or(&farther.image), disk: self.disk.or(&farther.disk), off: self.off.or(&farther.off) }
+        Self {
+            image: self.image.or(&farther.image),
+            disk: self.disk.or(&farther.disk),
+            chap: self.chap.or(&farther.chap),
+            off: self.off.or(&farther.off),
+        }
     }
 }
 
@@ -374,6 +381,7 @@ impl Entry {
             image: self.all.image.value()?,
             disk: self.all.disk.value().unwrap_or_default(),
             initiators,
+            chap: self.all.chap.value().unwrap_or(false),
             off: self.all.off.value().unwrap_or(false),
             title: self.title.value(),
             note: self.note.value(),

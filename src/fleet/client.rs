@@ -122,6 +122,8 @@ pub struct Client {
     pub disk: DiskPolicy,
     /// Who else may log in.
     pub initiators: Initiators,
+    /// A login must pass CHAP with a secret that Roost makes.
+    pub chap: bool,
     /// Out of service: no offer, no login.
     pub off: bool,
     /// A title for lists.

@@ -43,6 +43,7 @@ impl Model {
                 self.sightings.insert(sighting.mac, sighting.clone());
             }
             Record::Event(event) => self.events.push(event.clone()),
+            Record::Secrets(..) | Record::SecretsGone(_) => {}
         }
     }
 

@@ -160,6 +160,7 @@ pub struct Session {
     logout: Option<u32>,
     /// Nothing that still comes counts.
     closing: bool,
+    rejects: u64,
     effects: VecDeque<Effect>,
     out: Vec<u8>,
 }
@@ -208,6 +209,7 @@ impl Session {
             functions: 0,
             logout: None,
             closing: false,
+            rejects: 0,
             effects: VecDeque::new(),
             out: Vec::new(),
         }
@@ -227,6 +229,12 @@ impl Session {
     #[must_use]
     pub fn has_effects(&self) -> bool {
         !self.effects.is_empty()
+    }
+
+    /// PDUs that were rejected.
+    #[must_use]
+    pub fn rejects(&self) -> u64 {
+        self.rejects
     }
 
     /// Tasks that have no response yet.
@@ -358,6 +366,7 @@ impl Session {
     fn reject(&mut self, header: &Header, reason: u8) {
         let mut rejection = Header::new(opcode::REJECT, FINAL).with(16, NO_TAG);
         rejection.0[2] = reason;
+        self.rejects += 1;
         self.send(rejection, &header.0);
     }
 

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::LOGOUT_GRACE;
 use super::login::Seat;
 use super::output::Output;
 use crate::app::App;
@@ -80,6 +81,10 @@ struct Running {
     troubles: Arc<Troubles>,
     /// By when the last answer must be fetched.
     closing: Option<Instant>,
+    /// What came since the initiator was last looked after.
+    heard: Heard,
+    /// It has answered a ping. iPXE never does, which means nothing.
+    answers_pings: bool,
     /// Where the initiator reached us, as SendTargets tells it.
     portal: String,
     read_yet: bool,
@@ -87,8 +92,25 @@ struct Running {
     settled: bool,
 }
 
+/// What was heard of an initiator for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Something,
+    Nothing,
+    /// Not even an answer to a ping.
+    NoAnswer,
+}
+
 /// Serves a client's disk until the connection ends; returns when nothing of the session can touch the disk any more.
-pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, seat: Seat) -> anyhow::Result<()> {
+///
+/// A session that has answered a ping before is ended when it does not answer one within `silence`.
+pub(super) async fn normal(
+    app: &Arc<App>,
+    stream: TcpStream,
+    input: BytesMut,
+    seat: Seat,
+    silence: Duration,
+) -> anyhow::Result<()> {
     let (finish, finished) = mpsc::unbounded_channel();
     let Seat { session, place, mac } = seat;
     let mut running = Running {
@@ -103,6 +125,8 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
         probes: Vec::new(),
         troubles: Arc::new(Troubles { client: place.entry.client.clone(), last: Mutex::default() }),
         closing: None,
+        heard: Heard::Something,
+        answers_pings: false,
         portal: portal(&stream)?,
         read_yet: false,
         last_busy: Instant::now(),
@@ -112,10 +136,12 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
         mac,
     };
     running.note_login();
-    let ended = running.run(stream, input).await;
+    let ended = running.run(stream, input, silence).await;
+    running.count_rejects();
     if let Err(error) = &ended
         && breaks_protocol(error)
     {
+        app.tally.broken.one();
         let why = format!("{}: its session was ended: {error}; it may log in again", running.place.entry.initiator);
         running.note(Stage::Refused, &why);
     }
@@ -167,7 +193,9 @@ struct End {
 }
 
 impl Running {
-    async fn run(&mut self, stream: TcpStream, mut input: BytesMut) -> anyhow::Result<End> {
+    async fn run(&mut self, stream: TcpStream, mut input: BytesMut, silence: Duration) -> anyhow::Result<End> {
+        // One timer for the whole session: to look at the clock for each PDU would cost more.
+        let mut look = std::pin::pin!(tokio::time::sleep(silence));
         loop {
             self.work(&mut input)?;
             self.output.push(std::mem::take(self.session.output()));
@@ -189,7 +217,21 @@ impl Running {
                         self.session.ping();
                         self.probes.push(alive);
                     }
-                    Control::End(why, done) => return Ok(End { why, done: Some(done) }),
+                    Control::Leave => {
+                        if !self.copes_with_messages() {
+                            return Ok(End { why: "roost is stopping", done: None });
+                        }
+                        self.session.ask_for_logout(u16::try_from(LOGOUT_GRACE.as_secs()).unwrap_or(u16::MAX));
+                    }
+                    Control::End(why, done) => {
+                        if self.copes_with_messages() {
+                            self.session.announce_drop(0);
+                            self.output.push(std::mem::take(self.session.output()));
+                            // What the socket takes goes out; nobody waits for the rest, least of all for a dead machine.
+                            let _ = self.output.send(&stream);
+                        }
+                        return Ok(End { why, done: Some(done) });
+                    }
                     Control::Reset(done) => {
                         let tasks = self.forget_all();
                         let cancelled = self.place.disk.writes.cancel(self.place.entry.nexus, Some(&tasks));
@@ -212,6 +254,16 @@ impl Running {
                         return Ok(End { why, done: None });
                     }
                 }
+                () = &mut look => {
+                    // While we do not read we hear nothing, however much is said.
+                    if self.output.length() >= MAX_OUTPUT {
+                        self.heard = Heard::Something;
+                    }
+                    if !self.look_after() {
+                        return Ok(End { why: "its initiator answers no more", done: None });
+                    }
+                    look.as_mut().reset(Instant::now() + silence);
+                }
                 () = tokio::time::sleep_until(farewell), if self.closing.is_some() => {
                     return Ok(End { why: "logged out, and did not fetch the answer", done: None });
                 }
@@ -220,6 +272,41 @@ impl Running {
                     self.note(Stage::Idle, "settled: 10 s without a command");
                 }
             }
+        }
+    }
+
+    /// Whether the initiator copes with an Asynchronous Message. iPXE closes the connection.
+    fn copes_with_messages(&self) -> bool {
+        self.place.entry.kind != SessionKind::Loader
+    }
+
+    /// Asks an initiator that was silent for a sign of life; false once one that gave them before gives none.
+    fn look_after(&mut self) -> bool {
+        if self.place.entry.kind == SessionKind::Loader {
+            return true; // TCP's own keepalive finds it dead
+        }
+        self.heard = match self.heard {
+            Heard::Something => Heard::Nothing,
+            Heard::Nothing => {
+                self.session.ping();
+                Heard::NoAnswer
+            }
+            Heard::NoAnswer if self.answers_pings => {
+                self.app.tally.dead.one();
+                return false;
+            }
+            Heard::NoAnswer => Heard::Nothing,
+        };
+        true
+    }
+
+    /// Counts what was rejected, and says so once.
+    fn count_rejects(&self) {
+        let rejects = self.session.rejects();
+        if rejects > 0 {
+            self.app.tally.rejected.add(rejects);
+            let entry = &self.place.entry;
+            tracing::info!("{}: {rejects} PDUs of {} were rejected", entry.client, entry.initiator);
         }
     }
 
@@ -243,11 +330,13 @@ impl Running {
     }
 
     fn receive(&mut self, pdu: Pdu) -> Result<(), ProtocolError> {
+        self.heard = Heard::Something;
         match pdu.header.opcode() {
             opcode::SCSI_COMMAND => self.last_busy = Instant::now(),
             // Only an answer to the ping tells that somebody is still there: other PDUs may have waited in the socket
             // since before the machine lost its power.
             opcode::NOP_OUT if pdu.header.itt() == NO_TAG => {
+                self.answers_pings = true;
                 for probe in self.probes.drain(..) {
                     let _ = probe.send(());
                 }
