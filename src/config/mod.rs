@@ -34,7 +34,8 @@ use self::walk::{Located, Section, Walker};
 use crate::fleet::{Fleet, ImageName, Pool};
 
 pub use self::report::{MAX_LINE_SHOWN, MAX_SHOWN, Note, Place, Problem, Report, Severity};
-pub use self::values::{MAX_LEASE, MAX_POOL, MIN_LEASE};
+pub use self::values::{MAX_LEASE, MAX_POOL};
+pub use crate::fleet::lease::MIN_LEASE;
 
 /// Largest mapping file in bytes. [`MAX_CLIENTS`] with a long note each fit well; more is not a mapping file.
 pub const MAX_FILE: u64 = 1 << 20;

@@ -25,7 +25,7 @@ pub use leases::{
     LeaseChange, Leases, MAX_OFFERS, MAX_QUARANTINED, MAX_STRANGERS, NoAddress, OFFER_HOLD, Obstacle, QUARANTINE,
 };
 use reply::{Answer, Encoder};
-pub use scope::{Role, SHORTEST_LEASE, Scope, ScopeError, Site};
+pub use scope::{Role, Scope, ScopeError, Site};
 pub use wire::{Kind, Malformed};
 use wire::{Request, code};
 

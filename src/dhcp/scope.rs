@@ -3,10 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use crate::fleet::lease::MIN_LEASE;
 use crate::fleet::{Naming, Pool};
-
-/// Shortest lease: below it, renewals would be most of the traffic.
-pub const SHORTEST_LEASE: Duration = Duration::from_secs(60);
 
 /// Who gives addresses on a wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +73,7 @@ pub enum ScopeError {
         prefix: u8,
     },
     /// Too short.
-    #[error("a lease of {0:?} is too short; use at least {SHORTEST_LEASE:?}")]
+    #[error("a lease of {0:?} is too short; use at least {MIN_LEASE:?}")]
     Lease(Duration),
 }
 
@@ -98,7 +96,7 @@ impl Scope {
         if !scope.contains(first) || !scope.contains(last) {
             return Err(ScopeError::Outside { first, last, server, prefix });
         }
-        if lease < SHORTEST_LEASE {
+        if lease < MIN_LEASE {
             return Err(ScopeError::Lease(lease));
         }
         Ok(scope)

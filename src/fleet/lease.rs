@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use super::{ClientName, Mac, Timestamp};
 
+/// Shortest lease. Firmware and boot loaders never renew theirs, and it must still hold when the operating system asks.
+pub const MIN_LEASE: Duration = Duration::from_secs(120);
+
 /// The addresses that Roost gives out, and what goes with them: `[server.pool]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {
