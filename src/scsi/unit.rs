@@ -106,9 +106,18 @@ impl LogicalUnit {
 
     /// The unit was reset by `actor`: every other nexus is told once.
     pub fn reset(&mut self, actor: Nexus) {
+        self.tell(Sense::DEVICE_RESET, |nexus| nexus != actor);
+    }
+
+    /// The task set was cleared by another nexus: those whose commands were in it are told once.
+    pub fn cleared(&mut self, theirs: &[Nexus]) {
+        self.tell(Sense::COMMANDS_CLEARED, |nexus| theirs.contains(&nexus));
+    }
+
+    fn tell(&mut self, what: Sense, whom: impl Fn(Nexus) -> bool) {
         for (nexus, waiting) in &mut self.attentions {
-            if *nexus != actor && waiting.len() < MAX_ATTENTIONS && !waiting.contains(&Sense::DEVICE_RESET) {
-                waiting.push_back(Sense::DEVICE_RESET);
+            if whom(*nexus) && waiting.len() < MAX_ATTENTIONS && !waiting.contains(&what) {
+                waiting.push_back(what);
             }
         }
     }
@@ -274,6 +283,20 @@ mod tests {
         unit.reset(A);
         assert_eq!(unit.plan(A, Command::TestUnitReady), Plan::Done);
         assert_eq!(unit.plan(B, Command::TestUnitReady), Plan::Check(Sense::DEVICE_RESET));
+        assert_eq!(unit.plan(B, Command::TestUnitReady), Plan::Done);
+    }
+
+    #[test]
+    fn a_cleared_task_set_is_told_to_those_whose_commands_were_in_it() {
+        let mut unit = unit();
+        for nexus in [A, B] {
+            unit.attach(nexus);
+            unit.plan(nexus, Command::TestUnitReady);
+        }
+        unit.cleared(&[B]);
+        unit.cleared(&[B]);
+        assert_eq!(unit.plan(A, Command::TestUnitReady), Plan::Done);
+        assert_eq!(unit.plan(B, Command::TestUnitReady), Plan::Check(Sense::COMMANDS_CLEARED));
         assert_eq!(unit.plan(B, Command::TestUnitReady), Plan::Done);
     }
 
