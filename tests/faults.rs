@@ -7,6 +7,7 @@
 //! |---|---|
 //! | DHCP: `hlen` of 17 to 255, no cookie, cut short, truncated options | [`packets_that_are_no_dhcp_are_told_and_machines_get_their_addresses`] |
 //! | DHCP: one bad option before good ones | [`a_bad_option_hides_no_good_one`] |
+//! | DHCP: a machine that claims another's address | [`an_address_that_a_packet_merely_claims_opens_no_disk`] |
 //! | DHCP: a request through a relay, another server's, an unknown machine's | `src/dhcp/tests.rs` |
 //! | TFTP: names with `..`, absolute ones, Windows' | [`names_that_lead_out_of_the_boot_files_lead_nowhere`] |
 //! | TFTP: a write, a wrong mode, too many transfers, silence | `tests/tftp_clients.rs` |
@@ -203,6 +204,27 @@ fn a_bad_option_hides_no_good_one() {
         shout(&socket, &discover);
         assert_eq!(answer(&socket, &discover), Some((2, PC_01)), "before option {option:?}");
     }
+}
+
+#[test]
+fn an_address_that_a_packet_merely_claims_opens_no_disk() {
+    if !alone("an_address_that_a_packet_merely_claims_opens_no_disk") {
+        return;
+    }
+    const INFORM: [u8; 3] = [53, 1, 8];
+    const ACK: u8 = 5;
+    let lab = Lab::wired();
+    lab.import();
+    let _server = lab.serve();
+    let socket = dhcp_client();
+    // pc-01 is said to be at this address, where another machine answers.
+    let mut inform = dhcp(1, 1, &[&INFORM[..], &END].concat());
+    inform[12..16].copy_from_slice(&ELSEWHERE.octets());
+    shout(&socket, &inform);
+    assert_eq!(answer(&socket, &inform), Some((ACK, Ipv4Addr::UNSPECIFIED)));
+    let refused = connect(ELSEWHERE).log_in(&initiator_of("pc-01"), &target_of("pc-01"), Isid::system(1));
+    assert_eq!(refused, 0x0202);
+    assert_eq!(log_in(PC_01, "pc-01").read(1, 1), master_block(1));
 }
 
 #[test]

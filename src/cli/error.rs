@@ -24,7 +24,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// The exit code. 0 is success; 2, a wrong command line, is clap's.
-    pub(super) fn code(self) -> u8 {
+    pub(super) const fn code(self) -> u8 {
         match self {
             Self::Failed => 1,
             Self::Configuration => 3,

@@ -18,7 +18,7 @@ use crate::app::report::{StatusReport, bytes_on_host, master_path};
 use crate::disk;
 use crate::disk::import::ImportError;
 use crate::fleet::ImageName;
-use crate::fleet::image::FIRST_VERSION;
+use crate::fleet::image::{FIRST_VERSION, master_file};
 use crate::store::{LockError, StateLock};
 
 /// How the folder of an import under way begins; no image's name has a dot.
@@ -43,7 +43,7 @@ pub(super) fn run(globals: &Globals, source: &Path, name: &ImageName) -> Result<
 
     let started = Instant::now();
     let mut progress = Progress::new(globals.json);
-    let imported = disk::import::import(source, &staging.0.join(format!("{FIRST_VERSION}.vhd")), &mut |done, total| {
+    let imported = disk::import::import(source, &staging.0.join(master_file(FIRST_VERSION)), &mut |done, total| {
         progress.tell(done, total);
     });
     progress.end();

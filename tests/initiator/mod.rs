@@ -207,6 +207,13 @@ impl Initiator {
         self.send(header, &[]);
     }
 
+    /// CLEAR TASK SET, until it is done.
+    pub(crate) fn clear_task_set(&mut self) {
+        let header = self.header(0x42, 0x84);
+        self.send(header, &[]);
+        assert_eq!(self.take_answer(0x22).header[2], 0, "function complete");
+    }
+
     /// ABORT TASK, until it is done.
     pub(crate) fn abort(&mut self, task: u32) {
         let mut header = self.header(0x42, 0x81);

@@ -237,7 +237,7 @@ impl Running {
                         let cancelled = self.place.disk.writes.cancel(self.place.entry.nexus, Some(&tasks));
                         tokio::spawn(async move {
                             cancelled.await;
-                            let _ = done.send(());
+                            let _ = done.send(!tasks.is_empty());
                         });
                     }
                 },
@@ -422,8 +422,12 @@ impl Running {
                         own.await;
                     } else {
                         // At once: while one session's write is waited for, the others' must not go on.
-                        tokio::join!(own, app.sessions.reset_others(&entry, abort.scope == Scope::Sessions));
-                        disk.unit().reset(entry.nexus);
+                        let others = app.sessions.reset_others(&entry, abort.scope == Scope::Sessions);
+                        let ((), stopped) = tokio::join!(own, others);
+                        match abort.scope {
+                            Scope::TaskSet => disk.unit().cleared(&stopped),
+                            _ => disk.unit().reset(entry.nexus),
+                        }
                     }
                     let _ = finish.send(Finished::Aborted(abort.request, abort.scope));
                 });
