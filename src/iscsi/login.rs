@@ -253,10 +253,10 @@ impl Login {
     }
 
     /// The session goes on over a new connection, with what it had agreed on. Call before [`Login::authorized`].
-    pub fn resume(&mut self, params: Params) {
+    pub fn resume(&mut self, params: &Params) {
         // Digests and segment lengths are a connection's own.
         let Params { digests, initiator_segment, .. } = Params::default();
-        self.negotiation.params = Params { digests, initiator_segment, ..params };
+        self.negotiation.params = Params { digests, initiator_segment, ..params.clone() };
     }
 
     /// Remembers these keys; false if one was said before.

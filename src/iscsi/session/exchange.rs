@@ -47,11 +47,11 @@ impl Session {
         }
         exchange.last = header.last();
         if !exchange.rest.is_empty() {
-            return self.say(exchange, Vec::new());
+            return self.say(exchange, &[]);
         }
         exchange.asked.extend_from_slice(&pdu.data);
         if goes_on {
-            return self.say(exchange, Vec::new());
+            return self.say(exchange, &[]);
         }
         let Ok(keys) = text::parse(&std::mem::take(&mut exchange.asked)) else {
             return self.reject(&header, reject::PROTOCOL_ERROR);
@@ -64,7 +64,7 @@ impl Session {
             }
             None => {
                 let reply = text::declared(&keys, &mut self.params);
-                self.say(exchange, reply);
+                self.say(exchange, &reply);
             }
         }
     }
@@ -89,12 +89,12 @@ impl Session {
             text::push(&mut reply, "TargetName", name);
             text::push(&mut reply, "TargetAddress", address);
         }
-        self.say(exchange, reply);
+        self.say(exchange, &reply);
     }
 
     /// Sends as much of a text as fits one PDU, and remembers the rest for the initiator to ask for.
-    fn say(&mut self, mut exchange: Exchange, text: Vec<u8>) {
-        exchange.rest.extend_from_slice(&text);
+    fn say(&mut self, mut exchange: Exchange, text: &[u8]) {
+        exchange.rest.extend_from_slice(text);
         let rest = exchange.rest.split_off(self.segment().min(exchange.rest.len()));
         let now = std::mem::replace(&mut exchange.rest, rest);
         let more = !exchange.rest.is_empty();

@@ -151,7 +151,7 @@ impl Arrival<'_> {
             return Ok(Verdict::Moved(address.to_string()));
         }
         if let Some(old) = app.sessions.with_handle(&client.name, who.tsih).filter(|_| required) {
-            login.resume(old.params.clone());
+            login.resume(&old.params);
         }
         if !client.chap {
             return Ok(Verdict::Open);
