@@ -107,6 +107,9 @@ const OUR_FIRST_BURST: u32 = 262_144;
 /// Range of the length keys (RFC 7143 §13.12 to §13.14): 512 to 2^24 - 1.
 const LENGTHS: std::ops::RangeInclusive<u32> = 512..=16_777_215;
 
+/// The one key that both ends declare.
+const OUR_SEGMENT: &str = "MaxRecvDataSegmentLength";
+
 /// Negotiates operational keys one text at a time.
 #[derive(Debug, Clone, Default)]
 pub struct Negotiation {
@@ -127,9 +130,11 @@ impl Negotiation {
                 push(&mut reply, key, &answer);
             }
         }
-        if !self.our_segment_declared {
+        // Where theirs was rejected, the key stands there already, and may stand there only once.
+        let theirs_rejected = keys.get(OUR_SEGMENT).is_some_and(|value| number(value, LENGTHS).is_none());
+        if !self.our_segment_declared && !theirs_rejected {
             self.our_segment_declared = true;
-            push(&mut reply, "MaxRecvDataSegmentLength", &MAX_DATA_SEGMENT.to_string());
+            push(&mut reply, OUR_SEGMENT, &MAX_DATA_SEGMENT.to_string());
         }
         // FirstBurstLength must not exceed MaxBurstLength (RFC 7143 §13.14); the keys may come in either order.
         self.params.first_burst = self.params.first_burst.min(self.params.max_burst);
