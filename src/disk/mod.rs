@@ -23,6 +23,8 @@ pub mod pending;
 pub mod vhd;
 
 #[cfg(test)]
+mod conformance;
+#[cfg(test)]
 mod double;
 #[cfg(test)]
 mod hostile;
