@@ -203,7 +203,8 @@ fn libvhdi_reads_a_chain_of_pages_as_we_do() {
         return;
     }
     let mut random = Random(5);
-    for new in CHILDREN {
+    // Blocks of 64 KiB, which Windows never makes, it reads otherwise than 7-Zip and we do.
+    for new in CHILDREN.into_iter().filter(|new| new.block_size >= 128 << 10) {
         let dir = tempfile::tempdir().unwrap();
         // libvhdi takes a path of this kind of host for one that begins in the child's folder.
         let again = dir.path().join(dir.path().strip_prefix("/").unwrap());
