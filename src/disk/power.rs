@@ -9,7 +9,7 @@
 //!
 //! A format joins by an entry in [`FORMATS`].
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::Arc;
@@ -32,6 +32,8 @@ const OTHER_BOOT: &str = "00000000-0c64-4d0e-93a4-7d8f2b1c5e90";
 
 /// Cases of each format in a quick run.
 const CASES: u64 = 1000;
+/// Cases for which there is a history at least: some formats have many moments in one.
+const CASES_A_HISTORY: u64 = 100;
 /// Steps of a history.
 const STEPS: std::ops::Range<usize> = 20..32;
 /// Histories in which a planted fault must have shown itself.
@@ -470,8 +472,8 @@ fn kill_everywhere(format: &Format, (before, steps, seed): &Plan, promise: Promi
 /// Tries random histories of each format until there were enough cases, and prints how many.
 fn try_all(what: &str, cases: u64, run: impl Fn(&Format, &Plan) -> Result<u64, String> + Sync) {
     let one = |format: &Format| {
-        let (counted, histories) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
-        while counted.get() < cases {
+        let (counted, histories) = (Cell::new(0), Cell::new(0));
+        while counted.get() < cases || histories.get() < cases / CASES_A_HISTORY {
             let config =
                 ProptestConfig { cases: 4, max_shrink_iters: 400, failure_persistence: None, ..Default::default() };
             let tested = TestRunner::new(config).run(&plan(), |plan| {
