@@ -32,7 +32,7 @@ const OTHER_BOOT: &str = "00000000-0c64-4d0e-93a4-7d8f2b1c5e90";
 /// Cases of each format in a quick run.
 const CASES: u64 = 1000;
 /// Cases for which there is a history at least: some formats have many moments in one.
-const CASES_A_HISTORY: u64 = 100;
+const CASES_A_HISTORY: u64 = 200;
 /// Steps of a history.
 const STEPS: std::ops::Range<usize> = 20..32;
 /// Histories in which a planted fault must have shown itself.
