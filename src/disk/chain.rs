@@ -132,6 +132,9 @@ impl Chain {
     /// The same, on any media.
     pub(super) fn volatile_on(media: Box<dyn Media>, parent: Arc<Chain>) -> Result<Self, DiskError> {
         let chain = Self::child_on(media, parent, None)?;
+        if let Layer::Sparse(sparse) = &chain.layer {
+            sparse.make_volatile();
+        }
         chain.volatile.store(true, Ordering::Release);
         Ok(chain)
     }
@@ -167,7 +170,7 @@ impl Chain {
     }
 
     /// Opens a file that has no parent, on any media.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn base_on(media: Box<dyn Media>, access: Access) -> Result<Self, DiskError> {
         let layer = open_layer(media, access)?;
         match layer {
