@@ -6,7 +6,7 @@
 # multi-user it prints the marker of image.sh's Linux and gives a root shell on the serial console. The disk boots with
 # BIOS and with UEFI.
 #
-# All of it is Debian's packages and a few files, which are here; docs/images.md says which of them a master needs.
+# All of it is Debian's packages and a few files; docs/boot.md says which of them any Linux master needs.
 # Built once, kept under ${ROOST_LAB:-/var/tmp/roost-lab} by a hash of this recipe.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -40,20 +40,11 @@ settings_before_packages() { # ROOT
 }
 
 settings() { # ROOT
-    local root=$1 unit
+    local root=$1 name
     # A disk that does not answer is waited for: for a day, where the default gives up after two minutes and fails what
     # was written meanwhile.
     sed -i 's/^#\? *node.session.timeo.replacement_timeout *=.*/node.session.timeo.replacement_timeout = 86400/' \
         "$root/etc/iscsi/iscsid.conf"
-    # One image, many machines: each is called what its firmware was told. iscsid logs in again by this name.
-    ln -sf /run/initiatorname.iscsi "$root/etc/iscsi/initiatorname.iscsi"
-    mkdir -p "$root/etc/systemd/system/iscsid.service.d"
-    cat >"$root/etc/systemd/system/iscsid.service.d/name-of-the-firmware.conf" <<'UNIT'
-[Service]
-ExecStartPre=
-ExecStartPre=/bin/sh -c 'echo "InitiatorName=$(cat /sys/firmware/ibft/initiator/initiator-name)" >/run/initiatorname.iscsi'
-ExecStartPre=/lib/open-iscsi/startup-checks.sh
-UNIT
     # From the start, not when somebody asks for it: the session must never be without its daemon.
     mkdir -p "$root/etc/systemd/system/sysinit.target.wants"
     ln -sf /lib/systemd/system/iscsid.service "$root/etc/systemd/system/sysinit.target.wants/"
@@ -63,15 +54,36 @@ UNIT
     mkdir -p "$root/etc/systemd/journald.conf.d"
     printf '[Journal]\nStorage=volatile\n' >"$root/etc/systemd/journald.conf.d/lab.conf"
     # What only costs time on an emulated machine without a screen and without users.
-    for unit in dpkg-db-backup.timer fstrim.timer e2scrub_all.timer e2scrub_reap.service systemd-tmpfiles-clean.timer \
-        getty@tty1.service serial-getty@ttyS0.service systemd-logind.service systemd-update-utmp.service \
-        systemd-update-utmp-runlevel.service systemd-pstore.service; do
-        ln -sf /dev/null "$root/etc/systemd/system/$unit"
+    for name in dpkg-db-backup.timer fstrim.timer e2scrub_all.timer e2scrub_reap.service systemd-tmpfiles-clean.timer \
+        getty.target getty-static.service serial-getty@ttyS0.service systemd-logind.service systemd-update-utmp.service \
+        systemd-update-utmp-runlevel.service systemd-pstore.service systemd-random-seed.service \
+        systemd-ask-password-console.path systemd-ask-password-wall.path proc-sys-fs-binfmt_misc.automount \
+        {dev-hugepages,dev-mqueue,sys-kernel-{config,debug,tracing},sys-fs-fuse-connections}.mount \
+        modprobe@{configfs,dm_mod,drm,efi_pstore,fuse,loop}.service; do
+        ln -sf /dev/null "$root/etc/systemd/system/$name"
     done
+    # Drivers for what is in the machine and not needed. Emulated, each takes up to seconds to load.
+    for name in ata_piix ata_generic ahci sg evdev button serio_raw psmouse qemu_fw_cfg i2c_piix4 kvm kvm_amd powernow_k8 \
+        aesni_intel ghash_clmulni_intel crct10dif_pclmul crc32_pclmul sha512_ssse3; do
+        echo "blacklist $name"
+    done >"$root/etc/modprobe.d/lab.conf"
+    ln -sf /lib/systemd/system/multi-user.target "$root/etc/systemd/system/default.target"
     # What packages left to be done at the first boot has been done (systemd's ConditionNeedsUpdate).
     touch -r "$root/usr" "$root/etc/.updated" "$root/var/.updated"
 
     install_marker "$root"
+    cat >"$root/sbin/lab-console" <<'CONSOLE'
+#!/bin/sh
+# From here the kernel's words are read with dmesg: on the console they would stand amid the shell's.
+dmesg -n 1
+# Up is who has a session that lasts: iscsid has taken it over once its timeout is the kernel's.
+cd /sys/class/iscsi_session
+until grep -qx 86400 */recovery_tmo && grep -qx LOGGED_IN */state; do sleep 0.2; done
+cd /root
+/sbin/lab-marker
+while :; do sh -i; done
+CONSOLE
+    chmod 755 "$root/sbin/lab-console"
     cat >"$root/etc/systemd/system/lab.service" <<'UNIT'
 [Unit]
 Description=The lab's marker, then a shell
@@ -79,17 +91,12 @@ After=multi-user.target
 DefaultDependencies=no
 
 [Service]
-Environment=HOME=/root TERM=dumb "PS1=lab# "
-WorkingDirectory=/root
-# From here the kernel's words are read with dmesg: on the console they would stand amid the shell's.
-ExecStartPre=/bin/dmesg -n 1
-ExecStartPre=/sbin/lab-marker
-ExecStart=/bin/sh -i
+Environment=HOME=/root TERM=dumb "PS1=lab# " PS2=
+ExecStart=/sbin/lab-console
 StandardInput=tty
 StandardOutput=tty
 StandardError=tty
 TTYPath=/dev/ttyS0
-Restart=always
 
 [Install]
 WantedBy=multi-user.target
