@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -12,10 +13,12 @@ use tokio::sync::watch;
 
 use crate::app::App;
 use crate::app::bootfiles::{BootContext, BootFiles};
+use crate::app::keeper::Keeper;
 use crate::app::recorder::Recorder;
 use crate::app::report::Reporter;
 use crate::config::{DhcpMode, Loaded, Report};
 use crate::dhcp::{LeaseChange, Leases, Role, Site};
+use crate::fleet::web::{HTTP_PORT, ISCSI_PORT, TFTP_PORT};
 use crate::fleet::{Lease, Mac, Sighting, Timestamp};
 use crate::http::boot;
 use crate::http::control::{Control, ControlSocket};
@@ -26,22 +29,18 @@ use crate::script;
 use crate::store::{Record, StateLock, Store, WriteError, Writer};
 use crate::sys::{self, Interface};
 
-/// The port of boot scripts and loaders by HTTP.
-const HTTP_PORT: u16 = 80;
-/// The port of loaders by TFTP.
-const TFTP_PORT: u16 = 69;
-
 /// The mapping file does not fit this host: the report says where and why.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Misfit(pub Report);
 
-/// Serves this lab until it is told to stop by SIGTERM or SIGINT.
+/// Serves this lab until it is told to stop by SIGTERM or SIGINT. `file` is the mapping file that it was read from, which is
+/// edited from here on.
 ///
 /// # Errors
 /// What could not be started, with the reason: among them [`Misfit`], [`crate::store::LockError`] and
 /// [`crate::store::StoreError`].
-pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
+pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     raise_descriptor_limit(loaded.config.fleet.clients().len());
     let settings = loaded.config.settings.clone();
     let interfaces = sys::interfaces().context("cannot list the network interfaces")?;
@@ -87,7 +86,7 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     };
     let tftp = TftpServer::bind(SocketAddrV4::new(address, TFTP_PORT), interface.mtu, Arc::clone(&boot)).await?;
     let http = boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
-    let target = iscsi::Server::bind(SocketAddr::from((address, crate::iscsi::PORT)), Arc::clone(&app)).await?;
+    let target = iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?;
 
     let clients = app.fleet().clients().len();
     let dhcp_words = match settings.dhcp {
@@ -99,6 +98,7 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     tracing::info!("serving {clients} client{many} on {} ({address}): {dhcp_words}TFTP, HTTP, iSCSI", interface.name);
 
     let reporter = Reporter::new(settings, Some(store), app.sessions.clone());
+    let keeper = Arc::new(Keeper::new(Arc::clone(&app), file));
     let (stop, stopped) = watch::channel(false);
     let until = || {
         let mut stopped = stopped.clone();
@@ -106,7 +106,7 @@ pub async fn run(loaded: Loaded) -> anyhow::Result<()> {
     };
     let serving = async {
         let _ = tokio::join!(
-            control.serve(Control { app: Arc::clone(&app), reporter }, until()),
+            control.serve(Control { app: Arc::clone(&app), keeper, reporter }, until()),
             tftp.run(until()),
             http.run(boot::router(boot), until()),
             target.run(until()),
@@ -183,7 +183,7 @@ fn boot_context(app: &Arc<App>, files: BootFiles, address: Ipv4Addr) -> BootCont
         files,
         fleet: Box::new(move || fleet.fleet()),
         server: script::Server {
-            iscsi: SocketAddrV4::new(address, crate::iscsi::PORT),
+            iscsi: SocketAddrV4::new(address, ISCSI_PORT),
             http: SocketAddrV4::new(address, HTTP_PORT),
             naming: app.naming.clone(),
         },

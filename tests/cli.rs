@@ -10,6 +10,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use roost::app::App;
+use roost::app::keeper::Keeper;
 use roost::app::recorder::Recorder;
 use roost::app::report::{ClientReport, NoSessions, Reporter};
 use roost::disk::chain::Chain;
@@ -342,8 +343,9 @@ fn while_running(lab: &Lab, inside: impl FnOnce()) {
     leave_a_boot(&store);
     let reporter = Reporter::new(config.settings.clone(), Some(store), Arc::new(NoSessions));
     let app = Arc::new(App::new(config.settings, config.fleet, Recorder::detached(), String::new()));
+    let keeper = Arc::new(Keeper::new(Arc::clone(&app), lab.config()));
     let socket = ControlSocket::bind(&lab.state(), &lock).unwrap();
-    runtime.spawn(socket.serve(Control { app, reporter }, pending()));
+    runtime.spawn(socket.serve(Control { app, keeper, reporter }, pending()));
     inside();
 }
 
@@ -359,8 +361,8 @@ fn the_running_process_is_asked_where_there_is_one() {
         let (out, _) = expect(&lab.roost(&["client", "show", "pc-01", "--json"]), DONE);
         assert_eq!(serde_json::from_str::<ClientReport>(&out).unwrap().name, "pc-01");
 
-        let (_, err) = expect(&lab.roost(&["client", "show", "pc-02"]), FAILED);
-        assert!(err.contains("there is no client `pc-02`"), "{err}");
+        let (_, err) = expect(&lab.roost(&["client", "show", "pc-02"]), REFUSED);
+        assert!(err.contains("there is no client `pc-02`") && err.contains("did you mean `pc-01`?"), "{err}");
 
         // An import needs no lock beside it.
         let disk = lab.raw_disk();
@@ -398,7 +400,7 @@ fn reset_makes_a_clean_disk_and_asks_before_it_throws_away_what_is_kept() {
     let lab = Lab::new();
     let raw = lab.raw_disk();
     expect(&lab.roost(&["image", "import", raw.to_str().unwrap(), "--name", "debian-12"]), DONE);
-    let (_, err) = expect(&lab.roost(&["reset", "pc-77"]), FAILED);
+    let (_, err) = expect(&lab.roost(&["reset", "pc-77"]), REFUSED);
     assert!(err.contains("there is no client `pc-77`") && err.contains("client list"), "{err}");
     let (out, _) = expect(&lab.roost(&["reset", "pc-01"]), DONE);
     assert_eq!(out, "pc-01 has no disk yet; its first login makes one\n");
@@ -431,7 +433,7 @@ fn reset_makes_a_clean_disk_and_asks_before_it_throws_away_what_is_kept() {
         assert!(id(&disk) != old && id(&previous) == old);
         let (out, _) = expect(&lab.roost(&["client", "show", "pc-01"]), DONE);
         assert!(out.contains(&format!("the one before it is {kept} until the next login\n")), "{out}");
-        expect(&lab.roost(&["reset", "pc-77"]), FAILED);
+        expect(&lab.roost(&["reset", "pc-77"]), REFUSED);
     });
 
     // A lab whose disks are reset anyway is not asked.

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The demo's second half: one Roost, two diskless machines, and what is seen of them, told as it happens.
+"""The demo's second half: one Roost, two diskless machines, one of which breaks and is replaced, told as it happens.
 
     story.py --roost BINARY --master RAW --folder DIR --switch NETNS --server NETNS [--keep]
 
-Ends with 0 only if both machines reached their operating system and the master stayed as it was.
+Ends with 0 only if all machines reached their operating system and the master stayed as it was.
 """
 
 import argparse
@@ -19,10 +19,12 @@ from server import Roost, RoostError, bytes_on_host, sha256_file
 
 IMAGE = "lab-linux"
 CLIENTS = {"pc-bios": ("52:54:00:77:00:01", "bios"), "pc-uefi": ("52:54:00:77:00:02", "uefi")}
+SPARE = "52:54:00:77:00:91"  # the machine that takes the place of pc-bios's
 PATIENCE = 240  # seconds for both to be up; a slow machine takes one
 
 # What each stage means, for somebody who sees one for the first time.
 MEANINGS = {
+    "replaced": "a new machine was put into its place",
     "offer": "DHCP offered it an address and told it what to boot",
     "loader": "it fetched the boot loader, iPXE",
     "script": "it fetched its own boot script",
@@ -51,10 +53,10 @@ def mib(count):
 class Story:
     """Prints what happens to the machines in one order, and remembers when."""
 
-    def __init__(self, roost):
+    def __init__(self, roost, names, since):
         self.roost = roost
-        self.power_on = 0.0  # wall clock, as Roost's events have
-        self.reached = {name: {} for name in CLIENTS}  # client -> stage -> first seconds
+        self.since = since  # wall clock, as Roost's events have
+        self.reached = {name: {} for name in names}  # client -> stage -> first seconds
         self.seen = set()
         self.lock = threading.Lock()
 
@@ -66,20 +68,22 @@ class Story:
     def look(self):
         """Tells what is new in Roost's own timelines."""
         news = []
-        for name in CLIENTS:
+        for name in self.reached:
             for event in self.roost.stages(name):
                 key = (name, event["stage"], event["at_ms"], event["detail"])
-                if key not in self.seen:
+                # What was before is another boot's, and told already.
+                if key not in self.seen and event["at_ms"] / 1000 >= self.since:
                     self.seen.add(key)
-                    news.append((event["at_ms"] / 1000 - self.power_on, name, event["stage"], event["detail"]))
+                    news.append((event["at_ms"] / 1000 - self.since, name, event["stage"], event["detail"]))
         for seconds, name, stage, detail in sorted(news):
             self.tell(name, stage, seconds, detail)
 
 
-def boot(roost, machines):
-    """Powers all machines on at once and follows them to their markers."""
-    story = Story(roost)
-    story.power_on = time.time()
+def boot(roost, machines, since=None):
+    """Powers all machines on at once and follows them to their markers. Seconds count from power-on, or from `since`."""
+    since = since or time.time()
+    story = Story(roost, [machine.name for machine in machines], since)
+    powered = time.time()
     for machine in machines:
         machine.start()
     markers, failures = {}, {}
@@ -92,7 +96,8 @@ def boot(roost, machines):
             return
         markers[machine.name] = fields
         detail = f"boot {fields['boots']} of its disk, data {fields['data']}, {fields['fw'].upper()}"
-        story.tell(machine.name, "up", machine.stages["up"], detail)
+        up = machine.stages["up"] + powered - since
+        story.tell(machine.name, "up", up, detail)
 
     waiting = [threading.Thread(target=wait, args=(machine,), daemon=True) for machine in machines]
     for thread in waiting:
@@ -120,7 +125,32 @@ def show_disks(roost, machines):
         say(f"    read back on the machine: mark \"{mark}\", boots {', '.join(boots)}")
 
 
-def figures(story, roost, master_bytes, seconds):
+def replace(arguments, roost, machines):
+    """One machine breaks; another takes its place, and boots from the same disk. The seconds to its first read."""
+    broken = machines[0]
+    address = roost.client(broken.name)["address"]
+    broken.power_off()
+    say(f"{broken.name}: its board dies, in the middle of its work. The box with a new one says {SPARE}.")
+    since = time.time()
+    say(f"$ roost replace {broken.name} --mac {SPARE}")
+    say(roost.cli("replace", broken.name, "--mac", SPARE).stdout.strip())
+    say()
+    machines[0] = Machine(broken.name, SPARE, broken.mode, "tap0", arguments.switch, Path(arguments.folder))
+    story, markers = boot(roost, machines[:1], since)
+    marker, now = markers[broken.name], roost.client(broken.name)["address"]
+    if (marker["boots"], marker["mac"], now) != ("2", SPARE, address):
+        raise RoostError(f"the new machine is not in the place of the old one: {marker} at {now}, not at {address}")
+    code, mark = machines[0].shell("cat /data/mark")
+    if (code, mark) != (0, broken.name):
+        raise RoostError(f"the new machine does not find what the old one wrote: {mark}")
+    seconds = story.reached[broken.name]["first-read"]
+    say()
+    say(f"the same disk (boot {marker['boots']} of it, the mark is there), the same address {now};")
+    say(f"{seconds:.1f} s from the command to the new machine's first read")
+    return seconds
+
+
+def figures(story, roost, master_bytes, seconds, replaced):
     names = list(CLIENTS)
     say(f"{'seconds from power-on to':<28}" + "".join(f"{name:>10}" for name in names))
     for stage in STAGES:
@@ -134,6 +164,7 @@ def figures(story, roost, master_bytes, seconds):
     say(f"{'master on the host':<28}{mib(master_bytes):>10}   one file, shared by both")
     say(f"{'roost in memory':<28}{mib(rss * 1024):>10}   highest {mib(high * 1024)}")
     say(f"{'from here to both systems up':<28}{seconds:>8.1f} s")
+    say(f"{'from replace to first read':<28}{replaced:>8.1f} s")
 
 
 def tell(arguments):
@@ -168,10 +199,15 @@ def tell(arguments):
     story, markers = boot(roost, machines)
     took = time.monotonic() - began
 
-    step("Each wrote its own disk, and the master is as it was")
+    step("Each wrote its own disk")
     if any(fields["data"] != "ok" for fields in markers.values()):
         raise RoostError(f"a machine read wrong data: {markers}")
     show_disks(roost, machines)
+
+    step("A machine breaks, and is replaced: one value of roost.toml changes")
+    replaced = replace(arguments, roost, machines)
+
+    step("The master is as it was")
     after = sha256_file(master)
     if after != before:
         raise RoostError(f"the master changed: {before} became {after}")
@@ -181,7 +217,7 @@ def tell(arguments):
     print(roost.cli("client", "list").stdout, end="", flush=True)
 
     step("What was measured")
-    figures(story, roost, bytes_on_host(master), took)
+    figures(story, roost, bytes_on_host(master), took, replaced)
 
     if arguments.keep:
         keep(arguments, roost, machines)

@@ -26,6 +26,8 @@ pub enum Refusal {
         /// The client's addresses; none where its machine was never seen.
         known: Vec<Ipv4Addr>,
     },
+    /// It is the client's name, from a machine that was seen here and is in no client's place: a replaced one, say.
+    Replaced(Mac),
     /// It is the client's name, at an address that another client's machine uses now.
     Machine {
         /// That machine.
@@ -42,6 +44,9 @@ impl fmt::Display for Refusal {
             Self::Off => write!(f, "the client is switched off (`off = true`)"),
             Self::Name { wanted } => {
                 write!(f, "this disk is for {wanted}; add the name to the client's `initiators` to let it in")
+            }
+            Self::Replaced(mac) => {
+                write!(f, "it came from {mac}, which is not this client's machine; `roost replace` makes it that")
             }
             Self::Machine { mac, of } => write!(f, "it came from {mac}, which is the machine of `{of}`"),
             Self::Address { from, known } if known.is_empty() => {
@@ -99,8 +104,13 @@ impl App {
         {
             return Err(Refusal::Machine { mac, of: other.name.clone() });
         }
-        let known = self.addresses_of(client);
         let is_its_machine = neighbour.is_some_and(|mac| client.macs.contains(&mac));
+        // A replaced machine that still runs goes on using the address, which by now is its successor's. A MAC that was
+        // never seen by itself may be the client's own: systems make bridges and bonds.
+        if let Some(mac) = neighbour.filter(|mac| !is_its_machine && self.recorder.address_seen(*mac).is_some()) {
+            return Err(Refusal::Replaced(mac));
+        }
+        let known = self.addresses_of(client);
         let at_known = matches!(from, IpAddr::V4(from) if known.contains(&from));
         if at_known || is_its_machine { Ok(()) } else { Err(Refusal::Address { from, known }) }
     }

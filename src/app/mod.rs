@@ -7,6 +7,7 @@ pub mod bootfiles;
 pub mod boots;
 mod children;
 pub mod disks;
+pub mod keeper;
 pub mod lanes;
 pub mod queue;
 pub mod recorder;

@@ -16,7 +16,7 @@ use super::recorder::now;
 use crate::config::{DhcpMode, Settings};
 use crate::disk::file::Access;
 use crate::disk::vhd::Footer;
-use crate::fleet::image::FIRST_VERSION;
+use crate::fleet::image::{FIRST_VERSION, master_file};
 use crate::fleet::{Client, ClientName, Event, Fleet, Holder, ImageName, Stage, Timestamp};
 use crate::store::{Store, StoreError};
 
@@ -114,7 +114,7 @@ pub struct Boot {
 /// One stage of a boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootStage {
-    /// Which: `offer`, `loader`, `script`, `login`, `first-read`, `os-session`, `idle` or `refused`.
+    /// Which: `replaced`, `offer`, `loader`, `script`, `login`, `first-read`, `os-session`, `idle` or `refused`.
     pub stage: String,
     /// When, in milliseconds since 1970-01-01T00:00Z.
     pub at_ms: u64,
@@ -150,6 +150,32 @@ pub struct StatusReport {
 pub struct ErrorReport {
     /// What happened, for a person.
     pub error: String,
+    /// What to do about it, one hint each.
+    #[serde(default)]
+    pub help: Vec<String>,
+}
+
+/// What `POST /v1/clients/NAME/replace` asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplaceRequest {
+    /// The new machine's MAC address, in every usual spelling.
+    pub mac: String,
+    /// End the old machine's sessions although it answers.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What came of a replacement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplaceReport {
+    /// The client.
+    pub client: String,
+    /// The MAC addresses of the machine that was in its place, `52:54:00:aa:00:01`.
+    pub old: Vec<String>,
+    /// The MAC address of the machine that is in its place now.
+    pub new: String,
+    /// Whether anything changed: `false` where it was that machine already.
+    pub changed: bool,
 }
 
 /// Who knows the open sessions.
@@ -263,7 +289,7 @@ pub fn previous_path(state: &Path, client: &ClientName) -> PathBuf {
 /// Where the version of an image is that clients boot: `STATE/images/NAME/1.vhd`.
 #[must_use]
 pub fn master_path(state: &Path, image: &ImageName) -> PathBuf {
-    state.join("images").join(image.as_str()).join(format!("{FIRST_VERSION}.vhd"))
+    state.join("images").join(image.as_str()).join(master_file(FIRST_VERSION))
 }
 
 /// What a file takes up, in bytes; `None` where there is no such file.
@@ -310,6 +336,8 @@ fn address(client: &Client, store: &Store) -> Result<Option<Ipv4Addr>, StoreErro
 /// 4. An offer that has led to nothing yet begins a boot if the last one had become idle or had paused; else it may be the
 ///    operating system's, and belongs to the boot in progress.
 ///
+/// A new machine in the client's place begins a boot too: what the old one did is another machine's story.
+///
 /// What is the same twice in a row is shown once.
 #[must_use]
 pub fn boot_timeline(events: &[Event]) -> Option<Boot> {
@@ -317,6 +345,11 @@ pub fn boot_timeline(events: &[Event]) -> Option<Boot> {
     // Offers that have led to nothing yet.
     let mut offers: Vec<&Event> = Vec::new();
     for event in events {
+        if event.stage == Stage::Replaced {
+            boot = vec![event];
+            offers.clear();
+            continue;
+        }
         if event.stage == Stage::Offer {
             // A machine that asks in vain, and asks again after a pause, begins anew.
             if offers.last().is_some_and(|last| event.at.since(last.at) > BOOT_PAUSE) {
@@ -451,6 +484,16 @@ mod tests {
     fn a_machine_reset_between_its_loader_and_its_login_begins_anew() {
         assert_eq!(last_boot("0:offer 1:loader 3:offer 4:script 6:offer 7:loader"), "6:offer 7:loader");
         assert_eq!(last_boot("0:offer 1:loader 3:offer 4:script 5:refused 6:offer 7:script"), "6:offer 7:script");
+    }
+
+    #[test]
+    fn a_new_machine_begins_a_boot_that_counts_from_the_command() {
+        let first = "0:offer 1:loader 3:offer 4:script 5:login 6:first-read";
+        let second = "10:replaced 12:offer 13:loader 15:offer 16:script 17:login 18:first-read";
+        assert_eq!(last_boot(&format!("{first} {second}")), second);
+        assert_eq!(last_boot(&format!("{first} 9:offer 10:replaced")), "10:replaced");
+        // Switched on the next day: its boot is not a day long.
+        assert_eq!(last_boot("0:replaced 9000:offer 9001:loader"), "9000:offer 9001:loader");
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
@@ -28,22 +29,23 @@ pub(super) enum Answer<T> {
     /// The process's answer.
     Got(T),
     /// There is no such thing; in its words.
-    NotFound(String),
+    NotFound(Error),
     /// Nobody listens: no `roost run` has this state folder.
     NothingRuns,
 }
 
 /// Asks the process that has this state folder.
 pub(super) fn ask<T: DeserializeOwned>(state: &Path, path: &str) -> Result<Answer<T>, Error> {
-    request(state, Method::GET, path)
+    speak(state, &Method::GET, path, Bytes::new())
 }
 
-/// Tells the process that has this state folder to do something. That it refuses is an error of that kind.
-pub(super) fn tell<T: DeserializeOwned>(state: &Path, path: &str) -> Result<Answer<T>, Error> {
-    request(state, Method::POST, path)
+/// Tells the process that has this state folder to do something.
+pub(super) fn tell<T: DeserializeOwned>(state: &Path, path: &str, what: &impl Serialize) -> Result<Answer<T>, Error> {
+    let body = serde_json::to_vec(what).map_err(Error::failed)?;
+    speak(state, &Method::POST, path, body.into())
 }
 
-fn request<T: DeserializeOwned>(state: &Path, method: Method, path: &str) -> Result<Answer<T>, Error> {
+fn speak<T: DeserializeOwned>(state: &Path, method: &Method, path: &str, body: Bytes) -> Result<Answer<T>, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::failed)?;
     let socket = state.join(SOCKET);
     let silent = || {
@@ -51,7 +53,8 @@ fn request<T: DeserializeOwned>(state: &Path, method: Method, path: &str) -> Res
             .help("its log says what it is doing; `kill` stops it")
     };
     runtime.block_on(async {
-        let answered = tokio::time::timeout(PATIENCE, exchange(&socket, method, path)).await.map_err(|_| silent())?;
+        let answered =
+            tokio::time::timeout(PATIENCE, exchange(&socket, method, path, body)).await.map_err(|_| silent())?;
         let Some((status, body)) = answered? else { return Ok(Answer::NothingRuns) };
         let odd = |error: serde_json::Error| {
             Error::failed(format!("the running roost's answer cannot be read: {error}"))
@@ -60,17 +63,24 @@ fn request<T: DeserializeOwned>(state: &Path, method: Method, path: &str) -> Res
         if status == StatusCode::OK {
             return serde_json::from_slice(&body).map(Answer::Got).map_err(odd);
         }
-        let ErrorReport { error } = serde_json::from_slice(&body).map_err(odd)?;
-        match status {
-            StatusCode::NOT_FOUND => Ok(Answer::NotFound(error)),
-            StatusCode::CONFLICT => Err(Error::new(Kind::Refused, error)),
-            _ => Err(Error::failed(error)),
-        }
+        let ErrorReport { error, help } = serde_json::from_slice(&body).map_err(odd)?;
+        let kind = match status {
+            StatusCode::NOT_FOUND | StatusCode::CONFLICT => Kind::Refused,
+            StatusCode::UNPROCESSABLE_ENTITY => Kind::Configuration,
+            _ => Kind::Failed,
+        };
+        let error = help.into_iter().fold(Error::new(kind, error), Error::help);
+        if status == StatusCode::NOT_FOUND { Ok(Answer::NotFound(error)) } else { Err(error) }
     })
 }
 
 /// One request, one answer; `None` where nobody listens.
-async fn exchange(socket: &Path, method: Method, path: &str) -> Result<Option<(StatusCode, Bytes)>, Error> {
+async fn exchange(
+    socket: &Path,
+    method: &Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Option<(StatusCode, Bytes)>, Error> {
     let cannot = |error: &dyn std::fmt::Display| {
         Error::failed(format!("cannot ask the running roost at {}: {error}", socket.display()))
     };
@@ -85,7 +95,8 @@ async fn exchange(socket: &Path, method: Method, path: &str) -> Result<Option<(S
     };
     let (mut requests, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| cannot(&error))?;
     tokio::spawn(connection);
-    let request = Request::builder().method(method).uri(path).header("host", "roost").body(Empty::<Bytes>::new());
+    let request = Request::builder().method(method).uri(path).header("host", "roost");
+    let request = request.header("content-type", "application/json").body(Full::new(body));
     let request = request.map_err(|error| cannot(&error))?;
     let answer = requests.send_request(request).await.map_err(|error| cannot(&error))?;
     let status = answer.status();

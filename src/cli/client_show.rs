@@ -14,9 +14,7 @@ pub(super) fn run(globals: &Globals, name: &ClientName) -> Result<(), Error> {
     let state = lab::state(globals)?;
     let client: ClientReport = match ask(&state, &format!("/v1/clients/{name}"))? {
         Answer::Got(client) => client,
-        Answer::NotFound(error) => {
-            return Err(Error::failed(error).help("`roost client list` shows those that there are"));
-        }
+        Answer::NotFound(error) => return Err(error),
         Answer::NothingRuns => {
             let message = format!("no roost is running with the state folder {}", state.display());
             return Err(Error::new(Kind::NothingRuns, message)

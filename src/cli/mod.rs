@@ -1,6 +1,6 @@
 //! The command line: one file for each verb.
 //!
-//! Not here: what the verbs do. `run` hands over to `serve`; `client` asks the running process over its socket; `image`,
+//! Not here: what the verbs do. `run` hands over to `serve`; `client` and `replace` ask the running process over its socket; `image`,
 //! `inspect` and `check` work on files. Exit codes are the kinds of [`error::Error`]; `--json` makes every verb speak to
 //! programs.
 
@@ -15,6 +15,7 @@ mod inspect;
 mod lab;
 mod logs;
 mod output;
+mod replace;
 mod reset;
 mod run;
 
@@ -24,7 +25,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Settings;
-use crate::fleet::{ClientName, ImageName};
+use crate::fleet::{ClientName, ImageName, Mac};
 use error::Error;
 
 /// Boots diskless machines: DHCP, iPXE, and one disk for each machine over iSCSI, all from one file.
@@ -75,6 +76,17 @@ enum Verb {
     Inspect {
         /// The disk file
         file: PathBuf,
+    },
+    /// Give a client a new machine: its disk, name and address stay
+    Replace {
+        /// The client's name
+        name: ClientName,
+        /// The new machine's MAC address; it takes the place of all that the client has
+        #[arg(long)]
+        mac: Mac,
+        /// Take the disk away from the old machine although it is running
+        #[arg(long)]
+        force: bool,
     },
     /// The lab's clients
     #[command(subcommand)]
@@ -145,6 +157,7 @@ fn perform(globals: &Globals, verb: Verb) -> Result<u8, Error> {
         Verb::Image(ImageVerb::Import { file, name }) => image_import::run(globals, &file, &name),
         Verb::Image(ImageVerb::List) => image_list::run(globals),
         Verb::Inspect { file } => inspect::run(globals, &file),
+        Verb::Replace { name, mac, force } => replace::run(globals, &name, mac, force),
         Verb::Client(ClientVerb::List) => client_list::run(globals),
         Verb::Client(ClientVerb::Show { name }) => client_show::run(globals, &name),
         Verb::Reset { name, yes } => reset::run(globals, &name, yes),

@@ -12,6 +12,8 @@ use crate::app::App;
 use crate::app::boots::ResetReport;
 use crate::app::recorder::Recorder;
 use crate::app::report::ClientReport;
+use crate::config::edit::EditError;
+use crate::fleet::change::Refusal;
 use crate::fleet::{ClientName, DiskPolicy};
 use crate::store::StateLock;
 use crate::sys;
@@ -23,21 +25,16 @@ pub(super) fn run(globals: &Globals, name: &ClientName, yes: bool) -> Result<(),
             confirm(name, client.disk_policy == DiskPolicy::Keep.word() && client.disk_bytes_on_host.is_some(), yes)?;
             told(&state, name)?
         }
-        Answer::NotFound(error) => return Err(missing(error)),
+        Answer::NotFound(error) => return Err(error),
         Answer::NothingRuns => at_rest(globals, name, yes)?,
     };
     if globals.json { print_json(&report) } else { print(&words(&report)) }
 }
 
 fn told(state: &Path, name: &ClientName) -> Result<ResetReport, Error> {
-    let answer = tell(state, &format!("/v1/clients/{name}/reset"));
-    let answer = answer.map_err(|error| match error.kind {
-        Kind::Refused => error.help("shut that system down, or switch the machine off, and try again"),
-        _ => error,
-    })?;
-    match answer {
+    match tell(state, &format!("/v1/clients/{name}/reset"), &())? {
         Answer::Got(report) => Ok(report),
-        Answer::NotFound(error) => Err(missing(error)),
+        Answer::NotFound(error) => Err(error),
         Answer::NothingRuns => Err(Error::failed("the running roost has stopped meanwhile").help("try again")),
     }
 }
@@ -46,7 +43,7 @@ fn told(state: &Path, name: &ClientName) -> Result<ResetReport, Error> {
 fn at_rest(globals: &Globals, name: &ClientName, yes: bool) -> Result<ResetReport, Error> {
     let config = lab::config(globals)?;
     let client = config.fleet.client(name).cloned();
-    let client = client.ok_or_else(|| missing(format!("there is no client `{name}`")))?;
+    let client = client.ok_or_else(|| EditError::from(Refusal::no_such_client(&config.fleet, name)))?;
     let disk = crate::app::report::disk_path(&config.settings.state, name);
     confirm(name, client.disk == DiskPolicy::Keep && disk.exists(), yes)?;
     let lock = StateLock::acquire(&config.settings.state)?;
@@ -79,10 +76,6 @@ fn confirm(name: &ClientName, data_goes: bool, yes: bool) -> Result<(), Error> {
         Ok(_) if matches!(answer.trim(), "y" | "Y" | "yes") => Ok(()),
         _ => Err(refused()),
     }
-}
-
-fn missing(error: String) -> Error {
-    Error::failed(error).help("`roost client list` shows those that there are")
 }
 
 fn words(report: &ResetReport) -> String {

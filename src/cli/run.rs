@@ -9,7 +9,7 @@ pub(super) fn run(globals: &Globals) -> Result<(), Error> {
     let loaded = lab::loaded_with_warnings(globals)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Error::failed(format!("cannot start: {error}")))?;
-    runtime.block_on(crate::serve::run(loaded)).map_err(why)
+    runtime.block_on(crate::serve::run(loaded, globals.config.clone())).map_err(why)
 }
 
 /// What serving ended with, as an exit code and words.
@@ -24,7 +24,19 @@ fn why(error: anyhow::Error) -> Error {
     };
     match error.downcast::<Misfit>() {
         Ok(misfit) => Error::new(Kind::Configuration, misfit.to_string().trim_end()),
-        // With all its causes, on one line.
-        Err(error) => Error::failed(format!("{error:#}")),
+        Err(error) => Error::failed(with_causes(&error)),
     }
+}
+
+/// What happened with all its causes, on one line. Many of our messages end in their cause already.
+fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
+        if text.contains(&cause) {
+            text
+        } else if text.is_empty() {
+            cause
+        } else {
+            format!("{text}: {cause}")
+        }
+    })
 }

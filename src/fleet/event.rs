@@ -24,9 +24,12 @@ impl Timestamp {
     }
 }
 
-/// The stages of a boot, in the order in which a machine passes them.
+/// The stages of a boot, in the order in which a machine passes them. Before the first of a machine's life stands that it
+/// was put into its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
+    /// An operator gave the client a new machine.
+    Replaced,
     /// DHCP offered it an address or a boot file.
     Offer,
     /// It fetched the boot loader.
@@ -47,7 +50,8 @@ pub enum Stage {
 
 impl Stage {
     /// Every stage.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
+        Self::Replaced,
         Self::Offer,
         Self::Loader,
         Self::Script,
@@ -62,6 +66,7 @@ impl Stage {
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
+            Self::Replaced => "replaced",
             Self::Offer => "offer",
             Self::Loader => "loader",
             Self::Script => "script",

@@ -3,16 +3,20 @@
 //! Not here: I/O, clocks, sockets, file formats. A [`Fleet`] is an immutable snapshot, made by `config` from `roost.toml`
 //! and handed around in an `Arc`; whoever needs to know what a machine may do asks [`policy::boot_plan`].
 
+pub mod change;
 pub mod client;
 pub mod event;
 pub mod image;
 pub mod iqn;
 pub mod lease;
 pub mod mac;
+pub mod nearest;
 pub mod policy;
+pub mod web;
 
 use std::collections::{BTreeMap, HashMap};
 
+pub use change::Change;
 pub use client::{Client, ClientName, DiskPolicy, Initiators};
 pub use event::{Event, Stage, Timestamp};
 pub use image::ImageName;

@@ -5,6 +5,7 @@
 //! | `GET /v1/clients` | a list of [`ClientReport`](crate::app::report::ClientReport) |
 //! | `GET /v1/clients/NAME` | one of them; 404 where there is no such client |
 //! | `POST /v1/clients/NAME/reset` | [`ResetReport`](crate::app::boots::ResetReport); 409 where a system is running on the disk |
+//! | `POST /v1/clients/NAME/replace` with [`ReplaceRequest`] | [`ReplaceReport`](crate::app::report::ReplaceReport); 409 where it is refused, 422 where the mapping file is wrong |
 //! | `GET /v1/status` | [`StatusReport`](crate::app::report::StatusReport) |
 //!
 //! An answer that is no 200 carries an [`ErrorReport`]. Who may open the socket is the file's mode: its owner and root.
@@ -28,8 +29,11 @@ use tokio::sync::oneshot;
 
 use crate::app::App;
 use crate::app::boots::ResetError;
-use crate::app::report::{ErrorReport, Reporter};
-use crate::fleet::{Client, ClientName};
+use crate::app::keeper::{Keeper, KeeperError};
+use crate::app::report::{ErrorReport, ReplaceRequest, Reporter};
+use crate::config::edit::EditError;
+use crate::fleet::change::Refusal;
+use crate::fleet::{Client, ClientName, Mac};
 use crate::store::StateLock;
 
 /// The socket's name in the state folder.
@@ -46,6 +50,8 @@ const DRAIN: Duration = Duration::from_secs(1);
 pub struct Control {
     /// The fleet as it is now.
     pub app: Arc<App>,
+    /// Who changes it.
+    pub keeper: Arc<Keeper>,
     /// The rest.
     pub reporter: Reporter,
 }
@@ -132,8 +138,9 @@ fn router(control: Control) -> Router {
         .route("/v1/clients", get(clients))
         .route("/v1/clients/{name}", get(client))
         .route("/v1/clients/{name}/reset", post(reset))
+        .route("/v1/clients/{name}/replace", post(replace))
         .route("/v1/status", get(status))
-        .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such resource".to_owned()))
+        .fallback(async || problem(StatusCode::NOT_FOUND, &"there is no such resource"))
         .with_state(control)
 }
 
@@ -159,16 +166,56 @@ async fn reset(State(control): State<Control>, Segment(name): Segment<String>) -
             tracing::info!("{}: its disk was made anew on request", client.name);
             Json(report).into_response()
         }
-        Err(refused @ ResetError::Running { .. }) => problem(StatusCode::CONFLICT, refused.to_string()),
-        Err(failed) => problem(StatusCode::INTERNAL_SERVER_ERROR, failed.to_string()),
+        Err(refused @ ResetError::Running { .. }) => {
+            let help = "shut that system down, or switch the machine off, and try again";
+            helpful(StatusCode::CONFLICT, &refused, Some(help.to_owned()))
+        }
+        Err(failed) => problem(StatusCode::INTERNAL_SERVER_ERROR, &failed),
     }
 }
 
 #[expect(clippy::result_large_err, reason = "an answer, made once and sent")]
 fn find(control: &Control, name: &str) -> Result<Client, Response> {
+    let name: ClientName = name.parse().map_err(|_| nameless(name))?;
     let fleet = control.app.fleet();
-    let found = name.parse().ok().and_then(|name: ClientName| fleet.client(&name).cloned());
-    found.ok_or_else(|| problem(StatusCode::NOT_FOUND, format!("there is no client `{}`", name.escape_debug())))
+    fleet.client(&name).cloned().ok_or_else(|| {
+        let refusal = Refusal::no_such_client(&fleet, &name);
+        helpful(StatusCode::NOT_FOUND, &refusal, Some(refusal.help()))
+    })
+}
+
+/// What can be no client's name is none.
+fn nameless(name: &str) -> Response {
+    problem(StatusCode::NOT_FOUND, &format!("there is no client `{}`", name.escape_debug()))
+}
+
+async fn replace(
+    State(control): State<Control>,
+    Segment(name): Segment<String>,
+    Json(request): Json<ReplaceRequest>,
+) -> Response {
+    let Ok(name) = name.parse::<ClientName>() else { return nameless(&name) };
+    let mac = match request.mac.parse::<Mac>() {
+        Ok(mac) => mac,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &error),
+    };
+    match control.keeper.replace(name, mac, request.force).await {
+        Ok(report) => Json(report).into_response(),
+        Err(error) => helpful(status_of(&error), &error, error.help()),
+    }
+}
+
+fn status_of(error: &KeeperError) -> StatusCode {
+    match error {
+        KeeperError::Refused(refusal) | KeeperError::Edit(EditError::Refused(refusal)) => match refusal {
+            Refusal::NoSuchClient { .. } => StatusCode::NOT_FOUND,
+            Refusal::MacInUse { .. } => StatusCode::CONFLICT,
+        },
+        KeeperError::Lives { .. } => StatusCode::CONFLICT,
+        KeeperError::Edit(EditError::Wrong(_)) => StatusCode::UNPROCESSABLE_ENTITY,
+        KeeperError::Edit(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        KeeperError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+    }
 }
 
 async fn status(State(control): State<Control>) -> Response {
@@ -183,13 +230,18 @@ where
 {
     match tokio::task::spawn_blocking(report).await {
         Ok(Ok(report)) => Json(report).into_response(),
-        Ok(Err(error)) => problem(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-        Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "the report could not be made".to_owned()),
+        Ok(Err(error)) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error),
+        Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, &"the report could not be made"),
     }
 }
 
-fn problem(status: StatusCode, error: String) -> Response {
-    (status, Json(ErrorReport { error })).into_response()
+fn problem(status: StatusCode, error: &impl std::fmt::Display) -> Response {
+    helpful(status, error, None)
+}
+
+fn helpful(status: StatusCode, error: &impl std::fmt::Display, help: Option<String>) -> Response {
+    let report = ErrorReport { error: error.to_string(), help: help.into_iter().collect() };
+    (status, Json(report)).into_response()
 }
 
 #[cfg(test)]
@@ -256,7 +308,8 @@ mod tests {
         store.commit(&[Record::Event(event)]).unwrap();
         let fleet = Fleet::new([client]).unwrap();
         let app = Arc::new(App::new(settings.clone(), fleet, Recorder::detached(), String::new()));
-        Control { app, reporter: Reporter::new(settings, Some(store), Arc::new(OneSession)) }
+        let keeper = Arc::new(Keeper::new(Arc::clone(&app), state.join("roost.toml")));
+        Control { app, keeper, reporter: Reporter::new(settings, Some(store), Arc::new(OneSession)) }
     }
 
     async fn get(state: &Path, path: &str) -> (String, String) {

@@ -63,11 +63,13 @@ class Fleet:
         self.master_sha256 = sha256_file(self.master)
         self.roost.start()
         self.power_on = 0
+        self.macs = {m.name: [] for m in self.machines}  # of each boot
 
     def start_all(self):
         """Switches every machine on in the same moment."""
         self.power_on = time.time()
         for machine in self.machines:
+            self.macs[machine.name].append(machine.mac)
             machine.start()
 
     def power_off_all(self):
@@ -146,16 +148,30 @@ def boots_to_its_marker(fleet, machine, count):
     )
 
 
-def finds_its_own_writes(machine, count):
-    """What earlier boots of this machine wrote is there, and nothing that another machine wrote."""
+def finds_its_own_writes(machine, macs):
+    """What earlier boots of this client wrote is there, whatever machine was in its place, and nothing of another's."""
     if resets(machine):
-        count = 1
+        macs = macs[-1:]
+    count = len(macs)
     code, story = machine.shell("cat /var/story")
-    same((code, story.splitlines()), (0, [f"{n} {machine.mac}" for n in range(1, count + 1)]), "the boots on its disk")
+    same((code, story.splitlines()), (0, [f"{n} {mac}" for n, mac in enumerate(macs, 1)]), "the boots on its disk")
     if count > 1:
         same(machine.shell("cat /data/mark")[1], machine.name, "the mark that it left at its first boot")
     code, output = machine.shell(f"echo {machine.name} >/data/mark && sync")
     same((code, output), (0, ""), "writing a mark")
+
+
+def is_replaced(fleet, machine):
+    """The machine broke; another with a MAC of its own is to boot in its place."""
+    old, new = machine.mac, machine.mac.replace("52:54:00:77:01", "52:54:00:77:91")
+    before, address = fleet.roost.config.read_text(), fleet.roost.client(machine.name)["address"]
+    said = fleet.roost.cli("replace", machine.name, "--mac", new).stdout
+    assert said.startswith(f"{machine.name}: {old} is now {new}; "), said
+    same(fleet.roost.config.read_text(), before.replace(old, new), "roost.toml with one value changed")
+    shown = fleet.roost.client(machine.name)
+    same((shown["macs"], shown["sessions"], shown["address"]), ([new], [], address), "MAC, sessions and address")
+    machine.mac = new
+    return said.strip()
 
 
 def settles(fleet, machine):
@@ -199,12 +215,14 @@ def every_firmware(options, report):
             fleet.start_all()
             for machine in fleet.machines:
                 if report.test(f"{name_of(machine)}-boot-{count}", boots_to_its_marker, fleet, machine, count):
-                    report.test(f"{name_of(machine)}-boot-{count}-finds-its-own-writes", finds_its_own_writes, machine, count)
+                    report.test(f"{name_of(machine)}-boot-{count}-finds-its-own-writes", finds_its_own_writes, machine, fleet.macs[machine.name])
             if count == 2:
                 for machine in fleet.machines:
                     report.test(f"{name_of(machine)}-settles", settles, fleet, machine)
             # The plug is pulled: no shutdown.
             fleet.power_off_all()
+            if count == 1:
+                report.test("a-broken-machine-is-replaced", is_replaced, fleet, fleet.machines[0])
         report.test("master-unchanged-by-boots", master_unchanged, fleet)
         report.test("children-are-read-over-iscsi", children_read_alike, fleet, report)
         report.test("no-panic-in-boots", no_panic, fleet.roost)
