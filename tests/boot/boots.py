@@ -35,6 +35,7 @@ MARKER_SECONDS = 300
 RETURN_SECONDS = 60
 # How long its network is cut, and in one restart Roost away: longer than iscsid waits for the answer to a NOP-Out.
 OUTAGE_SECONDS = 10
+SETTLE_SECONDS = 3
 # How Roost ends under them, and for how long it is away.
 RESTARTS = [("SIGKILL", 0), ("SIGTERM", 0), ("SIGKILL", OUTAGE_SECONDS), ("SIGTERM", 0)]
 
@@ -326,8 +327,8 @@ def writes_through_a_cut(fleet, writers):
     for writer in writers:
         subprocess.run([*plug, writer.machine.tap, "nomaster"], check=True)
     try:
-        # What was on its way has arrived after a second.
-        time.sleep(1)
+        # What was on the disk already may still be told.
+        time.sleep(SETTLE_SECONDS)
         cut = [len(writer.look()) for writer in writers]
         time.sleep(OUTAGE_SECONDS)
         same([len(writer.look()) for writer in writers], cut, "files written without a network")
@@ -339,7 +340,7 @@ def writes_through_a_cut(fleet, writers):
         writer.wait_more(3, RETURN_SECONDS)
     seconds = time.monotonic() - began
     same({name: disk.stat().st_ino for name, disk in disks.items()}, before, "the files of their disks")
-    return f"cut for {OUTAGE_SECONDS + 1} s; 3 files each {seconds:.1f} s after it"
+    return f"cut for {SETTLE_SECONDS + OUTAGE_SECONDS} s; 3 files each {seconds:.1f} s after it"
 
 
 def met_no_error(fleet, writer):
