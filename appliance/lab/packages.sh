@@ -13,8 +13,9 @@ demo_packages=(
     mtools dosfstools fdisk e2fsprogs kmod cpio busybox-static open-iscsi openssl
     iproute2 procps python3
 )
-# The boots, two strangers that read the disks afterwards (7-Zip from the file, qemu-img over iSCSI), and another DHCP server.
-boot_packages=("${demo_packages[@]}" 7zip qemu-utils qemu-block-extra dnsmasq-base)
+# The boots, two strangers that read the disks afterwards (7-Zip from the file, qemu-img over iSCSI), another DHCP server,
+# and what debian.sh builds with.
+boot_packages=("${demo_packages[@]}" 7zip qemu-utils qemu-block-extra dnsmasq-base mmdebstrap)
 # Clients that nobody here wrote, and a compiler for the one that must log each acknowledgement (libiscsi).
 interop_packages=(
     libiscsi-bin libiscsi-dev gcc libc6-dev qemu-utils qemu-block-extra 7zip openssl
