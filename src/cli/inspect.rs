@@ -99,5 +99,8 @@ fn word(format: DiskFormat) -> &'static str {
         DiskFormat::VhdFixed => "vhd-fixed",
         DiskFormat::VhdDynamic => "vhd-dynamic",
         DiskFormat::VhdDifferencing => "vhd-differencing",
+        DiskFormat::VhdxFixed => "vhdx-fixed",
+        DiskFormat::VhdxDynamic => "vhdx-dynamic",
+        DiskFormat::VhdxDifferencing => "vhdx-differencing",
     }
 }
