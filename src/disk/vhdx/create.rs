@@ -127,6 +127,17 @@ pub fn create_child(path: &Path, parent: &Chain, relative: &str) -> Result<Uuid,
 /// # Errors
 /// As [`create_child`].
 pub fn create_child_on(media: &dyn Media, parent: &Chain, relative: &str, absolute: &str) -> Result<Uuid, DiskError> {
+    write_child(media, parent, relative, absolute, CHILD_BLOCK)
+}
+
+/// The same, with blocks of any size.
+pub(in crate::disk) fn write_child(
+    media: &dyn Media,
+    parent: &Chain,
+    relative: &str,
+    absolute: &str,
+    block_size: u32,
+) -> Result<Uuid, DiskError> {
     let unsupported = |what: &str| DiskError::Unsupported { path: parent.path().into(), what: what.to_owned() };
     let below = parent
         .vhdx()
@@ -136,7 +147,7 @@ pub fn create_child_on(media: &dyn Media, parent: &Chain, relative: &str, absolu
         return Err(unsupported("lies at a path too long for a parent locator"));
     }
     let metadata = Metadata {
-        block_size: CHILD_BLOCK,
+        block_size,
         leave_allocated: false,
         size: parent.size(),
         id: Uuid::new_v4(),

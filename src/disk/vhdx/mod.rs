@@ -10,6 +10,8 @@ pub mod create;
 pub mod engine;
 pub mod log;
 mod overlay;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 pub use create::{Spec, create, create_child};
