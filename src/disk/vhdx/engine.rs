@@ -42,6 +42,8 @@ const ENTRIES: usize = 512;
 const MAX_WAITING: usize = 2048;
 /// Records that go into the pending map at once.
 const MAX_APPEND: usize = 4096;
+/// Bytes between two blocks that are taken for new ones; more is no trace of blocks that went, and may take long to clear.
+const MAX_GAP: u64 = 1 << 30;
 /// Pages of the table that are read at once.
 const TABLE_STEP: usize = 256;
 
@@ -322,14 +324,13 @@ impl Vhdx {
             }
             self.apply_changes(&mut writer, &[change])?;
         }
-        let changed = !writer.unlogged.is_empty();
-        if changed {
+        if !writer.unlogged.is_empty() {
             let space = survey(&*self.media, &self.metadata, &self.regions, &self.map(), writer.len)?;
             writer.space = space;
             self.begin_change(&mut writer)?;
         }
         self.settle(&mut writer)?;
-        if changed {
+        if writer.log.is_some() {
             self.barrier(&mut writer)?;
         }
         self.unsettled.store(false, Ordering::Release);
@@ -1082,7 +1083,7 @@ fn survey(media: &dyn Media, metadata: &Metadata, regions: &Regions, map: &Map, 
     let mut space = Space::default();
     for range in all {
         if range.start > space.end {
-            let gap = space.end..range.start;
+            let gap = space.end..range.start.min(space.end + MAX_GAP);
             // A hole is zeros already.
             let hole = media.next_data(gap.start)?.is_none_or(|data| data >= gap.end);
             if hole { &mut space.punched } else { &mut space.freed }.push(gap);
