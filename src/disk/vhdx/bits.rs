@@ -6,14 +6,14 @@
 
 use std::collections::HashMap;
 
-use super::wire::PAGE;
+use super::wire::{PAGE, PAGE_BYTES};
 
 /// Sectors that one page tells of.
 pub(super) const SECTORS: u64 = PAGE * 8;
 /// Pages with bytes of their own that one disk keeps: 16 MiB, which tell of 64 GiB of 512-byte sectors.
 const MAX_MIXED: usize = 4096;
 
-type Bytes = Box<[u8; PAGE as usize]>;
+type Bytes = Box<[u8; PAGE_BYTES]>;
 
 /// One page, short where all its sectors say the same.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl Bits {
     }
 
     /// Takes note of a page as read from the file, unless it is known or `dropped` says that it may be old.
-    pub(super) fn learn(&mut self, page: u32, bytes: &[u8; PAGE as usize], dropped: u64) {
+    pub(super) fn learn(&mut self, page: u32, bytes: &[u8; PAGE_BYTES], dropped: u64) {
         if self.is_known(page) || self.dropped != dropped {
             return;
         }
@@ -117,7 +117,7 @@ impl Bits {
                 Bitmap::Mixed { .. } => None,
             };
             if let Some(fill) = fill {
-                *page = Bitmap::Mixed { bytes: Box::new([fill; PAGE as usize]), ahead: true };
+                *page = Bitmap::Mixed { bytes: Box::new([fill; PAGE_BYTES]), ahead: true };
                 self.mixed += 1;
             }
             if let Bitmap::Mixed { bytes, ahead } = page {
@@ -132,10 +132,10 @@ impl Bits {
     }
 
     /// A known page as it lies in the file.
-    pub(super) fn bytes(&self, page: u32) -> [u8; PAGE as usize] {
+    pub(super) fn bytes(&self, page: u32) -> [u8; PAGE_BYTES] {
         match &self.pages[&page] {
-            Bitmap::NoneHere => [0; PAGE as usize],
-            Bitmap::AllHere => [0xff; PAGE as usize],
+            Bitmap::NoneHere => [0; PAGE_BYTES],
+            Bitmap::AllHere => [0xff; PAGE_BYTES],
             Bitmap::Mixed { bytes, .. } => **bytes,
         }
     }
@@ -155,7 +155,7 @@ impl Bits {
 }
 
 /// The value of bit `from` and how many bits before `to` have it, 64 at a time.
-fn run(bytes: &[u8; PAGE as usize], from: u64, to: u64) -> (bool, u64) {
+fn run(bytes: &[u8; PAGE_BYTES], from: u64, to: u64) -> (bool, u64) {
     let index = |bit: u64| usize::try_from(bit / 8).expect("under 4096");
     let here = bytes[index(from)] >> (from % 8) & 1 != 0;
     let mut at = from;

@@ -29,7 +29,7 @@ use uuid::Uuid;
 use super::bits::{self, Bits};
 use super::log::{self, Log, Page};
 use super::overlay::Overlay;
-use super::wire::{CHUNK_SECTORS, Entry, HEADERS, Header, MIB, Metadata, PAGE, Regions, State};
+use super::wire::{CHUNK_SECTORS, Entry, HEADERS, Header, MIB, Metadata, PAGE, PAGE_BYTES, Regions, State};
 use crate::disk::error::DiskError;
 use crate::disk::file::{Media, read_vec, write_all};
 use crate::disk::iovec::{self, Gather};
@@ -137,8 +137,8 @@ impl Map {
         self.table[page].get_or_insert_with(|| Box::new([0; ENTRIES]))[within] = entry.0;
     }
 
-    fn table_bytes(&self, page: u32) -> [u8; PAGE as usize] {
-        let mut bytes = [0; PAGE as usize];
+    fn table_bytes(&self, page: u32) -> [u8; PAGE_BYTES] {
+        let mut bytes = [0; PAGE_BYTES];
         if let Some(page) = &self.table[page as usize] {
             for (to, entry) in bytes.chunks_exact_mut(8).zip(&page[..]) {
                 to.copy_from_slice(&entry.to_le_bytes());
@@ -824,7 +824,7 @@ impl Vhdx {
                 let at = self.bitmap_page_at(&map, page).expect("checked as the table was read");
                 (at, map.bits.dropped())
             };
-            let mut bytes = [0; PAGE as usize];
+            let mut bytes = [0; PAGE_BYTES];
             match wait {
                 Wait::Block => self.media.read(at, &mut [IoSliceMut::new(&mut bytes)])?,
                 Wait::Never if self.media.try_read(at, &mut [IoSliceMut::new(&mut bytes)])? => {}
@@ -970,7 +970,6 @@ fn update_header(
 }
 
 /// Reads the block allocation table; holes and pages of zeros take no memory.
-#[expect(clippy::type_complexity, reason = "what Map holds")]
 fn read_table(
     media: &dyn Media,
     metadata: &Metadata,
@@ -995,7 +994,7 @@ fn read_table(
         }
         let step = (end - at).min(TABLE_STEP as u64 * PAGE);
         let bytes = read_vec(media, at, usize::try_from(step).expect("1 MiB"))?;
-        for (n, page) in bytes.chunks_exact(PAGE as usize).enumerate() {
+        for (n, page) in bytes.chunks_exact(PAGE_BYTES).enumerate() {
             if page.iter().any(|&byte| byte != 0) {
                 let mut entries = Box::new([0; ENTRIES]);
                 for (entry, bytes) in entries.iter_mut().zip(page.chunks_exact(8)) {

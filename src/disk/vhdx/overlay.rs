@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
 
-use super::wire::PAGE;
+use super::wire::{PAGE, PAGE_BYTES};
 use crate::disk::error::DiskError;
 use crate::disk::file::{Media, write_all};
 use crate::disk::iovec::{self, Scatter};
 
-type Bytes = [u8; PAGE as usize];
+type Bytes = [u8; PAGE_BYTES];
 
 /// Changes in whole pages; later ones win.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ impl Overlay {
         &self,
         offset: u64,
         bufs: &mut [IoSliceMut<'_>],
-        file: &mut dyn FnMut(u64, &mut [IoSliceMut<'_>]) -> Result<bool, DiskError>,
+        file: impl Fn(u64, &mut [IoSliceMut<'_>]) -> Result<bool, DiskError>,
     ) -> Result<bool, DiskError> {
         let (mut at, end) = (offset, offset + iovec::room(bufs));
         if end > self.patches.len {
@@ -157,11 +157,11 @@ impl Media for Overlay {
     }
 
     fn try_read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
-        self.fill(offset, bufs, &mut |at, bufs| self.below.try_read(at, bufs))
+        self.fill(offset, bufs, |at, bufs| self.below.try_read(at, bufs))
     }
 
     fn read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DiskError> {
-        self.fill(offset, bufs, &mut |at, bufs| self.below.read(at, bufs).map(|()| true)).map(drop)
+        self.fill(offset, bufs, |at, bufs| self.below.read(at, bufs).map(|()| true)).map(drop)
     }
 
     fn write(&self, _: u64, _: &[IoSlice<'_>]) -> Result<(), DiskError> {

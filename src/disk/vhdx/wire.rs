@@ -15,7 +15,9 @@ use crate::disk::file::{Media, read_vec};
 /// The unit in which everything of size has its place.
 pub const MIB: u64 = 1 << 20;
 /// The unit of the log, and of every change to metadata.
-pub const PAGE: u64 = 4096;
+pub const PAGE: u64 = PAGE_BYTES as u64;
+/// The same, for arrays.
+pub(super) const PAGE_BYTES: usize = 4096;
 /// What a file begins with.
 pub const SIGNATURE: [u8; 8] = *b"vhdxfile";
 /// The largest disk of the format.
