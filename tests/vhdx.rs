@@ -260,3 +260,88 @@ fn we_read_and_change_what_qemu_wrote() {
         assert_eq!(sha256_by_qemu(&vhdx), changed, "{options}");
     }
 }
+
+#[test]
+fn libvhdi_reads_a_chain_of_three_as_we_do() {
+    let test = "libvhdi_reads_a_chain_of_three_as_we_do";
+    if !has(test, "vhdimount", "libvhdi-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = Random(43);
+    master(&dir.path().join("0.vhdx"), 512, 1 << 20, &mut random);
+    for n in 1..=2 {
+        let (parent, path) = (dir.path().join(format!("{}.vhdx", n - 1)), dir.path().join(format!("{n}.vhdx")));
+        create_child(&path, &Chain::open(&parent, Access::Read).unwrap(), &format!(r".\{}.vhdx", n - 1)).unwrap();
+        scribble(&Chain::open(&path, Access::Write).unwrap(), 300, &mut random);
+    }
+    let top = dir.path().join("2.vhdx");
+    let mount = dir.path().join("mount");
+    fs::create_dir(&mount).unwrap();
+    // It looks for parents beside the child from where it stands.
+    let mounted = Command::new("vhdimount").args(["2.vhdx", "mount"]).current_dir(dir.path()).output().unwrap();
+    if !mounted.status.success() {
+        println!("skip: {test} needs /dev/fuse and the right to mount: {}", String::from_utf8_lossy(&mounted.stderr));
+        return;
+    }
+    // The lowest disk is the first.
+    let theirs = sha256(|to| to.write_all(&fs::read(mount.join("vhdi3")).unwrap_or_default()).unwrap());
+    assert!(Command::new("umount").arg(&mount).status().unwrap().success());
+    assert_eq!(theirs, sha256_of(&Chain::open(&top, Access::Read).unwrap()));
+}
+
+#[test]
+fn a_child_of_a_large_disk_is_a_few_pages_and_made_at_once() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (image, path) = (dir.path().join("1.vhdx"), dir.path().join("pc.vhdx"));
+    create(&image, &Spec::dynamic(256 << 30)).unwrap();
+    let parent = Arc::new(Chain::open(&image, Access::Read).unwrap());
+    let began = std::time::Instant::now();
+    create_child(&path, &parent, r".\1.vhdx").unwrap();
+    println!("a child of 256 GiB in {:?}", began.elapsed());
+    let meta = fs::metadata(&path).unwrap();
+    assert!(meta.blocks() * 512 < 512 << 10 && meta.len() < 16 << 20, "{} of {}", meta.blocks() * 512, meta.len());
+
+    let pending = PendingPath { path: dir.path().join("pending"), boot_id: "a-boot".into() };
+    for pending in [Some(pending), None] {
+        let disk = Chain::open_child(&path, Arc::clone(&parent), pending).unwrap();
+        let began = std::time::Instant::now();
+        for block in 0..500 {
+            disk.write((block * 37 + 1) << 21, &[IoSlice::new(&[7; 4096])]).unwrap();
+        }
+        let each = began.elapsed() / 500;
+        let began = std::time::Instant::now();
+        disk.flush().unwrap();
+        println!("first writes to 500 new blocks: {each:?} each; a flush after them {:?}", began.elapsed());
+        drop(disk);
+        create_child(&path, &parent, r".\1.vhdx").unwrap();
+    }
+}
+
+#[test]
+fn a_parent_that_is_missing_or_of_another_format_is_named_and_loops_end() {
+    use roost::disk::vhd;
+    let dir = tempfile::tempdir().unwrap();
+    let [image, child, other] = ["1.vhdx", "pc.vhdx", "1.vhd"].map(|name| dir.path().join(name));
+    create(&image, &Spec::dynamic(64 << 20)).unwrap();
+    create_child(&child, &Chain::open(&image, Access::Read).unwrap(), r".\1.vhdx").unwrap();
+    let linkage = inspect(&image).unwrap().layers[0].data_write_id.unwrap().to_string();
+    let refused = || Chain::open(&child, Access::Read).unwrap_err();
+
+    fs::remove_file(&image).unwrap();
+    let error = refused();
+    assert!(matches!(error, DiskError::ParentMissing { .. }), "{error}");
+    assert!(error.to_string().contains(&linkage) && error.to_string().contains("1.vhdx"), "{error}");
+    std::os::unix::fs::symlink(&child, &image).unwrap();
+    assert!(refused().to_string().contains("loop"));
+    fs::remove_file(&image).unwrap();
+
+    vhd::create_dynamic(&image, 64 << 20).unwrap();
+    assert!(refused().to_string().contains("is no VHDX"));
+    let error = create_child(&child, &Chain::open(&image, Access::Read).unwrap(), r".\1.vhdx").unwrap_err();
+    assert!(error.to_string().contains("is no VHDX"), "{error}");
+    create(&other, &Spec::dynamic(64 << 20)).unwrap();
+    let error = Chain::open_child(&child, Arc::new(Chain::open(&other, Access::Read).unwrap()), None).unwrap_err();
+    assert!(matches!(error, DiskError::ParentChanged { .. }), "{error}");
+}
