@@ -49,6 +49,9 @@ fn layer(facts: &LayerFacts) -> String {
     if let Some(id) = facts.unique_id {
         line("identity", id.to_string());
     }
+    if let Some(id) = facts.data_write_id {
+        line("contents", id.to_string());
+    }
     if let Some(creator) = &facts.creator {
         line("made by", creator.clone());
     }
@@ -85,7 +88,11 @@ fn layer_value(facts: &LayerFacts) -> Value {
         "file_size": facts.file_size,
         "bytes_on_host": facts.allocated,
         "blocks": facts.blocks.map(|(present, all)| json!({ "present": present, "all": all })),
+        "block_size": facts.block_size,
+        "logical_sector": facts.sectors.0,
+        "physical_sector": facts.sectors.1,
         "identity": facts.unique_id.map(|id| id.to_string()),
+        "data_write": facts.data_write_id.map(|id| id.to_string()),
         "creator": facts.creator,
         "parent": facts.parent.as_ref().map(|parent| json!({
             "name": parent.name,
@@ -102,5 +109,8 @@ fn word(format: DiskFormat) -> &'static str {
         DiskFormat::VhdFixed => "vhd-fixed",
         DiskFormat::VhdDynamic => "vhd-dynamic",
         DiskFormat::VhdDifferencing => "vhd-differencing",
+        DiskFormat::VhdxFixed => "vhdx-fixed",
+        DiskFormat::VhdxDynamic => "vhdx-dynamic",
+        DiskFormat::VhdxDifferencing => "vhdx-differencing",
     }
 }
