@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{IoSlice, IoSliceMut, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use roost::disk::file::Access;
 use roost::disk::inspect::{DiskFormat, inspect};
@@ -86,6 +86,12 @@ fn sha256_by_qemu(path: &Path) -> String {
     sha256(|to| to.write_all(&fs::read(&raw).unwrap()).unwrap())
 }
 
+/// One test at a time: a program that another thread starts holds every open file, and its lock, until it runs.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Random numbers that are the same in each run.
 struct Random(u64);
 
@@ -118,6 +124,7 @@ fn scribble(disk: &Chain, writes: u64, random: &mut Random) {
 
 #[test]
 fn images_that_windows_made_hold_what_is_known_of_them() {
+    let _alone = alone();
     let test = "images_that_windows_made_hold_what_is_known_of_them";
     let dir = tempfile::tempdir().unwrap();
     let iotest = "d3d112d8dab7fd360609f7d5a7b769904b7a2a7d7b6b8c535f65a23293c05478";
@@ -160,6 +167,7 @@ fn master(path: &Path, logical_sector: u32, block_size: u32, random: &mut Random
 
 #[test]
 fn seven_zip_and_qemu_read_dynamic_and_fixed_disks_as_we_do() {
+    let _alone = alone();
     let test = "seven_zip_and_qemu_read_dynamic_and_fixed_disks_as_we_do";
     if !has(test, "7zz", "7zip") || !has(test, "qemu-img", "qemu-utils") {
         return;
@@ -190,6 +198,7 @@ fn seven_zip_and_qemu_read_dynamic_and_fixed_disks_as_we_do() {
 
 #[test]
 fn seven_zip_reads_a_chain_of_three_as_we_do() {
+    let _alone = alone();
     let test = "seven_zip_reads_a_chain_of_three_as_we_do";
     if !has(test, "7zz", "7zip") {
         return;
@@ -236,6 +245,7 @@ fn seven_zip_reads_a_chain_of_three_as_we_do() {
 
 #[test]
 fn we_read_and_change_what_qemu_wrote() {
+    let _alone = alone();
     if !has("we_read_and_change_what_qemu_wrote", "qemu-img", "qemu-utils") {
         return;
     }
@@ -263,6 +273,7 @@ fn we_read_and_change_what_qemu_wrote() {
 
 #[test]
 fn libvhdi_reads_a_chain_of_three_as_we_do() {
+    let _alone = alone();
     let test = "libvhdi_reads_a_chain_of_three_as_we_do";
     if !has(test, "vhdimount", "libvhdi-utils") {
         return;
@@ -292,6 +303,7 @@ fn libvhdi_reads_a_chain_of_three_as_we_do() {
 
 #[test]
 fn a_child_of_a_large_disk_is_a_few_pages_and_made_at_once() {
+    let _alone = alone();
     use std::os::unix::fs::MetadataExt;
     let dir = tempfile::tempdir().unwrap();
     let (image, path) = (dir.path().join("1.vhdx"), dir.path().join("pc.vhdx"));
@@ -321,6 +333,7 @@ fn a_child_of_a_large_disk_is_a_few_pages_and_made_at_once() {
 
 #[test]
 fn a_parent_that_is_missing_or_of_another_format_is_named_and_loops_end() {
+    let _alone = alone();
     use roost::disk::vhd;
     let dir = tempfile::tempdir().unwrap();
     let [image, child, other] = ["1.vhdx", "pc.vhdx", "1.vhd"].map(|name| dir.path().join(name));

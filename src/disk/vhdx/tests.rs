@@ -291,16 +291,23 @@ fn cut_everywhere(kind: Kind, steps: &[Step], rounds: u64, seed: u64) {
     for (n, moment) in moments.enumerate() {
         let flushed = done.iter().rposition(|step| step.flush && step.ended <= moment).unwrap();
         let possible = &done[flushed..=done.iter().rposition(|step| step.began <= moment).unwrap()];
-        let odds: &[u64] = if moment < first { &[] } else { &[0, 4, 7, 8] };
-        for &odds in odds {
-            let mut keeps = || {
+        // Sectors kept by the coin, or whole writes: of a log entry hardly ever all sectors would be, one by one.
+        let odds: &[(u64, bool)] = match moment < first {
+            true => &[],
+            false => &[(0, true), (4, false), (7, false), (4, true), (4, true), (6, true), (8, true)],
+        };
+        for &(odds, whole) in odds {
+            let mut coin = || {
                 random ^= random << 13;
                 random ^= random >> 7;
                 random ^= random << 17;
                 random % 8 < odds
             };
             let mut contents = durable.clone();
-            since.iter().for_each(|event| contents.apply(event, &mut keeps));
+            for event in &since {
+                let kept = coin();
+                contents.apply(event, &mut || if whole { kept } else { coin() });
+            }
             let map = Double::holding(contents_at(Contents::default(), &map.events(), moment));
             let disk = Double::holding(contents);
             let after = tags(&open(&disk, parent.as_ref(), Mode::Mapped, &map, OTHER_BOOT));
