@@ -10,6 +10,7 @@ use super::SECTOR;
 use super::chain::{Chain, MAX_DEPTH, parent_candidates};
 use super::error::DiskError;
 use super::file::{Access, File, Media, read_vec};
+use super::qemu::ByQemu;
 use super::vhd::sparse::Sparse;
 use super::vhd::wire::{Footer, Geometry, Kind};
 
@@ -62,7 +63,9 @@ pub struct Foreign {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Convert {
     /// `qemu-img convert` reads it.
-    QemuImg,
+    QemuImg(ByQemu),
+    /// It reads this, too, though not for an import.
+    QemuImgByHand,
     /// This command unpacks it.
     Unpack(&'static str),
     /// No command does.
@@ -70,12 +73,23 @@ enum Convert {
 }
 
 impl Foreign {
+    /// Which of the formats it is that an import has `qemu-img` read.
+    #[must_use]
+    pub fn by_qemu(&self) -> Option<ByQemu> {
+        match self.convert {
+            Convert::QemuImg(format) => Some(format),
+            _ => None,
+        }
+    }
+
     /// What a person does with it.
     #[must_use]
     pub fn advice(&self, path: &Path) -> String {
         let path = path.display();
         match self.convert {
-            Convert::QemuImg => format!("convert it first: qemu-img convert -O raw {path} disk.raw"),
+            Convert::QemuImg(_) | Convert::QemuImgByHand => {
+                format!("convert it first: qemu-img convert -O raw {path} disk.raw")
+            }
             Convert::Unpack(command) => format!("unpack it first: {command} {path}"),
             Convert::Say(sentence) => sentence.to_owned(),
         }
@@ -98,16 +112,16 @@ pub fn identify(path: &Path) -> Result<Result<DiskFormat, Option<Foreign>>, Disk
     let begins = |magic: &[u8]| front.starts_with(magic);
     let foreign = |name, convert| Ok(Err(Some(Foreign { name, convert })));
     if begins(b"QFI\xfb") {
-        return foreign("a qcow2 image", Convert::QemuImg);
+        return foreign("a qcow2 image", Convert::QemuImg(ByQemu::Qcow2));
     }
     if begins(b"KDMV") || begins(b"COWD") || begins(b"# Disk DescriptorFile") {
-        return foreign("a VMDK image", Convert::QemuImg);
+        return foreign("a VMDK image", Convert::QemuImg(ByQemu::Vmdk));
     }
     if begins(b"vhdxfile") {
-        return foreign("a VHDX image", Convert::QemuImg);
+        return foreign("a VHDX image", Convert::QemuImgByHand);
     }
     if front.get(64..68) == Some(&[0x7f, 0x10, 0xda, 0xbe]) {
-        return foreign("a VDI image", Convert::QemuImg);
+        return foreign("a VDI image", Convert::QemuImg(ByQemu::Vdi));
     }
     if begins(b"\x1f\x8b") {
         return foreign("compressed with gzip", Convert::Unpack("gunzip -k"));

@@ -96,7 +96,7 @@ pub(in crate::disk) fn write_child(
         size,
         block_size: BLOCK_SIZE,
         table_offset: CHILD_TABLE_AT,
-        parent: Some((parent_id, &name, [relative, absolute_locator])),
+        parent: Some((parent_id, &name, vec![relative, absolute_locator])),
     });
     let entries = (0..blocks).map(|n| u32::try_from((first + n * STRIDE) / SECTOR).expect("checked by the end"));
     let footer = Footer::new(Kind::Differencing, size, id);

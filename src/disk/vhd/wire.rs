@@ -350,7 +350,7 @@ pub struct NewHeader<'a> {
     /// Where the table lies.
     pub table_offset: u64,
     /// For a differencing disk: the parent's identity, its name, and where the texts that lead to it lie.
-    pub parent: Option<(Uuid, &'a str, [Locator; 2])>,
+    pub parent: Option<(Uuid, &'a str, Vec<Locator>)>,
 }
 
 /// A dynamic header.
