@@ -68,6 +68,15 @@ pub struct ResetReport {
     pub previous_disk: Option<PathBuf>,
 }
 
+/// What `POST /v1/clients/NAME/release` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseReport {
+    /// The client's name.
+    pub name: String,
+    /// The disk, closed and whole until the next login; none where there is no disk yet.
+    pub disk_path: Option<PathBuf>,
+}
+
 impl App {
     /// The machine with this MAC fetches its script: if a client's disk is what it is to boot, see
     /// [`begin_boot`](App::begin_boot).
@@ -147,6 +156,24 @@ impl App {
             disk_path: disk_path(state, &client.name),
             previous_disk: previous.then(|| previous_path(state, &client.name)),
         })
+    }
+
+    /// Lets go of a client's disk, so that its file can be read: all that was acknowledged is in it.
+    ///
+    /// # Errors
+    /// Somebody is logged in, or the disk cannot be settled.
+    pub async fn release_disk(self: &Arc<Self>, client: &Client) -> Result<ReleaseReport, ResetError> {
+        let (app, this) = (Arc::clone(self), client.clone());
+        let done = self.in_time(&client.name, async move {
+            let gone = "its disk is to be read, and it gave no sign of life";
+            if let Some(who) = app.sessions.clear(&this.name, gone).await.into_iter().next() {
+                return Ok(Err(who));
+            }
+            Ok(Ok(app.disks.release(&this).await?))
+        });
+        let there = done.await?.map_err(|who| ResetError::Running { client: client.name.to_string(), who })?;
+        let disk_path = there.then(|| disk_path(&self.settings.state, &client.name));
+        Ok(ReleaseReport { name: client.name.to_string(), disk_path })
     }
 
     /// Does this behind the client's door, and waits for it at most [`PATIENCE`]. Once begun it goes on after that, and when

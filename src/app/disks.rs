@@ -168,6 +168,24 @@ impl Disks {
         .await
     }
 
+    /// Makes the client's disk durable, with what a process that died left of it, and closes it; `false` where there is none.
+    ///
+    /// The caller holds the client's [door](super::sessions::Sessions::door), and no session is on the disk.
+    ///
+    /// # Errors
+    /// It cannot be opened or made durable.
+    pub async fn release(&self, client: &Client) -> Result<bool, ServeError> {
+        if self.found(client).await? == DiskFound::Missing {
+            return Ok(false);
+        }
+        self.open(client, "").await?;
+        let open = self.slots().remove(&client.name).and_then(|slot| slot.get().cloned());
+        if let Some(open) = open {
+            open.writes.flush().await?;
+        }
+        Ok(true)
+    }
+
     /// Runs to its end whether or not the caller does.
     async fn detached<T: Send + 'static>(
         &self,

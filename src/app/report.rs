@@ -289,7 +289,13 @@ pub fn previous_path(state: &Path, client: &ClientName) -> PathBuf {
 /// Where the version of an image is that clients boot: `STATE/images/NAME/1.vhd`.
 #[must_use]
 pub fn master_path(state: &Path, image: &ImageName) -> PathBuf {
-    state.join("images").join(image.as_str()).join(format!("{FIRST_VERSION}.vhd"))
+    version_path(state, image, FIRST_VERSION)
+}
+
+/// Where a version of an image is: `STATE/images/NAME/VERSION.vhd`.
+#[must_use]
+pub fn version_path(state: &Path, image: &ImageName, version: u32) -> PathBuf {
+    state.join("images").join(image.as_str()).join(format!("{version}.vhd"))
 }
 
 /// What a file takes up, in bytes; `None` where there is no such file.

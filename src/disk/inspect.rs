@@ -11,6 +11,7 @@ use super::chain::{Chain, MAX_DEPTH, parent_candidates};
 use super::error::DiskError;
 use super::file::{Access, File, Media, read_vec};
 use super::qemu::ByQemu;
+use super::vhd::facts::VhdFacts;
 use super::vhd::sparse::Sparse;
 use super::vhd::wire::{Footer, Geometry, Kind};
 
@@ -187,6 +188,8 @@ pub struct LayerFacts {
     pub creator: Option<String>,
     /// The parent of a differencing disk.
     pub parent: Option<ParentFacts>,
+    /// What else a VHD tells.
+    pub vhd: Option<VhdFacts>,
 }
 
 /// What a differencing disk says of its parent.
@@ -251,6 +254,7 @@ fn layer(path: &Path, warnings: &mut Vec<String>) -> Result<LayerFacts, DiskErro
         unique_id: None,
         creator: None,
         parent: None,
+        vhd: None,
     };
     if !matches!(identify(path)?, Ok(format) if format != DiskFormat::Raw) {
         let boot_sector = meta.len() < 512 || read_vec(&file, 510, 2)? != [0x55, 0xaa];
@@ -271,6 +275,7 @@ fn layer(path: &Path, warnings: &mut Vec<String>) -> Result<LayerFacts, DiskErro
         warnings.push(format!("{path}: the geometry tells of {size} bytes, and some tools believe it"));
     }
     if footer.kind() == Kind::Fixed {
+        facts.vhd = Some(VhdFacts::of(&file, &footer, None)?);
         return Ok(facts);
     }
     if read_vec(&file, 0, 512)? != footer.as_bytes() {
@@ -281,6 +286,7 @@ fn layer(path: &Path, warnings: &mut Vec<String>) -> Result<LayerFacts, DiskErro
     }
     let sparse = Sparse::open(Box::new(file), footer, true)?;
     facts.blocks = Some((sparse.blocks_present(), sparse.header().blocks()));
+    facts.vhd = Some(VhdFacts::of(sparse.media(), sparse.footer(), Some(&sparse))?);
     if facts.format == DiskFormat::VhdDifferencing {
         let tried = parent_candidates(sparse.media(), sparse.header())?;
         let found = tried.iter().find(|path| path.exists()).cloned();
