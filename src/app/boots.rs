@@ -53,6 +53,9 @@ pub enum ResetError {
     /// It cannot be made anew.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// It cannot be closed.
+    #[error(transparent)]
+    Disk(ServeError),
 }
 
 /// What `POST /v1/clients/NAME/reset` and `roost reset` answer.
@@ -169,9 +172,10 @@ impl App {
             if let Some(who) = app.sessions.clear(&this.name, gone).await.into_iter().next() {
                 return Ok(Err(who));
             }
-            Ok(Ok(app.disks.release(&this).await?))
+            Ok(Ok(app.disks.release(&this).await))
         });
-        let there = done.await?.map_err(|who| ResetError::Running { client: client.name.to_string(), who })?;
+        let released = done.await?.map_err(|who| ResetError::Running { client: client.name.to_string(), who })?;
+        let there = released.map_err(ResetError::Disk)?;
         let disk_path = there.then(|| disk_path(&self.settings.state, &client.name));
         Ok(ReleaseReport { name: client.name.to_string(), disk_path })
     }

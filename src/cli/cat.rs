@@ -11,7 +11,7 @@ use clap::Args;
 use rustix::fs::{OFlags, fcntl_getfl};
 
 use super::error::{Error, Kind};
-use crate::disk::copy::each_piece;
+use crate::disk::copy::{each_piece, each_run};
 use crate::disk::file::Access;
 use crate::disk::inspect::identify;
 use crate::disk::{Chain, Disk, DiskError, SECTOR};
@@ -80,7 +80,9 @@ fn pour(disk: &Chain, start: u64, end: u64) -> Result<(), Spilt> {
     let mut out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let holes = takes_holes(&mut out)?;
     let mut at = start;
-    each_piece::<Spilt>(disk, start..end, &mut |_, _| (), &mut |offset, bytes| {
+    // To look for zeros pays where they become holes.
+    let each = if holes { each_run::<Spilt> } else { each_piece::<Spilt> };
+    each(disk, start..end, &mut |_, _| (), &mut |offset, bytes| {
         skip(&mut out, offset - at, holes)?;
         out.write_all(bytes)?;
         at = offset + bytes.len() as u64;

@@ -217,7 +217,11 @@ fn check(globals: &Globals, file: &Path) -> Result<u8, Error> {
         (false, true) => check::Style::Coloured,
         (false, false) => check::Style::Plain,
     };
-    let images = |settings: &Settings| lab::images(globals.state.as_ref().unwrap_or(&settings.state));
+    let images = |settings: &Settings| {
+        let state = globals.state.as_ref().unwrap_or(&settings.state);
+        let there = lab::images(state)?;
+        Some(check::Images { changed: lab::changed_images(state, &there), there })
+    };
     let answer = check::check(file, style, images);
     output::print(&answer.text)?;
     Ok(answer.exit)

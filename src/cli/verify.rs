@@ -13,7 +13,7 @@ use super::error::{Error, Kind};
 use super::output::{print, print_json};
 use super::progress::Progress;
 use super::{DAMAGED, DONE, Globals, lab};
-use crate::app::report::master_path;
+use crate::app::scrub;
 use crate::disk::DiskError;
 use crate::disk::check::{Checked, Finding, Severity, check};
 use crate::disk::checksum::{Checksum, record_path};
@@ -39,8 +39,7 @@ pub(super) fn run(globals: &Globals, which: &Which, repair: bool) -> Result<u8, 
         Some(file) => files.push(file.clone()),
         None => {
             let state = lab::state(globals)?;
-            let images = lab::images(&state).unwrap_or_default();
-            masters.extend(images.iter().map(|image| master_path(&state, image)));
+            masters.extend(scrub::masters(&state).into_iter().map(|(_, path)| path));
             files.clone_from(&masters);
             if which.all {
                 files.extend(client_disks(&state));
