@@ -77,7 +77,9 @@ impl Unfinished {
                 // Without it the signals end the process at once, and what is unfinished stays.
                 let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
                 runtime.block_on(told_to_stop());
-                for path in &*UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner) {
+                // Held to the end: whoever is about to finish, or to fail because of what goes away here, waits.
+                let unfinished = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
+                for path in &*unfinished {
                     let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
                 }
                 let _ = writeln!(io::stderr(), "interrupted; what was unfinished is removed");

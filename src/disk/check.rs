@@ -330,6 +330,8 @@ mod tests {
     use super::super::model;
     use super::*;
 
+    type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
+
     fn on(_: u64, _: u64) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
@@ -365,7 +367,7 @@ mod tests {
                 change(&mut bytes);
                 fs::write(&path, bytes).unwrap();
             };
-            let damages: [(&str, &dyn Fn(&mut Vec<u8>)); 5] = [
+            let damages: [(&str, Change<'_>); 5] = [
                 ("cut off", &|bytes| bytes.truncate(end - 512)),
                 ("half cut off", &|bytes| bytes.truncate(end - 200)),
                 ("zeros", &|bytes| bytes[end - 512..].fill(0)),
@@ -391,7 +393,7 @@ mod tests {
         let good = fs::read(&path).unwrap();
         let end = good.len();
         let other = Footer::new(Kind::Dynamic, 5 << 20, uuid::Uuid::from_u128(9));
-        let damages: [(&str, u64, &dyn Fn(&mut Vec<u8>)); 4] = [
+        let damages: [(&str, u64, Change<'_>); 4] = [
             ("dynamic header's checksum", 512, &|bytes| bytes[512 + 60] ^= 1),
             ("beyond the end", 1536, &|bytes| bytes[1536..1540].copy_from_slice(&[0x7f, 0, 0, 0])),
             ("tells of another disk", 0, &|bytes| bytes[..512].copy_from_slice(other.as_bytes())),

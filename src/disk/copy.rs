@@ -17,6 +17,9 @@ const PAGE: usize = 4096;
 /// Most bytes that are looked through at once for data.
 const MAX_WINDOW: u64 = 1 << 30;
 
+/// What takes the bytes of a disk piece by piece, each with its offset.
+pub type Take<'a, E> = dyn FnMut(u64, &[u8]) -> Result<(), E> + 'a;
+
 /// The first byte of a range at which something else than zeros may be, or the range's end.
 ///
 /// # Errors
@@ -50,7 +53,7 @@ pub fn each_piece<E: From<DiskError>>(
     disk: &Chain,
     range: Range<u64>,
     progress: &mut dyn FnMut(u64, u64),
-    take: &mut dyn FnMut(u64, &[u8]) -> Result<(), E>,
+    take: &mut Take<'_, E>,
 ) -> Result<(), E> {
     let total = range.end - range.start;
     let mut buffer = vec![0; usize::try_from(CHUNK).expect("2 MiB")];
@@ -81,7 +84,7 @@ pub fn each_run<E: From<DiskError>>(
     disk: &Chain,
     range: Range<u64>,
     progress: &mut dyn FnMut(u64, u64),
-    take: &mut dyn FnMut(u64, &[u8]) -> Result<(), E>,
+    take: &mut Take<'_, E>,
 ) -> Result<(), E> {
     each_piece(disk, range, progress, &mut |at, bytes| {
         runs(bytes).try_for_each(|run| take(at + run.start as u64, &bytes[run]))

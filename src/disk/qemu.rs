@@ -3,12 +3,16 @@
 //! An image of such a format may name other files to be read with it: a backing file, an extent, a data file. Whoever made
 //! the image could so have any file of this host read into a disk. So the names are looked at first, and only what lies
 //! beside the image, under a bare name, is let through.
+//!
+//! `qemu-img convert` takes what lies beyond the end of a file for zeros: a download that was cut short becomes a disk that
+//! looks whole. So `qemu-img check` and `qemu-img map` are asked first.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 
+use serde::Deserialize;
 use thiserror::Error;
 
 use super::SECTOR;
@@ -89,20 +93,15 @@ pub fn convert(source: &Path, format: ByQemu, raw: &Path, progress: &mut dyn FnM
     // An absolute path is never taken for a protocol (`nbd:`) or an option.
     let path = std::path::absolute(source).map_err(|error| DiskError::io(source, "resolve", error))?;
     let raw = std::path::absolute(raw).map_err(|error| DiskError::io(raw, "resolve", error))?;
-    let spawned = Command::new("qemu-img")
+    is_whole(source, &path, format)?;
+    let mut child = Command::new("qemu-img")
         .args(["convert", "-p", "-f", format.word(), "-O", "raw"])
         .args([&path, &raw])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .spawn();
-    let mut child = match spawned {
-        Ok(child) => child,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(QemuError::Missing { path: source.into(), what: format.word() });
-        }
-        Err(error) => return Err(DiskError::io(Path::new("qemu-img"), "start", error).into()),
-    };
+        .spawn()
+        .map_err(|error| not_started(source, format, error))?;
     let mut stderr = child.stderr.take().expect("piped");
     let listener = thread::spawn(move || {
         let mut said = Vec::new();
@@ -117,8 +116,67 @@ pub fn convert(source: &Path, format: ByQemu, raw: &Path, progress: &mut dyn FnM
     if ended.success() {
         return Ok(());
     }
-    let said = said.strip_prefix("qemu-img: ").unwrap_or(&said);
-    Err(QemuError::Failed { path: source.into(), said: if said.is_empty() { ended.to_string() } else { said.into() } })
+    Err(failed(source, &said, ended))
+}
+
+fn not_started(source: &Path, format: ByQemu, error: io::Error) -> QemuError {
+    match error.kind() {
+        io::ErrorKind::NotFound => QemuError::Missing { path: source.into(), what: format.word() },
+        _ => DiskError::io(Path::new("qemu-img"), "start", error).into(),
+    }
+}
+
+fn failed(source: &Path, said: &str, ended: ExitStatus) -> QemuError {
+    let said = said.trim().strip_prefix("qemu-img: ").unwrap_or(said.trim());
+    QemuError::Failed { path: source.into(), said: if said.is_empty() { ended.to_string() } else { said.into() } }
+}
+
+/// A part of an image, as `qemu-img map --output=json` tells it.
+#[derive(Debug, Deserialize)]
+struct Mapped {
+    length: u64,
+    data: bool,
+    zero: bool,
+    /// Where it lies in the file; compressed data does not say.
+    offset: Option<u64>,
+}
+
+/// Refuses an image that leads to what is not there.
+fn is_whole(source: &Path, path: &Path, format: ByQemu) -> Result<(), QemuError> {
+    /// What `qemu-img check` ends with besides 0 where an image can be read: space that nobody uses, a format that has no
+    /// check.
+    const FINE: [i32; 2] = [3, 63];
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new("qemu-img");
+        command.args(arguments).args(["-f", format.word()]).arg(path).stdin(Stdio::null());
+        command.output().map_err(|error| not_started(source, format, error))
+    };
+    let checked = ask(&["check"])?;
+    if !checked.status.success() && !checked.status.code().is_some_and(|code| FINE.contains(&code)) {
+        // One line for each of thousands of clusters.
+        let said = [checked.stderr, checked.stdout].concat();
+        let said = String::from_utf8_lossy(&said).lines().find(|line| !line.trim().is_empty()).unwrap_or("").to_owned();
+        return Err(failed(source, &said, checked.status));
+    }
+    let file = File::open(path, Access::Peek)?;
+    if format == ByQemu::Vmdk && !read_vec(&file, 0, 4)?.starts_with(b"KDMV") {
+        // Offsets are those of other files.
+        return Ok(());
+    }
+    let mapped = ask(&["map", "--output=json"])?;
+    let parts: Vec<Mapped> = match serde_json::from_slice(&mapped.stdout) {
+        Ok(parts) if mapped.status.success() => parts,
+        _ => return Err(failed(source, &String::from_utf8_lossy(&mapped.stderr), mapped.status)),
+    };
+    let ends =
+        parts.iter().filter(|part| part.data && !part.zero).filter_map(|part| part.offset?.checked_add(part.length));
+    let (needed, len) = (ends.max().unwrap_or(0), file.len()?);
+    if needed > len {
+        let what =
+            format!("the image goes on to byte {needed}, but the file ends here: was the download or copy cut short?");
+        return Err(DiskError::corrupt(source, len, what).into());
+    }
+    Ok(())
 }
 
 /// Reads `    (12.34/100%)\r` until the program closes its output.
@@ -153,7 +211,14 @@ fn stands_alone(path: &Path, format: ByQemu) -> Result<(), QemuError> {
     let front = read_vec(&file, 0, usize::try_from(file.len()?.min(104)).expect("at most 104"))?;
     let named = match format {
         ByQemu::Qcow2 => qcow2_names(&file, &front)?,
-        ByQemu::Vmdk => vmdk_names(&descriptor(&file, &front)?),
+        ByQemu::Vmdk => {
+            let descriptor = descriptor(&file, &front)?;
+            let named = vmdk_names(&descriptor);
+            if named.is_none() {
+                flat_extents_are_whole(path, &descriptor)?;
+            }
+            named
+        }
         // A differencing VDI names its parent by an identity, which qemu-img does not follow.
         ByQemu::Vdi => None,
     };
@@ -227,6 +292,26 @@ fn vmdk_names(descriptor: &str) -> Option<String> {
     None
 }
 
+/// The extents that are plain bytes (`RW 18432 FLAT "disk-flat.vmdk" 0`: sectors, and the first in the file): all there?
+fn flat_extents_are_whole(path: &Path, descriptor: &str) -> Result<(), DiskError> {
+    for line in descriptor.split(['\n', '\0']).map(str::trim) {
+        let Some((before, rest)) = line.split_once('"') else { continue };
+        let ([_, sectors, "FLAT"], Some((name, from))) =
+            (&before.split_whitespace().collect::<Vec<_>>()[..], rest.rsplit_once('"'))
+        else {
+            continue;
+        };
+        let (sectors, from): (u64, u64) = (sectors.parse().unwrap_or(0), from.trim().parse().unwrap_or(0));
+        let extent = path.with_file_name(name);
+        let len = File::open(&extent, Access::Peek)?.len()?;
+        if from.saturating_add(sectors).saturating_mul(SECTOR) > len {
+            let what = format!("{} wants {sectors} sectors of it: was the download or copy cut short?", path.display());
+            return Err(DiskError::corrupt(&extent, len, what));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,7 +350,11 @@ mod tests {
         assert!(refused(&qcow2, ByQemu::Qcow2).unwrap_err().contains("version 9"));
 
         let vmdk = |line: &str| format!("# Disk DescriptorFile\nCID=1\nparentCID=ffffffff\n{line}\n");
-        refused(vmdk("RW 2048 FLAT \"disk-flat.vmdk\" 0").as_bytes(), ByQemu::Vmdk).unwrap();
+        let flat = vmdk("RW 2048 FLAT \"disk-flat.vmdk\" 0");
+        std::fs::write(dir.path().join("disk-flat.vmdk"), vec![0; 1 << 20]).unwrap();
+        refused(flat.as_bytes(), ByQemu::Vmdk).unwrap();
+        std::fs::write(dir.path().join("disk-flat.vmdk"), vec![0; 1000]).unwrap();
+        assert!(refused(flat.as_bytes(), ByQemu::Vmdk).unwrap_err().contains("disk-flat.vmdk: damaged at byte 1000"));
         for (line, word) in [
             ("RW 2048 FLAT \"/etc/shadow\" 0", "`/etc/shadow`"),
             ("RW 2048 FLAT \"nbd:host:1\" 0", "`nbd:host:1`"),
