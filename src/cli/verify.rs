@@ -15,7 +15,7 @@ use super::progress::Progress;
 use super::{DAMAGED, DONE, Globals, lab};
 use crate::app::scrub;
 use crate::disk::DiskError;
-use crate::disk::check::{Checked, Finding, Severity, check};
+use crate::disk::check::{Checked, Checker, Finding, Severity};
 use crate::disk::checksum::{Checksum, record_path};
 
 /// What to verify.
@@ -51,8 +51,9 @@ pub(super) fn run(globals: &Globals, which: &Which, repair: bool) -> Result<u8, 
         return Ok(DONE);
     }
     let (mut sound, mut answers) = (true, Vec::new());
+    let mut checker = Checker::new(repair);
     for file in &files {
-        let checked = one(globals, file, masters.contains(file), repair);
+        let checked = one(globals, &mut checker, file, masters.contains(file), repair);
         let checked = match checked {
             // One of many that cannot be looked at is an answer about that one.
             Err(error) if which.file.is_none() => Checked {
@@ -77,13 +78,19 @@ pub(super) fn run(globals: &Globals, which: &Which, repair: bool) -> Result<u8, 
     Ok(if sound { DONE } else { DAMAGED })
 }
 
-fn one(globals: &Globals, file: &Path, master: bool, repair: bool) -> Result<Checked, DiskError> {
+fn one(
+    globals: &Globals,
+    checker: &mut Checker,
+    file: &Path,
+    master: bool,
+    repair: bool,
+) -> Result<Checked, DiskError> {
     let mut progress = Progress::new("checking", globals.json);
     let mut step = |done, total| {
         progress.tell(done, total);
         ControlFlow::Continue(())
     };
-    let mut checked = check(file, repair, &mut step)?;
+    let mut checked = checker.check(file, &mut step)?;
     if master && checked.is_sound() && !record_path(file).exists() {
         if repair {
             Checksum::record(file, &mut step)?;

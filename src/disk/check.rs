@@ -6,6 +6,8 @@
 //! A repair is made where the file holds the right bytes twice and only one copy is damaged: a VHD's footer. Everything else
 //! that is wrong is told with its place and left alone: a header's checksum does not say which of its bytes is wrong.
 
+use std::collections::HashMap;
+use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -106,41 +108,66 @@ impl Checked {
     }
 }
 
-/// Checks a disk file and all that it stands on. With `repair`, what can be put right safely is, first. `step` is told what is
-/// done and what there is in all, for each part of the work anew, and says whether to go on.
-///
-/// # Errors
-/// The file cannot be looked at, is no disk or of a format that is not read; a repair cannot be written, or the file is in use.
-pub fn check(
-    path: &Path,
+/// Checks disk files one after the other. A master that many of them stand on is hashed once.
+#[derive(Debug, Default)]
+pub struct Checker {
     repair: bool,
-    step: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-) -> Result<Checked, DiskError> {
-    let mut checked = Checked { files: Vec::new(), findings: Vec::new(), repaired: Vec::new() };
-    let mut next = Some(path.to_path_buf());
-    while let Some(path) = next.take() {
-        if checked.files.contains(&path) || checked.files.len() > MAX_DEPTH {
-            // The chain's own check says so.
-            break;
-        }
-        checked.files.push(path.clone());
-        match layer(&path, repair, &mut checked) {
-            Ok(parent) => next = parent,
-            Err(error) if checked.files.len() == 1 && error.kind() != ErrorKind::Corrupt => return Err(error),
-            Err(error) => {
-                checked.error(error);
+    /// What the checksums said, by the files' canonical paths.
+    compared: HashMap<PathBuf, Vec<Finding>>,
+}
+
+impl Checker {
+    /// One that puts right what can be put right safely, where `repair` says so.
+    #[must_use]
+    pub fn new(repair: bool) -> Self {
+        Self { repair, compared: HashMap::new() }
+    }
+
+    /// Checks a disk file and all that it stands on. `step` is told what is done and what there is in all, for each part of
+    /// the work anew, and says whether to go on.
+    ///
+    /// # Errors
+    /// The file cannot be looked at, is no disk or of a format that is not read; a repair cannot be written, or the file is
+    /// in use.
+    pub fn check(
+        &mut self,
+        path: &Path,
+        step: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Checked, DiskError> {
+        let mut checked = Checked { files: Vec::new(), findings: Vec::new(), repaired: Vec::new() };
+        let mut next = Some(path.to_path_buf());
+        while let Some(path) = next.take() {
+            if checked.files.contains(&path) || checked.files.len() > MAX_DEPTH {
+                // The chain's own check says so.
                 break;
             }
+            checked.files.push(path.clone());
+            match layer(&path, self.repair, &mut checked) {
+                Ok(parent) => next = parent,
+                Err(error) if checked.files.len() == 1 && error.kind() != ErrorKind::Corrupt => return Err(error),
+                Err(error) => {
+                    checked.error(error);
+                    break;
+                }
+            }
+            let canonical = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
+            match self.compared.get(&canonical) {
+                Some(known) => checked.findings.extend(known.iter().cloned()),
+                None => {
+                    let before = checked.findings.len();
+                    against_record(&path, &mut checked, step);
+                    self.compared.insert(canonical, checked.findings[before..].to_vec());
+                }
+            }
         }
-        against_record(&path, &mut checked, step)?;
+        // What no single file can tell: identities, sizes, loops; and every bitmap.
+        if checked.is_sound()
+            && let Err(error) = whole_chain(path, step)
+        {
+            checked.error(error);
+        }
+        Ok(checked)
     }
-    // What no single file can tell: identities, sizes, loops; and every bitmap.
-    if checked.is_sound()
-        && let Err(error) = whole_chain(path, step)
-    {
-        checked.error(error);
-    }
-    Ok(checked)
 }
 
 /// Checks one file by itself; where its parent is.
@@ -277,18 +304,11 @@ fn mend(path: &Path, mends: &[Mend], checked: &mut Checked) -> Result<(), DiskEr
 }
 
 /// Hashes a file that has a record of its checksum.
-fn against_record(
-    path: &Path,
-    checked: &mut Checked,
-    step: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-) -> Result<(), DiskError> {
+fn against_record(path: &Path, checked: &mut Checked, step: &mut dyn FnMut(u64, u64) -> ControlFlow<()>) {
     let record = match Checksum::load(path) {
-        Ok(None) => return Ok(()),
+        Ok(None) => return,
         Ok(Some(record)) => record,
-        Err(error) => {
-            checked.error(error);
-            return Ok(());
-        }
+        Err(error) => return checked.error(error),
     };
     let wanted = record.blake3.clone();
     match record.compare(path, step) {
@@ -308,7 +328,6 @@ fn against_record(
         Ok(Compared::Stopped) => checked.notice(path, "its checksum was not compared to the end"),
         Err(error) => checked.error(error),
     }
-    Ok(())
 }
 
 /// Opens the chain as a reader does, and looks at every bitmap.
@@ -325,8 +344,6 @@ fn whole_chain(path: &Path, step: &mut dyn FnMut(u64, u64) -> ControlFlow<()>) -
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::super::model;
     use super::*;
 
@@ -337,7 +354,7 @@ mod tests {
     }
 
     fn look(path: &Path) -> Checked {
-        check(path, false, &mut on).unwrap()
+        Checker::default().check(path, &mut on).unwrap()
     }
 
     fn chain() -> (tempfile::TempDir, PathBuf) {
@@ -378,10 +395,10 @@ mod tests {
                 damage(change);
                 let checked = look(&top);
                 assert!(!checked.is_sound() && checked.findings[0].repairable, "{kind}, {name}: {checked:?}");
-                let checked = check(&top, true, &mut on).unwrap();
+                let checked = Checker::new(true).check(&top, &mut on).unwrap();
                 assert!(checked.is_sound() && checked.repaired.len() == 1, "{kind}, {name}: {checked:?}");
                 assert!(fs::read(&path).unwrap() == good, "{kind}, {name}");
-                assert!(check(&top, true, &mut on).unwrap().repaired.is_empty());
+                assert!(Checker::new(true).check(&top, &mut on).unwrap().repaired.is_empty());
             }
         }
     }
@@ -407,7 +424,7 @@ mod tests {
             change(&mut bytes);
             fs::write(&path, &bytes).unwrap();
             for repair in [false, true] {
-                let checked = check(&top, repair, &mut on).unwrap();
+                let checked = Checker::new(repair).check(&top, &mut on).unwrap();
                 let damage = checked.findings.iter().find(|finding| finding.severity == Severity::Damage).unwrap();
                 assert!(damage.what.contains(word) && !damage.repairable, "{damage:?}");
                 assert_eq!((damage.offset, &damage.path), (Some(offset), &path), "{word}");
@@ -416,9 +433,9 @@ mod tests {
         }
         fs::remove_file(&path).unwrap();
         assert!(look(&top).findings[0].what.contains("is missing"));
-        assert!(check(&dir.path().join("nowhere"), false, &mut on).is_err());
+        assert!(Checker::new(false).check(&dir.path().join("nowhere"), &mut on).is_err());
         fs::write(&path, b"QFI\xfb").unwrap();
-        assert!(check(&path, false, &mut on).unwrap_err().to_string().contains("qcow2"));
+        assert!(Checker::new(false).check(&path, &mut on).unwrap_err().to_string().contains("qcow2"));
     }
 
     #[test]
@@ -436,6 +453,6 @@ mod tests {
         let len = file.metadata().unwrap().len();
         file.set_len(len - 512).unwrap();
         let _reader = Chain::open(&path, Access::Read).unwrap();
-        assert!(matches!(check(&path, true, &mut on), Err(DiskError::Locked { .. })));
+        assert!(matches!(Checker::new(true).check(&path, &mut on), Err(DiskError::Locked { .. })));
     }
 }
