@@ -18,7 +18,7 @@ use crate::config::{DhcpMode, Settings};
 use crate::disk::checksum::{Fitness, fitness};
 use crate::disk::file::Access;
 use crate::disk::vhd::Footer;
-use crate::fleet::image::FIRST_VERSION;
+use crate::fleet::image::{FIRST_VERSION, master_file};
 use crate::fleet::{Client, ClientName, Event, Fleet, Holder, ImageName, Stage, Timestamp};
 use crate::store::{Store, StoreError};
 
@@ -301,7 +301,7 @@ pub fn master_path(state: &Path, image: &ImageName) -> PathBuf {
 /// Where a version of an image is: `STATE/images/NAME/VERSION.vhd`.
 #[must_use]
 pub fn version_path(state: &Path, image: &ImageName, version: u32) -> PathBuf {
-    state.join("images").join(image.as_str()).join(format!("{version}.vhd"))
+    state.join("images").join(image.as_str()).join(master_file(version))
 }
 
 /// Why no disk of this image is served, if none is.

@@ -41,7 +41,7 @@ pub(super) fn run(file: &Path, part: &Part) -> Result<(), Error> {
     let disk = Chain::open(file, Access::Read).map_err(|error| match error {
         locked @ DiskError::Locked { .. } => Error::new(Kind::Refused, locked)
             .help("a client is logged in on it, or roost has not let go of it: `roost client export` asks it to"),
-        other => Error::failed(other),
+        other => other.into(),
     })?;
     let end = part.length.map_or(Some(disk.size()), |length| part.offset.checked_add(length));
     let whole = [part.offset, part.length.unwrap_or(0)].iter().all(|bytes| bytes.is_multiple_of(SECTOR));
@@ -53,7 +53,7 @@ pub(super) fn run(file: &Path, part: &Part) -> Result<(), Error> {
         // A reader that has gone away has seen enough.
         Err(Spilt::Out(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         Err(Spilt::Out(error)) => Err(Error::failed(format!("cannot write to standard output: {error}"))),
-        Err(Spilt::Disk(error)) => Err(Error::failed(error)),
+        Err(Spilt::Disk(error)) => Err(error.into()),
         Ok(()) => Ok(()),
     }
 }

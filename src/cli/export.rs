@@ -133,7 +133,7 @@ fn export(globals: &Globals, source: &Path, into: &Path, options: &Options) -> R
     let disk = Chain::open(source, Access::Read).map_err(|error| match error {
         locked @ DiskError::Locked { .. } => Error::new(Kind::Refused, locked)
             .help("whoever has it open, a login or another command, has to let go of it"),
-        other => Error::failed(other),
+        other => other.into(),
     })?;
     let _unfinished = Unfinished::new(beside(into));
     let started = Instant::now();
@@ -144,6 +144,7 @@ fn export(globals: &Globals, source: &Path, into: &Path, options: &Options) -> R
     let exported = exported.map_err(|error| match error {
         ExportError::Exists { .. } => Error::new(Kind::Refused, error).help("--force writes over it"),
         ExportError::Itself { .. } | ExportError::NoFile { .. } => Error::new(Kind::Refused, error),
+        ExportError::Disk(error) => error.into(),
         other => Error::failed(other),
     })?;
     tell_of(globals, &exported, format, started)

@@ -20,9 +20,9 @@ use super::progress::{Progress, Unfinished};
 use super::{Globals, lab};
 use crate::app::report::{StatusReport, bytes_on_host, master_path};
 use crate::disk::checksum::Checksum;
-use crate::disk::import::import;
+use crate::disk::import::{ImportError, import};
 use crate::fleet::ImageName;
-use crate::fleet::image::FIRST_VERSION;
+use crate::fleet::image::{FIRST_VERSION, master_file};
 use crate::store::{LockError, StateLock};
 
 /// How the folder of an import under way begins; no image's name has a dot.
@@ -42,20 +42,23 @@ pub(super) fn run(globals: &Globals, source: &Path, name: &ImageName) -> Result<
     let cannot = |what: &Path, error: io::Error| Error::failed(format!("cannot write {}: {error}", what.display()));
     let staging = Staging::new(images.join(format!("{STAGING}{}", std::process::id())))
         .map_err(|(path, error)| cannot(&path, error))?;
-    let master = staging.path.join(format!("{FIRST_VERSION}.vhd"));
+    let master = staging.path.join(master_file(FIRST_VERSION));
 
     let started = Instant::now();
     let mut progress = Progress::new("importing", globals.json);
     let imported = import(source, &master, &mut |done, total| progress.tell(done, total));
     progress.end();
-    let imported = imported.map_err(Error::failed)?;
+    let imported = imported.map_err(|error| match error {
+        ImportError::Disk(error) => error.into(),
+        error => Error::failed(error),
+    })?;
     let mut progress = Progress::new("checksum", globals.json);
     let recorded = Checksum::record(&master, &mut |done, total| {
         progress.tell(done, total);
         ControlFlow::Continue(())
     });
     progress.end();
-    let blake3 = recorded.map_err(Error::failed)?.map(|record| record.blake3);
+    let blake3 = recorded?.map(|record| record.blake3);
     sync_folder(&staging.path)?;
     match fs::rename(&staging.path, &folder) {
         Ok(()) => {}

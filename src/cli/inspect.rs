@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::Globals;
-use super::error::Error;
+use super::error::{BRING_PARENT_BACK, Error};
 use super::output::{bytes, local_time, print, print_json};
 use crate::disk::SECTOR;
 use crate::disk::checksum::{Checksum, Fitness, fitness};
@@ -18,7 +18,7 @@ use crate::fleet::Timestamp;
 use crate::sys;
 
 pub(super) fn run(globals: &Globals, file: &Path) -> Result<(), Error> {
-    let inspection = inspect(file).map_err(Error::failed)?;
+    let inspection = inspect(file)?;
     if globals.json { print_json(&value(&inspection)) } else { print(&page(&inspection)) }
 }
 
@@ -35,6 +35,9 @@ fn page(inspection: &Inspection) -> String {
         page += &format!("chain of {} files, {all}\n", inspection.layers.len());
     }
     inspection.warnings.iter().for_each(|warning| page += &format!("warning: {warning}\n"));
+    if !inspection.complete && inspection.layers.iter().any(|layer| layer.parent.is_some()) {
+        page += &format!("  help: {BRING_PARENT_BACK}\n");
+    }
     page
 }
 

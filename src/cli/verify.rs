@@ -122,7 +122,7 @@ fn why(error: DiskError) -> Error {
         locked @ DiskError::Locked { .. } => Error::new(Kind::Refused, locked).help(
             "a file is repaired only while nobody else has it open; verify without --repair looks at it all the same",
         ),
-        other => Error::failed(other),
+        other => other.into(),
     }
 }
 
