@@ -91,7 +91,7 @@ pub(super) fn of_disk(error: &DiskError) -> Option<&'static str> {
     match error.kind() {
         ErrorKind::Parent => Some(BRING_PARENT_BACK),
         ErrorKind::Corrupt => Some(
-            "copy it again from where it came from; `roost verify FILE` tells what is wrong, and --repair mends what is certain",
+            "copy it again from where it came from; roost verify tells what is wrong, and its --repair mends what is certain",
         ),
         _ => None,
     }
