@@ -293,7 +293,7 @@ enum Step {
     Verb(usize, usize),
 }
 
-fn range() -> impl Strategy<Value = (u64, u64)> {
+pub(super) fn range() -> impl Strategy<Value = (u64, u64)> {
     // Mostly short, near block borders and neighbours, so that bitmaps become a mixture; up to 1 MiB.
     let start = prop_oneof![0..SECTORS, 4000..4200u64, 0..64u64, SECTORS - 64..SECTORS];
     let len = prop_oneof![6 => 1..24u64, 2 => 1..=2048u64, 1 => Just(1u64)];

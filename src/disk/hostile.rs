@@ -309,7 +309,7 @@ fn with_locator(space: u32, text: &str) -> (Double, Arc<Chain>) {
         parent: Some((
             parent.unique_id().unwrap(),
             "x",
-            [locator(LocatorKind::Relative), locator(LocatorKind::Absolute)],
+            vec![locator(LocatorKind::Relative), locator(LocatorKind::Absolute)],
         )),
     });
     let footer = read_vec(&child, 0, 512).unwrap();

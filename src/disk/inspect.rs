@@ -10,6 +10,8 @@ use super::SECTOR;
 use super::chain::{Chain, MAX_DEPTH, is_vhdx, parent_candidates, vhdx_parent_candidates};
 use super::error::DiskError;
 use super::file::{Access, File, Media, read_vec};
+use super::qemu::ByQemu;
+use super::vhd::facts::VhdFacts;
 use super::vhd::sparse::Sparse;
 use super::vhd::wire::{Footer, Geometry, Kind};
 use super::vhdx::{Metadata, Vhdx, wire};
@@ -82,7 +84,7 @@ pub struct Foreign {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Convert {
     /// `qemu-img convert` reads it.
-    QemuImg,
+    QemuImg(ByQemu),
     /// This command unpacks it.
     Unpack(&'static str),
     /// No command does.
@@ -90,12 +92,21 @@ enum Convert {
 }
 
 impl Foreign {
+    /// Which of the formats it is that an import has `qemu-img` read.
+    #[must_use]
+    pub fn by_qemu(&self) -> Option<ByQemu> {
+        match self.convert {
+            Convert::QemuImg(format) => Some(format),
+            _ => None,
+        }
+    }
+
     /// What a person does with it.
     #[must_use]
     pub fn advice(&self, path: &Path) -> String {
         let path = path.display();
         match self.convert {
-            Convert::QemuImg => format!("convert it first: qemu-img convert -O raw {path} disk.raw"),
+            Convert::QemuImg(_) => format!("convert it first: qemu-img convert -O raw {path} disk.raw"),
             Convert::Unpack(command) => format!("unpack it first: {command} {path}"),
             Convert::Say(sentence) => sentence.to_owned(),
         }
@@ -122,13 +133,13 @@ pub fn identify(path: &Path) -> Result<Result<DiskFormat, Option<Foreign>>, Disk
     let begins = |magic: &[u8]| front.starts_with(magic);
     let foreign = |name, convert| Ok(Err(Some(Foreign { name, convert })));
     if begins(b"QFI\xfb") {
-        return foreign("a qcow2 image", Convert::QemuImg);
+        return foreign("a qcow2 image", Convert::QemuImg(ByQemu::Qcow2));
     }
     if begins(b"KDMV") || begins(b"COWD") || begins(b"# Disk DescriptorFile") {
-        return foreign("a VMDK image", Convert::QemuImg);
+        return foreign("a VMDK image", Convert::QemuImg(ByQemu::Vmdk));
     }
     if front.get(64..68) == Some(&[0x7f, 0x10, 0xda, 0xbe]) {
-        return foreign("a VDI image", Convert::QemuImg);
+        return foreign("a VDI image", Convert::QemuImg(ByQemu::Vdi));
     }
     if begins(b"\x1f\x8b") {
         return foreign("compressed with gzip", Convert::Unpack("gunzip -k"));
@@ -200,6 +211,8 @@ pub struct LayerFacts {
     pub creator: Option<String>,
     /// The parent of a differencing disk.
     pub parent: Option<ParentFacts>,
+    /// What else a VHD tells.
+    pub vhd: Option<VhdFacts>,
 }
 
 /// What a differencing disk says of its parent.
@@ -267,6 +280,7 @@ fn layer(path: &Path, warnings: &mut Vec<String>) -> Result<LayerFacts, DiskErro
         sectors: (512, None),
         creator: None,
         parent: None,
+        vhd: None,
     };
     if is_vhdx(&file)? {
         return describe_vhdx(file, facts, warnings);
@@ -290,6 +304,7 @@ fn layer(path: &Path, warnings: &mut Vec<String>) -> Result<LayerFacts, DiskErro
         warnings.push(format!("{path}: the geometry tells of {size} bytes, and some tools believe it"));
     }
     if footer.kind() == Kind::Fixed {
+        facts.vhd = Some(VhdFacts::of(&file, &footer, None)?);
         return Ok(facts);
     }
     if read_vec(&file, 0, 512)? != footer.as_bytes() {
@@ -301,6 +316,7 @@ fn layer(path: &Path, warnings: &mut Vec<String>) -> Result<LayerFacts, DiskErro
     let sparse = Sparse::open(Box::new(file), footer, true)?;
     facts.blocks = Some((sparse.blocks_present(), sparse.header().blocks()));
     facts.block_size = Some(sparse.header().block_size());
+    facts.vhd = Some(VhdFacts::of(sparse.media(), sparse.footer(), Some(&sparse))?);
     if facts.format == DiskFormat::VhdDifferencing {
         let tried = parent_candidates(sparse.media(), sparse.header())?;
         let found = tried.iter().find(|path| path.exists()).cloned();

@@ -15,12 +15,17 @@ use std::fmt::Debug;
 use std::io::{IoSlice, IoSliceMut};
 
 pub mod chain;
+pub mod check;
+pub mod checksum;
+pub mod copy;
 pub mod error;
+pub mod export;
 pub mod file;
 pub mod import;
 pub mod inspect;
 mod iovec;
 pub mod pending;
+pub mod qemu;
 pub mod vhd;
 pub mod vhdx;
 

@@ -135,7 +135,7 @@ pub(in crate::disk) fn write_child(
         size,
         block_size: new.block_size,
         table_offset: CHILD_TABLE_AT,
-        parent: Some((parent_id, &name, [relative, absolute_locator])),
+        parent: Some((parent_id, &name, vec![relative, absolute_locator])),
     });
     let (entries, end): (Vec<u32>, _) = match new.layout {
         Layout::Mapped => ((0..plan.blocks).map(|n| plan.entry(n)).collect(), plan.end()),

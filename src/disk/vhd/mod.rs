@@ -8,6 +8,7 @@
 
 mod bits;
 pub mod create;
+pub mod facts;
 pub mod sparse;
 pub mod wire;
 

@@ -264,6 +264,24 @@ impl Footer {
         Geometry { cylinders: self.bytes.cylinders.get(), heads: self.bytes.heads, sectors: self.bytes.sectors }
     }
 
+    /// When the file was made, in seconds since 1970-01-01T00:00Z.
+    #[must_use]
+    pub fn created(&self) -> u64 {
+        EPOCH + u64::from(self.bytes.timestamp.get())
+    }
+
+    /// The capacity that the disk was made with, in bytes.
+    #[must_use]
+    pub fn original_size(&self) -> u64 {
+        self.bytes.original_size.get()
+    }
+
+    /// The system that it was made under: `Wi2k` is Windows, `Mac ` is a Macintosh.
+    #[must_use]
+    pub fn creator_os(&self) -> String {
+        self.bytes.creator_os.iter().filter(|b| b.is_ascii_graphic()).map(|&b| char::from(b)).collect()
+    }
+
     /// The program that made the file, and its version: `win 10.0`.
     #[must_use]
     pub fn creator(&self) -> String {
@@ -370,7 +388,7 @@ pub struct NewHeader<'a> {
     /// Where the table lies.
     pub table_offset: u64,
     /// For a differencing disk: the parent's identity, its name, and where the texts that lead to it lie.
-    pub parent: Option<(Uuid, &'a str, [Locator; 2])>,
+    pub parent: Option<(Uuid, &'a str, Vec<Locator>)>,
 }
 
 /// A dynamic header.
