@@ -16,6 +16,7 @@ use crate::app::bootfiles::{BootContext, BootFiles};
 use crate::app::keeper::Keeper;
 use crate::app::recorder::Recorder;
 use crate::app::report::Reporter;
+use crate::app::scrub;
 use crate::app::secrets::SecretBook;
 use crate::config::{DhcpMode, Loaded, Report};
 use crate::dhcp::{LeaseChange, Leases, Role, Site};
@@ -113,6 +114,12 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
             tftp.run(until()),
             http.run(boot::router(boot), until()),
             target.run(until()),
+            async {
+                tokio::select! {
+                    () = scrub::run(&app) => {}
+                    () = until() => {}
+                }
+            },
             async {
                 match dhcp {
                     Some((dhcp, boot_server)) => tokio::select! {

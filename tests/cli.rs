@@ -364,6 +364,11 @@ fn the_running_process_is_asked_where_there_is_one() {
         let (_, err) = expect(&lab.roost(&["client", "show", "pc-02"]), REFUSED);
         assert!(err.contains("there is no client `pc-02`") && err.contains("did you mean `pc-01`?"), "{err}");
 
+        let never = lab.folder.path().join("never.raw");
+        let export = ["client", "export", "pc-01", never.to_str().unwrap()];
+        let (_, err) = expect(&lab.roost(&export), REFUSED);
+        assert!(err.contains("`pc-01` has no disk yet"), "{err}");
+
         // An import needs no lock beside it.
         let disk = lab.raw_disk();
         expect(&lab.roost(&["image", "import", disk.to_str().unwrap(), "--name", "debian-12"]), DONE);

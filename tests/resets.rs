@@ -19,6 +19,7 @@ use roost::app::bootfiles::{BootContext, BootFiles};
 use roost::app::boots::ResetError;
 use roost::app::recorder::Recorder;
 use roost::config::{DhcpMode, Settings};
+use roost::disk::checksum::record_path;
 use roost::disk::import::import;
 use roost::fleet::{Client, ClientName, DiskPolicy, Fleet, Initiators, Stage};
 use roost::http::boot::{BootServer, router};
@@ -381,4 +382,83 @@ fn a_secret_is_told_in_the_script_to_the_machines_own_address_alone() {
     assert_eq!(script("GET", HOME), told, "the same at each boot");
     let events = lab.life().app.recorder.events();
     assert!(events.iter().all(|event| !event.detail.contains(&known.secret)));
+}
+
+/// Until this holds, which it does within moments.
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "waited in vain until {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_changed_master_stops_its_children_from_being_served_until_it_is_put_right() {
+    use std::os::unix::fs::{FileExt, PermissionsExt};
+    let lab = Lab::new(DiskPolicy::Keep);
+    let app = Arc::clone(&lab.life().app);
+    let watching = Arc::clone(&app);
+    lab.life().runtime.spawn(async move { roost::app::scrub::run(&watching).await });
+    let master = lab.state.path().join("images/linux/1.vhd");
+    wait_until("a master without a checksum has one", || record_path(&master).exists());
+    let mut session = wrote_and_lost_power(&lab);
+    let problem = || roost::app::report::image_problem(lab.state.path(), &"linux".parse().unwrap());
+    assert_eq!(problem(), None);
+
+    // One byte of data, and somebody logs in.
+    fs::set_permissions(&master, fs::Permissions::from_mode(0o600)).unwrap();
+    let file = fs::File::options().write(true).open(&master).unwrap();
+    let at = fs::read(&master).unwrap().windows(512).position(|sector| sector == CLEAN).unwrap() as u64;
+    file.write_all_at(&[0x12], at).unwrap();
+    let (own, target) = (format!("{PREFIX}:client.pc-01"), format!("{PREFIX}:pc-01"));
+    assert_eq!(lab.connect().log_in(&own, &target, Isid::loader(1)), 0x0300);
+    wait_until("its hash is known", || problem().is_some_and(|why| why.contains("its BLAKE3 was")));
+    wait_until("the sessions are ended", || lab.sessions() == 0);
+    assert!(session.is_closed());
+    assert_eq!(lab.connect().log_in(&own, &target, Isid::loader(1)), 0x0300);
+    let why = lab.refusal();
+    assert!(why.starts_with("image `linux` is not what was imported: its BLAKE3 was "), "{why}");
+    let reset = lab.life().runtime.block_on(app.reset_disk(app.fleet().client(&name()).unwrap())).unwrap_err();
+    assert!(reset.to_string().contains("is not what was imported"), "{reset}");
+
+    // Put right, it is served again, and what its client wrote is there.
+    file.write_all_at(&CLEAN[..1], at).unwrap();
+    wait_until("it is served again", || lab.connect().log_in(&own, &target, Isid::loader(1)) == 0);
+    assert_eq!(problem(), None);
+    assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), DIRTY);
+}
+
+#[test]
+fn a_disk_is_let_go_of_when_nobody_is_on_it_and_whole() {
+    use roost::disk::file::Access;
+    use roost::disk::{Chain, Disk};
+    let lab = Lab::new(DiskPolicy::Keep);
+    let app = Arc::clone(&lab.life().app);
+    let release = |app: Arc<App>, runtime: &tokio::runtime::Handle| {
+        let fleet = app.fleet();
+        runtime.block_on(app.release_disk(fleet.client(&name()).unwrap()))
+    };
+    let runtime = lab.life().runtime.handle().clone();
+    assert_eq!(release(Arc::clone(&app), &runtime).unwrap().disk_path, None);
+
+    let mut system = lab.log_in(Isid::system(1));
+    system.write(5, &DIRTY);
+    let (asking, handle) = (Arc::clone(&app), runtime.clone());
+    let refused = thread::spawn(move || release(asking, &handle));
+    system.answer_a_ping();
+    assert!(matches!(refused.join().unwrap(), Err(ResetError::Running { .. })));
+
+    // Its machine loses its power; nothing was flushed.
+    let disk = release(Arc::clone(&app), &runtime).unwrap().disk_path.unwrap();
+    assert!(system.is_closed());
+    let chain = Chain::open(&disk, Access::Read).unwrap();
+    let mut sector = [0; 512];
+    chain.read(5 * 512, &mut [std::io::IoSliceMut::new(&mut sector)]).unwrap();
+    assert_eq!(sector, DIRTY);
+    let (own, target) = (format!("{PREFIX}:client.pc-01"), format!("{PREFIX}:pc-01"));
+    assert_eq!(lab.connect().log_in(&own, &target, Isid::loader(1)), 0x0300);
+    assert!(lab.refusal().contains("in use by another process"), "{}", lab.refusal());
+    drop(chain);
+    assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), DIRTY);
 }

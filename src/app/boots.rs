@@ -57,6 +57,9 @@ pub enum ResetError {
     /// It cannot be made anew.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// It cannot be closed.
+    #[error(transparent)]
+    Disk(ServeError),
 }
 
 /// What `POST /v1/clients/NAME/reset` and `roost reset` answer.
@@ -70,6 +73,15 @@ pub struct ResetReport {
     pub disk_path: PathBuf,
     /// Where the old one is until the first login on the new one.
     pub previous_disk: Option<PathBuf>,
+}
+
+/// What `POST /v1/clients/NAME/release` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseReport {
+    /// The client's name.
+    pub name: String,
+    /// The disk, closed and whole until the next login; none where there is no disk yet.
+    pub disk_path: Option<PathBuf>,
 }
 
 impl App {
@@ -155,6 +167,25 @@ impl App {
             disk_path: disk_path(state, &client.name),
             previous_disk: previous.then(|| previous_path(state, &client.name)),
         })
+    }
+
+    /// Lets go of a client's disk, so that its file can be read: all that was acknowledged is in it.
+    ///
+    /// # Errors
+    /// Somebody is logged in, or the disk cannot be settled.
+    pub async fn release_disk(self: &Arc<Self>, client: &Client) -> Result<ReleaseReport, ResetError> {
+        let (app, this) = (Arc::clone(self), client.clone());
+        let done = self.in_time(&client.name, async move {
+            let gone = "its disk is to be read, and it gave no sign of life";
+            if let Some(who) = app.sessions.clear(&this.name, gone).await.into_iter().next() {
+                return Ok(Err(who));
+            }
+            Ok(Ok(app.disks.release(&this).await))
+        });
+        let released = done.await?.map_err(|who| ResetError::Running { client: client.name.to_string(), who })?;
+        let there = released.map_err(ResetError::Disk)?;
+        let disk_path = there.then(|| disk_path(&self.settings.state, &client.name));
+        Ok(ReleaseReport { name: client.name.to_string(), disk_path })
     }
 
     /// Does this behind the client's door, and waits for it at most [`PATIENCE`]. Once begun it goes on after that, and when

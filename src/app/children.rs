@@ -103,6 +103,24 @@ impl ChildFiles {
         Ok(chain)
     }
 
+    /// Puts what a process that died left in memory of the disk's bits into the file; `false` where there is no disk. Nobody
+    /// has it open.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(super) fn settle(&self) -> Result<bool, ServeError> {
+        match self.found()? {
+            DiskFound::Missing => Ok(false),
+            DiskFound::Lost => Err(ServeError::Lost { disk: self.disk.clone() }),
+            DiskFound::Sound => {
+                if self.pending.path.exists() && self.volatile_since()?.is_none() {
+                    Chain::open_child(&self.disk, self.master()?, Some(self.pending.clone()))?;
+                }
+                Ok(true)
+            }
+        }
+    }
+
     /// Makes an open volatile disk durable, because its client's policy is to keep it now.
     ///
     /// # Errors

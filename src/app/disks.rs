@@ -5,13 +5,14 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{Notify, OnceCell, Semaphore};
 use tokio::task::JoinSet;
 
 use super::children::{ChildFiles, Masters};
 use super::lanes::Lanes;
-use super::queue::WriteQueue;
-use super::report::disk_path;
+use super::queue::{SETTLE_AFTER, WriteQueue};
+use super::report::{disk_path, master_path};
+use crate::disk::checksum::{Fitness, fitness};
 use crate::disk::{Chain, Disk, DiskError};
 use crate::fleet::policy::DiskFound;
 use crate::fleet::{Client, ClientName, DiskPolicy, ImageName};
@@ -20,6 +21,9 @@ use crate::scsi::LogicalUnit;
 /// Disks that are opened at once. A lab that is switched on together opens hundreds; a few at a time keep the device busy
 /// and leave threads to others.
 const OPENINGS: usize = 8;
+
+/// How often a disk that is to be closed is looked at.
+const CLOSING: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// A client's disk while it is served.
 #[derive(Debug)]
@@ -40,6 +44,22 @@ pub enum ServeError {
     /// The client's image was never imported.
     #[error("there is no image `{image}`: import it with `roost image import FILE --name {image}`")]
     NoImage {
+        /// Its name.
+        image: ImageName,
+    },
+    /// The client's image is not what was imported.
+    #[error(
+        "image `{image}` is not what was imported: {why}; no disk of it is served until that file is put back          (`roost verify --masters` compares it)"
+    )]
+    Changed {
+        /// Its name.
+        image: ImageName,
+        /// How that is known.
+        why: String,
+    },
+    /// The client's image may have changed: nobody knows yet.
+    #[error("the file of image `{image}` was touched, and is being compared with its checksum: try again in a moment")]
+    Doubtful {
         /// Its name.
         image: ImageName,
     },
@@ -105,6 +125,7 @@ pub struct Disks {
     slots: Mutex<HashMap<ClientName, Slot>>,
     openings: Arc<Semaphore>,
     masters: Masters,
+    doubt: Notify,
 }
 
 impl Disks {
@@ -112,7 +133,7 @@ impl Disks {
     #[must_use]
     pub fn new(state: PathBuf, boot_id: String, lanes: Arc<Lanes>) -> Self {
         let openings = Arc::new(Semaphore::new(OPENINGS));
-        Self { state, boot_id, lanes, slots: Mutex::default(), openings, masters: Arc::default() }
+        Self { state, boot_id, lanes, slots: Mutex::default(), openings, masters: Arc::default(), doubt: Notify::new() }
     }
 
     /// The client's disk, made if there is none yet, opened if it is not open, and durable if its policy is to keep it.
@@ -122,6 +143,7 @@ impl Disks {
     /// # Errors
     /// The image is missing, the disk cannot be made or opened, or what it held was lost with the host's power.
     pub async fn open(&self, client: &Client, target: &str) -> Result<Arc<ClientDisk>, ServeError> {
+        self.image_is_fit(client).await?;
         let slot = Arc::clone(self.slots().entry(client.name.clone()).or_default());
         let (files, policy) = (self.files(client), client.disk);
         let (target, lanes, openings) = (target.to_owned(), Arc::clone(&self.lanes), Arc::clone(&self.openings));
@@ -147,6 +169,32 @@ impl Disks {
         .await
     }
 
+    /// Whether the client's image is what was imported, as far as a look at its file tells.
+    async fn image_is_fit(&self, client: &Client) -> Result<(), ServeError> {
+        let master = master_path(&self.state, &client.image);
+        let image = || client.image.clone();
+        let looked =
+            tokio::task::spawn_blocking(move || if master.exists() { fitness(&master) } else { Ok(Fitness::Fit) });
+        match looked.await.map_err(|panic| self.failed(client, "look at the image of", panic))?? {
+            // One without a record has one soon. One that is missing is told of by whoever opens it.
+            Fitness::Fit | Fitness::Unrecorded => Ok(()),
+            Fitness::Changed(why) => {
+                // It may have been put right.
+                self.doubt.notify_one();
+                Err(ServeError::Changed { image: image(), why })
+            }
+            Fitness::Touched => {
+                self.doubt.notify_one();
+                Err(ServeError::Doubtful { image: image() })
+            }
+        }
+    }
+
+    /// Waits until a login finds an image that may have changed.
+    pub(super) async fn doubts(&self) {
+        self.doubt.notified().await;
+    }
+
     /// What the client's disk is, as it lies there.
     ///
     /// # Errors
@@ -166,6 +214,7 @@ impl Disks {
     /// # Errors
     /// The image is missing, or the disk cannot be made. The old disk is then as it was.
     pub async fn make_anew(&self, client: &Client) -> Result<bool, ServeError> {
+        self.image_is_fit(client).await?;
         let old = self.slots().remove(&client.name).and_then(|slot| slot.get().cloned());
         if let Some(old) = old
             && let Err(error) = old.writes.flush().await
@@ -179,6 +228,36 @@ impl Disks {
             let _turn = openings.acquire().await.expect("never closed");
             let made = tokio::task::spawn_blocking(move || files.make_anew(&mut |_| ())).await;
             made.map_err(|panic| DiskError::io(&path, "make anew", io::Error::other(panic)))?
+        })
+        .await
+    }
+
+    /// Makes the client's disk durable, with what a process that died left of it, and closes it; `false` where there is none.
+    ///
+    /// The caller holds the client's [door](super::sessions::Sessions::door), and no session is on the disk.
+    ///
+    /// # Errors
+    /// It cannot be opened or made durable.
+    pub async fn release(&self, client: &Client) -> Result<bool, ServeError> {
+        let open = self.slots().remove(&client.name).and_then(|slot| slot.get().cloned());
+        if let Some(open) = open {
+            open.writes.flush().await?;
+            let held = open.chain.as_ref().map(Arc::downgrade);
+            drop(open);
+            // Whoever waits for a quiet moment to settle the disk still has it, until that moment.
+            let closed = async {
+                while held.as_ref().is_some_and(|held| held.strong_count() > 0) {
+                    tokio::time::sleep(CLOSING).await;
+                }
+            };
+            let path = disk_path(&self.state, &client.name);
+            tokio::time::timeout(SETTLE_AFTER * 3 / 2, closed).await.map_err(|_| DiskError::Locked { path })?;
+        }
+        let files = self.files(client);
+        let path = files.disk().to_owned();
+        self.detached(client, "settle", async move {
+            let settled = tokio::task::spawn_blocking(move || files.settle()).await;
+            settled.map_err(|panic| DiskError::io(&path, "settle", io::Error::other(panic)))?
         })
         .await
     }

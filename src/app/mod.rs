@@ -12,6 +12,7 @@ pub mod lanes;
 pub mod queue;
 pub mod recorder;
 pub mod report;
+pub mod scrub;
 pub mod secrets;
 pub mod sessions;
 pub mod tally;

@@ -23,7 +23,7 @@ use crate::scsi::unmap::ByteRange;
 const BATCH: usize = 64;
 
 /// After this long without a write, what was written is made durable (so that little is lost with the power).
-const SETTLE_AFTER: Duration = Duration::from_secs(5);
+pub(super) const SETTLE_AFTER: Duration = Duration::from_secs(5);
 
 /// Bytes of writes that are answered together: some tens of microseconds' work.
 const ANSWERED_TOGETHER: u64 = 128 * 1024;

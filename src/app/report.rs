@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::disks::ServeError;
 use super::recorder::now;
 use crate::config::{DhcpMode, Settings};
+use crate::disk::checksum::{Fitness, fitness};
 use crate::disk::file::Access;
 use crate::disk::vhd::Footer;
 use crate::fleet::image::{FIRST_VERSION, master_file};
@@ -57,6 +59,9 @@ pub struct ClientReport {
     pub off: bool,
     /// Its last boot, as far as it got.
     pub last_boot: Option<Boot>,
+    /// Why its disk is not served, where that is known before it logs in: its image is missing or not what was imported.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// An open iSCSI session.
@@ -251,6 +256,7 @@ impl Reporter {
             sessions: self.sessions.sessions_of(name),
             off: client.off,
             last_boot,
+            problem: image_problem(&self.settings.state, &client.image),
         })
     }
 
@@ -289,7 +295,26 @@ pub fn previous_path(state: &Path, client: &ClientName) -> PathBuf {
 /// Where the version of an image is that clients boot: `STATE/images/NAME/1.vhd`.
 #[must_use]
 pub fn master_path(state: &Path, image: &ImageName) -> PathBuf {
-    state.join("images").join(image.as_str()).join(master_file(FIRST_VERSION))
+    version_path(state, image, FIRST_VERSION)
+}
+
+/// Where a version of an image is: `STATE/images/NAME/VERSION.vhd`.
+#[must_use]
+pub fn version_path(state: &Path, image: &ImageName, version: u32) -> PathBuf {
+    state.join("images").join(image.as_str()).join(master_file(version))
+}
+
+/// Why no disk of this image is served, if none is.
+#[must_use]
+pub fn image_problem(state: &Path, image: &ImageName) -> Option<String> {
+    let master = master_path(state, image);
+    match fitness(&master) {
+        _ if !master.exists() => Some(ServeError::NoImage { image: image.clone() }.to_string()),
+        Ok(Fitness::Fit | Fitness::Unrecorded) => None,
+        Ok(Fitness::Changed(why)) => Some(ServeError::Changed { image: image.clone(), why }.to_string()),
+        Ok(Fitness::Touched) => Some(ServeError::Doubtful { image: image.clone() }.to_string()),
+        Err(error) => Some(error.to_string()),
+    }
 }
 
 /// What a file takes up, in bytes; `None` where there is no such file.

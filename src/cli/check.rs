@@ -36,15 +36,27 @@ pub struct Answer {
     pub exit: u8,
 }
 
+/// The images of a state folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Images {
+    /// Those that there are.
+    pub there: Vec<ImageName>,
+    /// Those of them that are not what was imported, and how that is known.
+    pub changed: Vec<(ImageName, String)>,
+}
+
 /// Checks the file at `path`. `images` is asked which images there are once the file says where the state is; where it
 /// says `None` (no state on this machine, as where a file is only edited), images are not checked.
-pub fn check(path: &Path, style: Style, images: impl FnOnce(&Settings) -> Option<Vec<ImageName>>) -> Answer {
+pub fn check(path: &Path, style: Style, images: impl FnOnce(&Settings) -> Option<Images>) -> Answer {
     let (report, loaded) = match config::load(path) {
         Err(report) => (report, None),
         Ok(loaded) => {
             let warnings = loaded.warnings.clone();
             match images(&loaded.config.settings) {
-                Some(there) => (warnings.merged(loaded.check_images(&there)), Some(loaded)),
+                Some(Images { there, changed }) => {
+                    let report = warnings.merged(loaded.check_images(&there)).merged(loaded.check_changed(&changed));
+                    (report, Some(loaded))
+                }
                 None => (warnings, Some(loaded)),
             }
         }

@@ -46,6 +46,9 @@ fn page(client: &ClientReport) -> String {
     if let Some(previous) = &client.previous_disk {
         line("", &format!("the one before it is {} until the next login", previous.display()));
     }
+    if let Some(problem) = &client.problem {
+        line("problem", problem);
+    }
     match client.sessions.split_first() {
         None => line("sessions", "none"),
         Some((first, others)) => {
@@ -130,6 +133,7 @@ mod tests {
                 bytes_written: 512,
             }],
             off: false,
+            problem: None,
             last_boot: Some(Boot {
                 started: "1970-01-01T00:00:01.000Z".to_owned(),
                 stages: vec![stage("offer", 0, "10.0.0.7"), stage("first-read", 12_345, "")],

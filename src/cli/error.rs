@@ -90,7 +90,9 @@ impl From<DiskError> for Error {
 pub(super) fn of_disk(error: &DiskError) -> Option<&'static str> {
     match error.kind() {
         ErrorKind::Parent => Some(BRING_PARENT_BACK),
-        ErrorKind::Corrupt => Some("copy it again from where it came from: damaged disks are not mended here"),
+        ErrorKind::Corrupt => Some(
+            "copy it again from where it came from; roost verify tells what is wrong, and its --repair mends what is certain",
+        ),
         _ => None,
     }
 }

@@ -1,22 +1,26 @@
-//! `roost image import FILE --name NAME`: a golden master from a raw disk or a VHD.
+//! `roost image import FILE --name NAME`: a golden master from a disk file.
 //!
-//! The master grows in a folder of its own beside the images and becomes one by a rename, so that nobody ever sees half an
-//! image and a name is given once.
+//! The master grows in a folder of its own beside the images and becomes one by a rename, together with its checksum, so that
+//! nobody ever sees half an image and a name is given once. An import that is interrupted leaves nothing; what one that was
+//! killed left, the next one removes.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, ErrorKind};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 
 use super::ask::{Answer, ask};
 use super::error::{Error, Kind};
 use super::output::{bytes, print, print_json, seconds};
+use super::progress::{Progress, Unfinished};
 use super::{Globals, lab};
 use crate::app::report::{StatusReport, bytes_on_host, master_path};
-use crate::disk;
-use crate::disk::import::ImportError;
+use crate::disk::checksum::Checksum;
+use crate::disk::import::{ImportError, import};
 use crate::fleet::ImageName;
 use crate::fleet::image::{FIRST_VERSION, master_file};
 use crate::store::{LockError, StateLock};
@@ -34,25 +38,29 @@ pub(super) fn run(globals: &Globals, source: &Path, name: &ImageName) -> Result<
     File::open(source).map_err(|error| Error::failed(format!("cannot read {}: {error}", source.display())))?;
     let lock = own_or_shared(&state)?;
     let images = state.join("images");
-    if lock.is_some() {
-        remove_abandoned(&images);
-    }
+    remove_abandoned(&images);
     let cannot = |what: &Path, error: io::Error| Error::failed(format!("cannot write {}: {error}", what.display()));
-    let staging = Staging(images.join(format!("{STAGING}{}", std::process::id())));
-    fs::create_dir(&staging.0).map_err(|error| cannot(&staging.0, error))?;
+    let staging = Staging::new(images.join(format!("{STAGING}{}", std::process::id())))
+        .map_err(|(path, error)| cannot(&path, error))?;
+    let master = staging.path.join(master_file(FIRST_VERSION));
 
     let started = Instant::now();
-    let mut progress = Progress::new(globals.json);
-    let imported = disk::import::import(source, &staging.0.join(master_file(FIRST_VERSION)), &mut |done, total| {
-        progress.tell(done, total);
-    });
+    let mut progress = Progress::new("importing", globals.json);
+    let imported = import(source, &master, &mut |done, total| progress.tell(done, total));
     progress.end();
     let imported = imported.map_err(|error| match error {
         ImportError::Disk(error) => error.into(),
         error => Error::failed(error),
     })?;
-    sync_folder(&staging.0)?;
-    match fs::rename(&staging.0, &folder) {
+    let mut progress = Progress::new("checksum", globals.json);
+    let recorded = Checksum::record(&master, &mut |done, total| {
+        progress.tell(done, total);
+        ControlFlow::Continue(())
+    });
+    progress.end();
+    let blake3 = recorded?.map(|record| record.blake3);
+    sync_folder(&staging.path)?;
+    match fs::rename(&staging.path, &folder) {
         Ok(()) => {}
         // Another import was faster.
         Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {
@@ -73,6 +81,7 @@ pub(super) fn run(globals: &Globals, source: &Path, name: &ImageName) -> Result<
             "path": path,
             "disk_size": imported.size,
             "bytes_on_host": stored,
+            "blake3": blake3,
             "seconds": took.as_secs_f64(),
         }));
     }
@@ -101,17 +110,17 @@ fn own_or_shared(state: &Path) -> Result<Option<StateLock>, Error> {
     }
 }
 
-/// Removes what imports left behind that were killed. Only for the owner of the state's lock, and only what no living
-/// process is writing: beside a running roost, imports have no lock.
+/// Removes what imports left behind that were killed: a living one has its folder locked.
 fn remove_abandoned(images: &Path) {
     for entry in fs::read_dir(images).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.strip_prefix(STAGING)?.parse::<u32>().ok()) else {
+        let path = entry.path();
+        if !entry.file_name().to_str().is_some_and(|name| name.starts_with(STAGING)) {
             continue;
-        };
-        if !Path::new("/proc").join(pid.to_string()).exists() {
+        }
+        let Ok(folder) = File::open(&path) else { continue };
+        if flock(&folder, FlockOperation::NonBlockingLockExclusive).is_ok() {
             // What cannot be removed costs space only; the next import tries again.
-            let _ = fs::remove_dir_all(entry.path());
+            let _ = fs::remove_dir_all(&path);
         }
     }
 }
@@ -122,56 +131,32 @@ fn sync_folder(folder: &Path) -> Result<(), Error> {
 }
 
 /// The folder of an import under way. It goes when this is dropped, unless it has become the image.
-struct Staging(PathBuf);
+struct Staging {
+    path: PathBuf,
+    _locked: File,
+    _unfinished: Unfinished,
+}
+
+impl Staging {
+    fn new(path: PathBuf) -> Result<Self, (PathBuf, io::Error)> {
+        let unfinished = Unfinished::new(path.clone());
+        // Another import may have taken it for abandoned before it was locked: then there is no such folder any more.
+        let made = fs::create_dir(&path).and_then(|()| File::open(&path)).and_then(|folder| {
+            flock(&folder, FlockOperation::NonBlockingLockExclusive)?;
+            fs::metadata(&path).map(|_| folder)
+        });
+        match made {
+            Ok(locked) => Ok(Self { path, _locked: locked, _unfinished: unfinished }),
+            Err(error) => Err((path, error)),
+        }
+    }
+}
 
 impl Drop for Staging {
     fn drop(&mut self) {
         // Usually it has been renamed and is not there.
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.path);
     }
-}
-
-/// How far an import is, on standard error: a line that changes on a terminal, else a line now and then.
-struct Progress {
-    started: Instant,
-    told: Option<Instant>,
-    every: Duration,
-    terminal: bool,
-    quiet: bool,
-}
-
-impl Progress {
-    fn new(quiet: bool) -> Self {
-        let terminal = io::stderr().is_terminal();
-        let every = if terminal { Duration::from_millis(100) } else { Duration::from_secs(5) };
-        Self { started: Instant::now(), told: None, every, terminal, quiet }
-    }
-
-    fn tell(&mut self, done: u64, total: u64) {
-        let since = self.told.unwrap_or(self.started);
-        if self.quiet || since.elapsed() < self.every {
-            return;
-        }
-        self.told = Some(Instant::now());
-        let (before, after) = if self.terminal { ("\r\x1b[K", "") } else { ("", "\n") };
-        let line = progress_line(done, total, self.started.elapsed());
-        // Progress that cannot be shown is no reason to stop.
-        let _ = write!(io::stderr(), "{before}{line}{after}");
-    }
-
-    fn end(&self) {
-        if self.terminal && self.told.is_some() {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
-    }
-}
-
-/// ` 45%  921.6 MiB of 2.0 GiB, 184.3 MiB a second`
-fn progress_line(done: u64, total: u64, elapsed: Duration) -> String {
-    let percent = u128::from(done) * 100 / u128::from(total.max(1));
-    let rate = u128::from(done) * 1_000 / elapsed.as_millis().max(1);
-    let rate = bytes(u64::try_from(rate).unwrap_or(u64::MAX));
-    format!("{percent:3}%  {} of {}, {rate} a second", bytes(done), bytes(total))
 }
 
 #[cfg(test)]
@@ -179,24 +164,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_says_how_much_and_how_fast_and_never_divides_by_nothing() {
-        let line = progress_line(512 << 20, 2 << 30, Duration::from_secs(4));
-        assert_eq!(line, " 25%  512.0 MiB of 2.0 GiB, 128.0 MiB a second");
-        assert_eq!(progress_line(0, 0, Duration::ZERO), "  0%  0 bytes of 0 bytes, 0 bytes a second");
-    }
-
-    #[test]
     fn what_a_killed_import_left_goes_and_what_a_living_one_writes_stays() {
         let images = tempfile::tempdir().unwrap();
-        let mut gone = std::process::Command::new("true").spawn().unwrap();
-        let dead = gone.id();
-        gone.wait().unwrap();
-        let folders = [format!("{STAGING}{dead}"), format!("{STAGING}{}", std::process::id()), "debian-12".to_owned()];
-        for folder in &folders {
-            fs::create_dir(images.path().join(folder)).unwrap();
-        }
+        let living = Staging::new(images.path().join(format!("{STAGING}1"))).unwrap();
+        let folders =
+            [&format!("{STAGING}1"), &format!("{STAGING}2"), "debian-12"].map(|name| images.path().join(name));
+        folders[1..].iter().for_each(|folder| fs::create_dir(folder).unwrap());
         remove_abandoned(images.path());
-        let left = folders.map(|folder| images.path().join(folder).exists());
-        assert_eq!(left, [false, true, true]);
+        assert_eq!(folders.each_ref().map(|folder| folder.exists()), [true, false, true]);
+        drop(living);
+        assert!(!folders[0].exists());
     }
 }

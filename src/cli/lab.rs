@@ -9,6 +9,7 @@ use super::error::{Error, Kind};
 use super::output::colours;
 use crate::app::report::master_path;
 use crate::config::{self, Config, Loaded, Report};
+use crate::disk::checksum::{Fitness, fitness};
 use crate::fleet::ImageName;
 
 /// The state folder, from `--state` alone where that is given: then no mapping file is needed.
@@ -65,4 +66,14 @@ pub(super) fn images(state: &Path) -> Option<Vec<ImageName>> {
     let mut names: Vec<ImageName> = names.filter(|name| master_path(state, name).exists()).collect();
     names.sort();
     Some(names)
+}
+
+/// Those of these images that are not what was imported, and how that is known. One that was only touched may be.
+pub(super) fn changed_images(state: &Path, images: &[ImageName]) -> Vec<(ImageName, String)> {
+    let why = |image: &ImageName| match fitness(&master_path(state, image)) {
+        Ok(Fitness::Changed(why)) => Some((image.clone(), format!("it is not what was imported: {why}"))),
+        Ok(_) => None,
+        Err(error) => Some((image.clone(), error.to_string())),
+    };
+    images.iter().filter_map(why).collect()
 }

@@ -1,23 +1,27 @@
 //! The command line: one file for each verb.
 //!
 //! Not here: what the verbs do. `run` hands over to `serve`; `client` and `replace` ask the running process over its socket; `image`,
-//! `inspect` and `check` work on files. Exit codes are the kinds of [`error::Error`]; `--json` makes every verb speak to
+//! `inspect`, `cat`, `verify` and `check` work on files. Exit codes are the kinds of [`error::Error`]; `--json` makes every verb speak to
 //! programs.
 
 mod ask;
+mod cat;
 pub mod check;
 mod client_list;
 mod client_show;
 mod error;
+mod export;
 mod image_import;
 mod image_list;
 mod inspect;
 mod lab;
 mod logs;
 mod output;
+mod progress;
 mod replace;
 mod reset;
 mod run;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -40,8 +44,11 @@ struct Arguments {
 
 /// The exit code of a verb that did what it was told.
 const DONE: u8 = 0;
+/// The exit code of `roost verify` where it found damage.
+const DAMAGED: u8 = 6;
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 nothing runs, 5 refused";
+const EXIT_CODES: &str =
+    "Exit codes: 0 done, 1 failed, 2 usage, 3 configuration, 4 nothing runs, 5 refused, 6 damaged (verify)";
 
 /// What every verb takes.
 #[derive(Debug, Args)]
@@ -77,6 +84,21 @@ enum Verb {
         /// The disk file
         file: PathBuf,
     },
+    /// Write a disk's content, through its chain, to standard output
+    Cat {
+        /// The disk file; it is only read
+        file: PathBuf,
+        #[command(flatten)]
+        part: cat::Part,
+    },
+    /// Say whether disk files are sound: structure, chain, checksums of masters. Exit code 6 if not
+    Verify {
+        #[command(flatten)]
+        which: verify::Which,
+        /// Put right what can be put right without a guess, and say what was done
+        #[arg(long)]
+        repair: bool,
+    },
     /// Give a client a new machine: its disk, name and address stay
     Replace {
         /// The client's name
@@ -103,7 +125,7 @@ enum Verb {
 
 #[derive(Debug, Subcommand)]
 enum ImageVerb {
-    /// Make a golden master of a disk file, raw or VHD
+    /// Make a golden master of a disk file: raw or VHD; with qemu-img also qcow2, VMDK and VDI
     Import {
         /// The disk file; it is only read
         file: PathBuf,
@@ -111,12 +133,31 @@ enum ImageVerb {
         #[arg(long)]
         name: ImageName,
     },
+    /// Write an image as a file for elsewhere
+    Export {
+        /// The image, with a version or not: NAME or NAME@VERSION
+        #[arg(value_name = "NAME[@VERSION]")]
+        name: export::Version,
+        /// The file; it appears when it is complete
+        file: PathBuf,
+        #[command(flatten)]
+        options: export::Options,
+    },
     /// List the images
     List,
 }
 
 #[derive(Debug, Subcommand)]
 enum ClientVerb {
+    /// Write a client's disk as a file for elsewhere, while nobody is logged in on it
+    Export {
+        /// The client's name
+        name: ClientName,
+        /// The file; it appears when it is complete
+        file: PathBuf,
+        #[command(flatten)]
+        options: export::Options,
+    },
     /// List the clients
     List,
     /// Show one client: its address, disk, sessions and last boot
@@ -156,6 +197,10 @@ fn perform(globals: &Globals, verb: Verb) -> Result<u8, Error> {
         Verb::Check { file } => return check(globals, file.as_deref().unwrap_or(&globals.config)),
         Verb::Image(ImageVerb::Import { file, name }) => image_import::run(globals, &file, &name),
         Verb::Image(ImageVerb::List) => image_list::run(globals),
+        Verb::Image(ImageVerb::Export { name, file, options }) => export::image(globals, &name, &file, &options),
+        Verb::Cat { file, part } => cat::run(&file, &part),
+        Verb::Verify { which, repair } => return verify::run(globals, &which, repair),
+        Verb::Client(ClientVerb::Export { name, file, options }) => export::client(globals, &name, &file, &options),
         Verb::Inspect { file } => inspect::run(globals, &file),
         Verb::Replace { name, mac, force } => replace::run(globals, &name, mac, force),
         Verb::Client(ClientVerb::List) => client_list::run(globals),
@@ -172,7 +217,11 @@ fn check(globals: &Globals, file: &Path) -> Result<u8, Error> {
         (false, true) => check::Style::Coloured,
         (false, false) => check::Style::Plain,
     };
-    let images = |settings: &Settings| lab::images(globals.state.as_ref().unwrap_or(&settings.state));
+    let images = |settings: &Settings| {
+        let state = globals.state.as_ref().unwrap_or(&settings.state);
+        let there = lab::images(state)?;
+        Some(check::Images { changed: lab::changed_images(state, &there), there })
+    };
     let answer = check::check(file, style, images);
     output::print(&answer.text)?;
     Ok(answer.exit)

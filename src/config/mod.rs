@@ -248,6 +248,17 @@ impl Loaded {
         self.source.report(drafts.collect())
     }
 
+    /// What is wrong with the images that the file names, when these are not what was imported, for these reasons.
+    #[must_use]
+    pub fn check_changed(&self, changed: &[(ImageName, String)]) -> Report {
+        let named = |image: &Located<ImageName>| {
+            let (_, why) = changed.iter().find(|(name, _)| *name == image.value)?;
+            let draft = Draft::error(image.at, format!("image `{}`: {why}", image.value));
+            Some(draft.help("put back the file that was imported, then: roost verify --masters"))
+        };
+        self.source.report(self.images.iter().filter_map(named).collect())
+    }
+
     /// What is wrong with the addresses that the file names, on a wire where this server has the address and the prefix
     /// length of `interface`.
     #[must_use]

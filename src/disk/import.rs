@@ -1,28 +1,27 @@
-//! Import: any disk that can be read becomes a master.
+//! Import: any disk that can be read becomes a master. What is not read here, `qemu-img` reads ([`qemu`]).
 //!
 //! A master is a *dynamic VHD*: only blocks that hold data are in the file, each with an all-ones bitmap and its data on
 //! a 4 KiB boundary, and pages of zeros inside of a block stay holes. So it is about as large as what is in it, reads as
 //! fast as a raw file, and other tools open it. It is written beside its place, flushed, made read-only and renamed.
 
 use std::fs;
-use std::io::IoSliceMut;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::Disk;
 use super::chain::Chain;
+use super::copy::each_run;
 use super::error::DiskError;
 use super::file::{Access, Media};
 use super::inspect::{DiskFormat, Foreign, identify};
+use super::qemu::{self, ByQemu, QemuError};
 use super::vhd::create::TempFile;
 use super::vhd::{Builder, MAX_SIZE};
-use super::{Disk, SECTOR};
 
 /// Sizes are rounded up to this with zeros, as Windows and every partitioner expect.
 pub const SIZE_UNIT: u64 = 1 << 20;
-/// A page that is all zeros stays a hole.
-const PAGE: usize = 4096;
 
 /// What an import made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +30,7 @@ pub struct Imported {
     pub size: u64,
     /// Bytes that are not holes.
     pub data_bytes: u64,
-    /// What the source was.
+    /// What was read: raw, where `qemu-img` read the source first.
     pub format: DiskFormat,
 }
 
@@ -58,6 +57,15 @@ pub enum ImportError {
         /// Its length.
         len: u64,
     },
+    /// `qemu-img` did not read the source.
+    #[error(transparent)]
+    Qemu(#[from] QemuError),
+    /// What `qemu-img` made of the source is a disk file of another format.
+    #[error("{}: in it is not a disk, but a disk file of another format: take that one out and import it", path.display())]
+    Nested {
+        /// The source.
+        path: PathBuf,
+    },
     /// Too large for the format.
     #[error("{}: {} GiB are too many: a VHD ends at 2040 GiB", path.display(), size >> 30)]
     TooLarge {
@@ -74,8 +82,8 @@ pub enum ImportError {
     },
 }
 
-/// Makes a master of a raw disk or a VHD (with its parents, if it has any). `progress` is told bytes done and bytes in
-/// all, as the disk counts them, now and then.
+/// Makes a master of a disk file (with its parents, if it has any): of one that is read here, or that `qemu-img` reads
+/// where it is installed. `progress` is told bytes done and bytes in all, as the disk counts them, now and then.
 ///
 /// # Errors
 /// See [`ImportError`]. Nothing is left behind at `into`.
@@ -83,16 +91,53 @@ pub fn import(source: &Path, into: &Path, progress: &mut dyn FnMut(u64, u64)) ->
     if into.exists() {
         return Err(ImportError::Exists { path: into.into() });
     }
-    let format = match identify(source)? {
-        Ok(format) => format,
-        Err(Some(foreign)) => return Err(ImportError::Foreign { path: source.into(), foreign }),
+    match identify(source)? {
+        Ok(format) => make(source, format, source, into, progress),
+        Err(Some(foreign)) => match foreign.by_qemu() {
+            Some(format) => by_qemu(source, format, into, progress),
+            None => Err(ImportError::Foreign { path: source.into(), foreign }),
+        },
         Err(None) => {
             let len = fs::metadata(source).map_err(|error| DiskError::io(source, "look at", error))?.len();
-            return Err(ImportError::NotADisk { path: source.into(), len });
+            Err(ImportError::NotADisk { path: source.into(), len })
         }
-    };
-    let disk = match Chain::open(source, Access::Read) {
-        // The capacity of a VHD is checked as its footer is read; a raw file has none.
+    }
+}
+
+/// Has `qemu-img` make a raw disk beside the master, and the master of that.
+fn by_qemu(
+    source: &Path,
+    format: ByQemu,
+    into: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Imported, ImportError> {
+    let raw = TempFile::beside(&into.with_extension("raw"))?;
+    // Half of the way is each of the two copies; how long the disk is, is known as soon as the first has begun.
+    qemu::convert(source, format, raw.temp_path(), &mut |hundredths| {
+        let size = raw.file.len().unwrap_or_default();
+        progress(u64::try_from(u128::from(size) * u128::from(hundredths) / 20_000).unwrap_or(size), size);
+    })?;
+    match identify(raw.temp_path())? {
+        Ok(format @ DiskFormat::Raw) => {
+            make(raw.temp_path(), format, source, into, &mut |done, total| progress((total + done) / 2, total))
+        }
+        // To believe it could lead to any file of this host: that of its parent.
+        _ => Err(ImportError::Nested { path: source.into() }),
+    }
+}
+
+/// Makes the master of what can be read. `source` is the name that errors about the whole disk call it by.
+fn make(
+    path: &Path,
+    format: DiskFormat,
+    source: &Path,
+    into: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Imported, ImportError> {
+    // What we have just made is locked by us already.
+    let access = if path == source { Access::Read } else { Access::Peek };
+    let disk = match Chain::open(path, access) {
+        // The capacity of a VHD is checked as its footer is read; others go further.
         Ok(disk) if disk.size() > MAX_SIZE => {
             return Err(ImportError::TooLarge { path: source.into(), size: disk.size() });
         }
@@ -102,68 +147,16 @@ pub fn import(source: &Path, into: &Path, progress: &mut dyn FnMut(u64, u64)) ->
     let temp = TempFile::beside(into)?;
     let mut builder = Builder::new(&temp.file, size)?;
     let mut data_bytes = 0;
-    let mut buffer = vec![0; usize::try_from(Builder::BLOCK_SIZE).expect("2 MiB")];
-    let mut at = 0;
-    while at < disk.size() {
-        progress(at, disk.size());
-        let len = Builder::BLOCK_SIZE.min(disk.size() - at);
-        if let Some(hole) = hole_at(&disk, at, len)? {
-            at = at.saturating_add(hole).min(disk.size());
-            continue;
-        }
-        let bytes = &mut buffer[..usize::try_from(len).expect("at most a block")];
-        disk.read(at, &mut [IoSliceMut::new(bytes)])?;
-        data_bytes += write_data(&mut builder, at, bytes)?;
-        at += len;
-    }
+    each_run(&disk, 0..disk.size(), progress, &mut |at, run| {
+        data_bytes += run.len() as u64;
+        builder.write(at, run)
+    })?;
     builder.finish()?;
     fs::set_permissions(temp.temp_path(), fs::Permissions::from_mode(0o444))
         .map_err(|error| DiskError::io(temp.temp_path(), "make read-only", error))?;
     temp.file.sync()?;
     temp.keep()?;
-    progress(disk.size(), disk.size());
     Ok(Imported { size, data_bytes, format })
-}
-
-/// If a block of the source needs no reading: how many bytes from its start are zeros, in whole blocks.
-fn hole_at(disk: &Chain, at: u64, len: u64) -> Result<Option<u64>, DiskError> {
-    if disk.sparse().is_none() {
-        // The file's bytes are the disk's, so one question answers for all of a long hole.
-        let data = disk.media().next_data(at)?.unwrap_or(u64::MAX);
-        let blocks = (data - at) / Builder::BLOCK_SIZE;
-        return Ok((blocks > 0 || data - at >= len).then(|| len.max(blocks.saturating_mul(Builder::BLOCK_SIZE))));
-    }
-    for extent in disk.resolve(at, len)? {
-        if let Some((media, from)) = extent.at
-            && media.next_data(from)?.is_some_and(|data| data < from + extent.len)
-        {
-            return Ok(None);
-        }
-    }
-    Ok(Some(len))
-}
-
-/// Writes what is not zero, in runs of pages.
-fn write_data(builder: &mut Builder<'_>, at: u64, bytes: &[u8]) -> Result<u64, DiskError> {
-    let is_data = |page: &[u8]| page.iter().any(|&byte| byte != 0);
-    let mut written = 0;
-    let mut start = 0;
-    while start < bytes.len() {
-        let page_end = |start: usize| (start + PAGE).min(bytes.len());
-        if !is_data(&bytes[start..page_end(start)]) {
-            start = page_end(start);
-            continue;
-        }
-        let mut end = page_end(start);
-        while end < bytes.len() && is_data(&bytes[end..page_end(end)]) {
-            end = page_end(end);
-        }
-        debug_assert!((end as u64).is_multiple_of(SECTOR));
-        builder.write(at + start as u64, &bytes[start..end])?;
-        written += (end - start) as u64;
-        start = end;
-    }
-    Ok(written)
 }
 
 #[cfg(test)]
@@ -228,9 +221,8 @@ mod tests {
         assert!(refuse(b"").contains("0 bytes are no disk"));
         assert!(refuse(&[1; 700]).contains("cut short"));
         for (magic, word) in [
-            (&b"QFI\xfb"[..], "qemu-img convert -O raw"),
-            (b"KDMV", "qemu-img convert -O raw"),
-            (b"vhdxfile", "qemu-img convert -O raw"),
+            (&b"QFI\xfb"[..], "qcow2 version 0"),
+            (b"vhdxfile", "ends within its headers"),
             (b"\x1f\x8b\x08", "gunzip"),
             (b"\xfd7zXZ\0", "unxz"),
             (b"\x28\xb5\x2f\xfd", "unzstd"),

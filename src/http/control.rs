@@ -5,6 +5,7 @@
 //! | `GET /v1/clients` | a list of [`ClientReport`](crate::app::report::ClientReport) |
 //! | `GET /v1/clients/NAME` | one of them; 404 where there is no such client |
 //! | `POST /v1/clients/NAME/reset` | [`ResetReport`](crate::app::boots::ResetReport); 409 where a system is running on the disk |
+//! | `POST /v1/clients/NAME/release` | [`ReleaseReport`](crate::app::boots::ReleaseReport); 409 where a system is running on the disk |
 //! | `POST /v1/clients/NAME/replace` with [`ReplaceRequest`] | [`ReplaceReport`](crate::app::report::ReplaceReport); 409 where it is refused, 422 where the mapping file is wrong |
 //! | `GET /v1/status` | [`StatusReport`](crate::app::report::StatusReport) |
 //!
@@ -138,6 +139,7 @@ fn router(control: Control) -> Router {
         .route("/v1/clients", get(clients))
         .route("/v1/clients/{name}", get(client))
         .route("/v1/clients/{name}/reset", post(reset))
+        .route("/v1/clients/{name}/release", post(release))
         .route("/v1/clients/{name}/replace", post(replace))
         .route("/v1/status", get(status))
         .fallback(async || problem(StatusCode::NOT_FOUND, &"there is no such resource"))
@@ -168,6 +170,21 @@ async fn reset(State(control): State<Control>, Segment(name): Segment<String>) -
         }
         Err(refused @ ResetError::Running { .. }) => {
             let help = "shut that system down, or switch the machine off, and try again";
+            helpful(StatusCode::CONFLICT, &refused, Some(help.to_owned()))
+        }
+        Err(failed) => problem(StatusCode::INTERNAL_SERVER_ERROR, &failed),
+    }
+}
+
+async fn release(State(control): State<Control>, Segment(name): Segment<String>) -> Response {
+    let client = match find(&control, &name) {
+        Ok(client) => client,
+        Err(missing) => return missing,
+    };
+    match control.app.release_disk(&client).await {
+        Ok(report) => Json(report).into_response(),
+        Err(refused @ ResetError::Running { .. }) => {
+            let help = "a disk in use is not read half-way: shut that system down, and try again";
             helpful(StatusCode::CONFLICT, &refused, Some(help.to_owned()))
         }
         Err(failed) => problem(StatusCode::INTERNAL_SERVER_ERROR, &failed),

@@ -155,7 +155,7 @@ pub(crate) fn login(bytes: &[u8]) {
     let mut header = Header::new(0x40 | opcode::LOGIN, 0x04).with(16, 7).with(20, 1 << 16).with(24, 40);
     let names = b"InitiatorName=iqn.2026-11.internal.roost:client.a\0TargetName=iqn.2026-11.internal.roost:a\0";
     let mut text = names.to_vec();
-    let mut said = BTreeMap::from([("InitiatorName".to_owned(), ()), ("TargetName".to_owned(), ())]);
+    let mut said: BTreeMap<&str, (&str, u32)> = BTreeMap::new();
     for step in 0..8 {
         let mut wanted = BTreeMap::new();
         let mut repeats = false;
@@ -163,7 +163,11 @@ pub(crate) fn login(bytes: &[u8]) {
             let key = KEYS[dice.below(20) as usize];
             let value = VALUES[dice.below(16) as usize];
             text::push(&mut text, key, value);
-            repeats |= said.insert(key.to_owned(), ()).is_some();
+            // A declaration may be made again in another request if it says the same.
+            let again = (value, step);
+            repeats |= said.insert(key, again).is_some_and(|before| {
+                before.1 == step || before.0 != value || !matches!(key, "MaxRecvDataSegmentLength" | "InitiatorAlias")
+            });
             if let Some(answer) = rule(key, value) {
                 wanted.insert(key.to_owned(), answer);
             }

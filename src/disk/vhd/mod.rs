@@ -8,8 +8,11 @@
 
 mod bits;
 pub mod create;
+pub mod facts;
 pub mod sparse;
 pub mod wire;
 
-pub use create::{Builder, create_child, create_dynamic, create_fixed};
+pub use create::{
+    Builder, Layout, NewChild, create_child, create_child_as, create_dynamic, create_dynamic_as, create_fixed,
+};
 pub use wire::{Footer, Header, Kind, MAX_SIZE};
