@@ -661,6 +661,7 @@ fn with_both_digests_everything_is_as_it_is_without() {
     header[0] = 0x40;
     session.send_bytes(&header);
     assert!(session.is_closed());
+    eventually("it is told", || !lab.events(Stage::Refused).is_empty());
     let told = lab.events(Stage::Refused).pop().unwrap().detail;
     assert!(told.contains("a header that does not match its digest"), "{told}");
     assert_eq!(lab.app().tally.broken.count(), 1);
