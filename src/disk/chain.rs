@@ -132,6 +132,9 @@ impl Chain {
     /// The same, on any media.
     pub(super) fn volatile_on(media: Box<dyn Media>, parent: Arc<Chain>) -> Result<Self, DiskError> {
         let chain = Self::child_on(media, parent, None)?;
+        if let Layer::Sparse(sparse) = &chain.layer {
+            sparse.make_volatile();
+        }
         chain.volatile.store(true, Ordering::Release);
         Ok(chain)
     }

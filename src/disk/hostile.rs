@@ -11,6 +11,7 @@ use super::chain::{Chain, parent_candidates};
 use super::double::{Contents, Double};
 use super::file::{Access, Media, read_vec, write_all};
 use super::model::{SECTORS, pattern, read};
+use super::vhd::NewChild;
 use super::vhd::create::write_child;
 use super::vhd::wire::{Footer, Header, MAX_BLOCKS};
 use super::vhd::{Builder, MAX_SIZE};
@@ -23,7 +24,7 @@ fn sound() -> (Contents, Contents) {
     builder.write(0, &pattern(0, 9, 0xee)).unwrap();
     builder.finish().unwrap();
     let parent = Arc::new(Chain::base_on(Box::new(master.clone()), Access::Read).unwrap());
-    write_child(&child, Uuid::from_u128(5), &parent, ".\\master.vhd", "/master.vhd").unwrap();
+    write_child(&child, Uuid::from_u128(5), &parent, ".\\master.vhd", "/master.vhd", NewChild::default()).unwrap();
     let disk = Chain::child_on(Box::new(child.clone()), parent, None).unwrap();
     for sector in (0..200).step_by(3) {
         disk.write(sector * SECTOR, &[IoSlice::new(&[7; 512])]).unwrap();

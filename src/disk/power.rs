@@ -16,6 +16,7 @@ use super::file::{Access, Media, read_vec, write_all};
 use super::model::{BOOT, SECTORS, pattern, read, read_once, write};
 use super::pending::MAX_MAP;
 use super::vhd::Builder;
+use super::vhd::NewChild;
 use super::vhd::create::write_child;
 use super::{Disk, DiskError, ErrorKind, SECTOR};
 
@@ -71,7 +72,7 @@ fn fresh(layout: Layout) -> (Contents, Option<Arc<Chain>>) {
     }
     let parent = Arc::new(Chain::base_on(Box::new(master), Access::Read).unwrap());
     let child = Double::new(0);
-    write_child(&child, Uuid::new_v4(), &parent, ".\\master.vhd", "/master.vhd").unwrap();
+    write_child(&child, Uuid::new_v4(), &parent, ".\\master.vhd", "/master.vhd", NewChild::default()).unwrap();
     if layout == Layout::Mapped {
         leave_junk(&child, &parent);
     }
@@ -299,7 +300,7 @@ fn the_pending_map_stays_within_its_bound_by_settling() {
     Builder::new(&master, blocks << 21).unwrap().finish().unwrap();
     let parent = Arc::new(Chain::base_on(Box::new(master), Access::Read).unwrap());
     let (child, pending) = (Double::new(0), Double::new(0));
-    write_child(&child, Uuid::new_v4(), &parent, ".\\master.vhd", "/master.vhd").unwrap();
+    write_child(&child, Uuid::new_v4(), &parent, ".\\master.vhd", "/master.vhd", NewChild::default()).unwrap();
     let chain = open(child, Some(&parent), Some(pending.clone()), BOOT);
     let mut longest = 0;
     for sector in (0..blocks * 4096).step_by(2) {
