@@ -36,7 +36,7 @@ pub struct PendingPath {
 /// A disk: one file, and the chain below it.
 #[derive(Debug)]
 pub struct Chain {
-    layer: Layer,
+    layer: Arc<Layer>,
     parent: Option<Arc<Chain>>,
     /// A flush waits for nothing: what is written here outlives the process, not the power.
     volatile: AtomicBool,
@@ -102,6 +102,26 @@ impl Chain {
         parent: Arc<Chain>,
         pending: Option<(Box<dyn Media>, String)>,
     ) -> Result<Self, DiskError> {
+        let chain = Self::layer_on(media, parent, false)?;
+        if let (Layer::Sparse(sparse), Some((media, boot_id))) = (&*chain.layer, pending) {
+            let (map, runs) = PendingMap::open(media, sparse.footer().id(), &boot_id)?;
+            sparse.attach(map, &runs)?;
+        }
+        Ok(chain)
+    }
+
+    /// Opens a child that is only read from now on, over a parent that is open already.
+    pub(super) fn frozen_on(media: Box<dyn Media>, parent: Arc<Chain>) -> Result<Self, DiskError> {
+        Self::layer_on(media, parent, true)
+    }
+
+    /// The same top over another parent, which must read as the one before it. Both may be used at the same time.
+    pub(super) fn over(&self, parent: Arc<Chain>) -> Self {
+        let volatile = AtomicBool::new(self.is_volatile());
+        Self { layer: Arc::clone(&self.layer), parent: Some(parent), volatile }
+    }
+
+    fn layer_on(media: Box<dyn Media>, parent: Arc<Chain>, read_only: bool) -> Result<Self, DiskError> {
         let (footer, _) = Footer::read(&*media)?;
         if footer.kind() != Kind::Differencing {
             let what = "is a disk of its own, not a differencing disk".to_owned();
@@ -111,12 +131,8 @@ impl Chain {
         if below >= MAX_DEPTH {
             return Err(too_deep(media.path()));
         }
-        let sparse = Sparse::open(media, footer, false)?;
+        let sparse = Sparse::open(media, footer, read_only)?;
         check_parent(&sparse, &parent)?;
-        if let Some((media, boot_id)) = pending {
-            let (map, runs) = PendingMap::open(media, sparse.footer().id(), &boot_id)?;
-            sparse.attach(map, &runs)?;
-        }
         Ok(Self::of(Layer::Sparse(sparse), Some(parent)))
     }
 
@@ -132,7 +148,7 @@ impl Chain {
     /// The same, on any media.
     pub(super) fn volatile_on(media: Box<dyn Media>, parent: Arc<Chain>) -> Result<Self, DiskError> {
         let chain = Self::child_on(media, parent, None)?;
-        if let Layer::Sparse(sparse) = &chain.layer {
+        if let Layer::Sparse(sparse) = &*chain.layer {
             sparse.make_volatile();
         }
         chain.volatile.store(true, Ordering::Release);
@@ -157,7 +173,7 @@ impl Chain {
 
     /// The same, with its map on any media.
     pub(super) fn keep_on(&self, map: Box<dyn Media>, boot_id: &str) -> Result<(), DiskError> {
-        if let Layer::Sparse(sparse) = &self.layer {
+        if let Layer::Sparse(sparse) = &*self.layer {
             let (map, runs) = PendingMap::open(map, sparse.footer().id(), boot_id)?;
             sparse.attach(map, &runs)?;
         }
@@ -166,7 +182,7 @@ impl Chain {
     }
 
     fn of(layer: Layer, parent: Option<Arc<Chain>>) -> Self {
-        Self { layer, parent, volatile: AtomicBool::new(false) }
+        Self { layer: Arc::new(layer), parent, volatile: AtomicBool::new(false) }
     }
 
     /// Opens a file that has no parent, on any media.
@@ -229,7 +245,7 @@ impl Chain {
     /// Whether a flush would have something to do: settle such a disk when it has been idle for a while.
     #[must_use]
     pub fn dirty(&self) -> bool {
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => flat.unsettled.load(Ordering::Acquire),
             Layer::Sparse(sparse) => sparse.is_unsettled(),
         }
@@ -238,7 +254,7 @@ impl Chain {
     /// The footer of the top file, if it is a VHD.
     #[must_use]
     pub fn footer(&self) -> Option<&Footer> {
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => flat.footer.as_ref(),
             Layer::Sparse(sparse) => Some(sparse.footer()),
         }
@@ -247,7 +263,7 @@ impl Chain {
     /// The dynamic or differencing disk on top, if it is one.
     #[must_use]
     pub fn sparse(&self) -> Option<&Sparse> {
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(_) => None,
             Layer::Sparse(sparse) => Some(sparse),
         }
@@ -256,7 +272,7 @@ impl Chain {
     /// The top file.
     #[must_use]
     pub fn media(&self) -> &dyn Media {
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => &*flat.media,
             Layer::Sparse(sparse) => sparse.media(),
         }
@@ -282,7 +298,7 @@ impl Chain {
         wait: Wait,
         extents: &mut Vec<Extent<'a>>,
     ) -> Result<bool, DiskError> {
-        let sparse = match &self.layer {
+        let sparse = match &*self.layer {
             Layer::Flat(flat) => {
                 push(extents, Extent { len, at: Some((&*flat.media, offset)) });
                 return Ok(true);
@@ -320,7 +336,7 @@ impl Chain {
 
 impl Disk for Chain {
     fn size(&self) -> u64 {
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => flat.size,
             Layer::Sparse(sparse) => sparse.size(),
         }
@@ -366,7 +382,7 @@ impl Disk for Chain {
 
     fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
         self.check(offset, iovec::len(bufs))?;
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => {
                 flat.begin_change()?;
                 flat.media.write(offset, bufs)
@@ -377,7 +393,7 @@ impl Disk for Chain {
 
     fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.check(offset, len)?;
-        let sparse = match &self.layer {
+        let sparse = match &*self.layer {
             Layer::Flat(flat) => {
                 flat.begin_change()?;
                 return flat.media.zero(offset, len);
@@ -407,14 +423,14 @@ impl Disk for Chain {
         if self.is_volatile() {
             return Ok(());
         }
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => flat.flush(),
             Layer::Sparse(sparse) => sparse.flush(),
         }
     }
 
     fn read_only(&self) -> bool {
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => flat.read_only,
             Layer::Sparse(sparse) => sparse.read_only(),
         }

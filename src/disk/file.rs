@@ -163,6 +163,13 @@ impl File {
         }
     }
 
+    /// The same file, called by the name that it is going to have: messages say it.
+    #[must_use]
+    pub(super) fn called(mut self, path: &Path) -> Self {
+        self.path = path.into();
+        self
+    }
+
     /// The device and inode, which tell one file from another whatever its paths.
     ///
     /// # Errors
