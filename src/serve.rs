@@ -133,6 +133,7 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     };
     tokio::join!(serving, told);
 
+    app.works.stop();
     app.disks.close_all().await;
     writer.flush().await.context("what was seen last could not be stored")?;
     tracing::info!("stopped; every disk is settled");

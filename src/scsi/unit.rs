@@ -104,9 +104,17 @@ impl LogicalUnit {
     /// The unit was reset by `actor`: every other nexus is told once.
     pub fn reset(&mut self, actor: Nexus) {
         for (nexus, waiting) in &mut self.attentions {
-            if *nexus != actor && waiting.len() < MAX_ATTENTIONS && !waiting.contains(&Sense::DEVICE_RESET) {
-                waiting.push_back(Sense::DEVICE_RESET);
+            if *nexus != actor {
+                tell(waiting, Sense::DEVICE_RESET);
             }
+        }
+    }
+
+    /// The disk has `size` bytes from now on: every nexus is told once.
+    pub fn resize(&mut self, size: u64) {
+        if size / BLOCK != self.blocks {
+            self.blocks = size / BLOCK;
+            self.attentions.values_mut().for_each(|waiting| tell(waiting, Sense::CAPACITY_CHANGED));
         }
     }
 
@@ -185,6 +193,13 @@ impl LogicalUnit {
     }
 }
 
+/// One more thing that a nexus must be told; the same thing is told once.
+fn tell(waiting: &mut VecDeque<Sense>, attention: Sense) {
+    if waiting.len() < MAX_ATTENTIONS && !waiting.contains(&attention) {
+        waiting.push_back(attention);
+    }
+}
+
 /// What a command to a logical unit that does not exist is answered (SPC-4 §6.6.2, §6.33; SAM-5 §5.11).
 #[must_use]
 pub fn plan_without_unit(command: Command) -> Plan {
@@ -254,6 +269,24 @@ mod tests {
         assert_eq!(unit.plan(A, Command::TestUnitReady), Plan::Done);
         assert_eq!(unit.plan(B, Command::TestUnitReady), Plan::Check(Sense::DEVICE_RESET));
         assert_eq!(unit.plan(B, Command::TestUnitReady), Plan::Done);
+    }
+
+    #[test]
+    fn a_new_capacity_is_told_to_all_and_holds_at_once() {
+        let mut unit = unit();
+        for nexus in [A, B] {
+            unit.attach(nexus);
+            unit.plan(nexus, Command::TestUnitReady);
+        }
+        unit.resize(4096 * BLOCK);
+        assert_eq!(unit.plan(A, Command::TestUnitReady), Plan::Done, "nothing has changed");
+        unit.resize(8192 * BLOCK);
+        for nexus in [A, B] {
+            assert_eq!(unit.plan(nexus, Command::TestUnitReady), Plan::Check(Sense::CAPACITY_CHANGED));
+            let last = Command::Read(Blocks { lba: 8191, count: 1 });
+            assert!(matches!(unit.plan(nexus, last), Plan::Read(_)));
+        }
+        assert_eq!((Sense::CAPACITY_CHANGED.asc, Sense::CAPACITY_CHANGED.ascq), (0x2A, 0x09));
     }
 
     #[test]

@@ -12,7 +12,8 @@
 //! Whoever has the two layers open goes on reading the old files, which say the same.
 
 use std::fs;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{ErrorKind, IoSlice, IoSliceMut};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,8 +31,9 @@ const STEP: u64 = 256 << 20;
 /// A page of zeros stays a hole.
 const PAGE: usize = 4096;
 
-/// Told how far a long operation is: bytes done, bytes in all.
-pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+/// Told how far a long operation is: bytes done, bytes in all. It may be told to stop, which loses what is under way, and
+/// nothing else.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 
 /// What is to be done to a tree next.
 enum Task<'a> {
@@ -106,7 +108,11 @@ fn merge(
     let lower_path = place.layer(lower.number);
     let upper_path = place.layer(upper.number);
     let merged = upper_path.with_extension("vhd.merged");
-    let below = open_layers(place, tree, lower.parent, base, &lower_path)?;
+    // Where the client has another image by now, what its checkpoints stand on is found as they name it.
+    let below = open_layers(place, tree, lower.parent, base, &lower_path).or_else(|error| {
+        let chain = Chain::open(&lower_path, Access::Peek)?;
+        chain.parent().cloned().ok_or(error)
+    })?;
     let lower_chain = open_layer(place, lower, Arc::clone(&below))?;
     let upper_chain = open_layer(place, upper, Arc::clone(&lower_chain))?;
 
@@ -148,7 +154,9 @@ fn copy(source: &Chain, own: [&dyn Media; 2], target: &Chain, progress: Progress
                 None => target.zero(at, extent.len)?,
             }
             at += extent.len;
-            progress(at, size);
+            if progress(at, size).is_break() {
+                return Err(DiskError::io(target.path(), "merge", ErrorKind::Interrupted));
+            }
         }
     }
     Ok(())

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{IoSlice, IoSliceMut, Seek, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -97,7 +98,7 @@ impl Bench {
     }
 
     fn tidy(&self) -> usize {
-        tidy(&self.place, &self.base, &mut |_, _| ()).unwrap()
+        tidy(&self.place, &self.base, &mut |_, _| ControlFlow::Continue(())).unwrap()
     }
 
     /// What a layer reads as, found as other tools find it: by the locators in the files.
@@ -718,6 +719,22 @@ fn a_lost_note_loses_no_checkpoint_and_a_damaged_layer_stops_all_merging() {
     fs::write(bench.place.layer(3), good).unwrap();
     assert_eq!(bench.tidy(), 1);
     assert!(read(&bench.open()) == model);
+}
+
+#[test]
+fn a_merge_that_is_told_to_stop_leaves_everything_and_can_be_done_later() {
+    let (masters, dir) = (scratch(), scratch());
+    let (base, _) = master(masters.path());
+    let bench = Bench::new(dir.path(), base);
+    let model = worked(&bench);
+    let disk = bench.open();
+    bench.place.disown(bench.tree().checkpoint(1).unwrap()).unwrap();
+    assert!(disk.loosen(9).unwrap());
+    let before = snapshot(dir.path());
+    assert!(tidy(&bench.place, &bench.base, &mut |_, _| ControlFlow::Break(())).is_err());
+    assert!(snapshot(dir.path()) == before);
+    assert_eq!(bench.tidy(), 1);
+    assert!(read(&disk) == model);
 }
 
 #[test]

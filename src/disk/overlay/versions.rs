@@ -21,7 +21,6 @@ use super::super::file::{Access, sync_folder_of};
 use super::super::import::{ImportError, Imported, import};
 use super::super::vhd::create_child;
 use super::format::look;
-use super::merge::Progress;
 
 /// Children that an error names; more are counted.
 const NAMED: usize = 5;
@@ -98,7 +97,11 @@ pub fn versions(folder: &Path) -> Result<Vec<u32>, DiskError> {
 ///
 /// # Errors
 /// The chain cannot be read, or the version cannot be written; nothing is left behind.
-pub fn publish(source: &Path, folder: &Path, progress: Progress<'_>) -> Result<(u32, Imported), VersionError> {
+pub fn publish(
+    source: &Path,
+    folder: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(u32, Imported), VersionError> {
     let version = versions(folder)?.last().copied().unwrap_or(0).saturating_add(1);
     let imported = import(source, &version_path(folder, version), progress)?;
     Ok((version, imported))
@@ -133,7 +136,7 @@ pub fn open_maintenance(folder: &Path) -> Result<Arc<Chain>, DiskError> {
 ///
 /// # Errors
 /// As [`publish`].
-pub fn publish_maintenance(folder: &Path, progress: Progress<'_>) -> Result<(u32, Imported), VersionError> {
+pub fn publish_maintenance(folder: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<(u32, Imported), VersionError> {
     let path = maintenance_path(folder);
     let published = publish(&path, folder, progress)?;
     fs::remove_file(&path).map_err(|source| DiskError::io(&path, "remove", source))?;
