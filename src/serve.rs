@@ -145,8 +145,8 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
 fn raise_descriptor_limit(clients: usize) {
     /// The store, logs, images, listening sockets, TFTP and HTTP transfers.
     const OTHER: usize = 512;
-    /// A client's disk and its pending map.
-    const PER_DISK: usize = 2;
+    /// A client's disk, its pending map, and a checkpoint or two.
+    const PER_DISK: usize = 4;
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

@@ -815,3 +815,51 @@ fn a_replacement_tells_its_steps_in_order() {
     assert!(matches!(steps[..], [Step::Made(_), Step::Linked, Step::Swapped]), "{steps:?}");
     assert!(bench.place.previous().exists());
 }
+
+/// Run by hand: `cargo test --release --lib overlay::tests::times -- --ignored --nocapture`, with `TMPDIR` on the file system in
+/// question.
+#[test]
+#[ignore = "a measurement, no test: what it takes depends on the host"]
+fn times_of_a_disk_of_256_gib() {
+    use super::super::vhd::create_dynamic;
+    use std::time::{Duration, Instant};
+    const ROUNDS: usize = 25;
+    let median = |mut times: Vec<Duration>| {
+        times.sort_unstable();
+        (times[ROUNDS / 2], times[ROUNDS - 1])
+    };
+    for folder in ["/dev/shm".into(), std::env::temp_dir()] {
+        let dir = tempfile::tempdir_in(&folder).unwrap();
+        let path = dir.path().join("master.vhd");
+        create_dynamic(&path, 256 << 30).unwrap();
+        let base = Arc::new(Chain::open(&path, Access::Read).unwrap());
+        let mut times: [Vec<Duration>; 6] = Default::default();
+        for round in 0..ROUNDS {
+            let place = Place::new(dir.path().join(format!("pc-{round}.vhd")));
+            let mut time = |what: usize, work: &mut dyn FnMut()| {
+                let begun = Instant::now();
+                work();
+                times[what].push(begun.elapsed());
+            };
+            time(0, &mut || drop(create_child(place.top(), &base, r".\master.vhd").unwrap()));
+            let pending = PendingPath { path: dir.path().join(format!("map-{round}")), boot_id: BOOT.to_owned() };
+            let mut disk = None;
+            time(1, &mut || disk = Some(Overlay::open(place.clone(), Arc::clone(&base), Some(&pending)).unwrap()));
+            let disk = disk.unwrap();
+            for n in 0..200u64 {
+                disk.write(n * 977 * 64 * 512, &[IoSlice::new(&[1; 4096])]).unwrap();
+            }
+            disk.flush().unwrap();
+            time(2, &mut || drop(disk.checkpoint(&note("")).unwrap()));
+            time(3, &mut || drop(disk.resize(disk.size() + SIZE_UNIT, 1).unwrap()));
+            drop(disk);
+            time(4, &mut || place.replace(&base, r".\master.vhd", &mut |_| Ok(())).unwrap());
+            time(5, &mut || fs::remove_file(place.layer(1)).unwrap());
+        }
+        let names = ["create", "open", "checkpoint", "resize", "reset", "delete a file with 200 pages"];
+        for (name, times) in names.into_iter().zip(times) {
+            let (middle, worst) = median(times);
+            println!("{}: {name}: median {middle:?}, worst {worst:?}", folder.display());
+        }
+    }
+}
