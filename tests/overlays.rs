@@ -229,7 +229,7 @@ fn a_checkpoint_under_a_writer_holds_all_that_was_acknowledged_before_and_nothin
                 n += 1;
                 acknowledged.store(n, Ordering::Release);
                 // It reads its own writes, whatever is done to the disk meanwhile.
-                if n % 64 == 0 {
+                if n.is_multiple_of(64) {
                     assert_eq!(session.read((n - 1) % ROUND * 9, 1), (n - 1).to_le_bytes().repeat(128));
                 }
             }

@@ -17,7 +17,7 @@
 //! Synchronous: callers run this on threads that may block, and see to it that no session uses the disk.
 
 use std::fs;
-use std::io::{self, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use super::disks::ServeError;
 use super::report::{disk_path, master_path};
-use crate::disk::file::{Access, File};
+use crate::disk::file::{Access, File, remove};
 use crate::disk::overlay::merge::{self, Progress};
 use crate::disk::overlay::{self, Layer, Overlay, Place, Tree};
 use crate::disk::vhd::Footer;
@@ -300,13 +300,6 @@ impl ChildFiles {
 
 fn unique_id(disk: &Path) -> Result<Uuid, DiskError> {
     Ok(Footer::read(&File::open(disk, Access::Peek)?)?.0.id())
-}
-
-fn remove(path: &Path) -> Result<(), DiskError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(DiskError::io(path, "remove", source)),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::UNIX_EPOCH;
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::super::chain::Chain;
 use super::super::error::DiskError;
-use super::super::file::{Access, File, folder_of, sync_folder_of};
+use super::super::file::{Access, File, Media, close_later, folder_of, remove, sync_folder_of};
 use super::format::{Child, Format, Seen, look};
 
 /// Longest text of a note, in bytes: a sentence or two.
@@ -78,10 +78,7 @@ impl Hands for System {
     }
 
     fn remove(&self, path: &Path) -> Result<(), DiskError> {
-        match fs::remove_file(path) {
-            Err(source) if source.kind() != ErrorKind::NotFound => Err(DiskError::io(path, "remove", source)),
-            _ => Ok(()),
-        }
+        remove(path)
     }
 
     fn sync(&self, path: &Path) -> Result<(), DiskError> {
@@ -238,12 +235,14 @@ impl Place {
         Ok(id)
     }
 
-    /// Writes a child into this file, durably and under this name at once: a name that means nothing until it is renamed.
+    /// Writes a child into a file of this name, which means nothing until it is renamed, and makes it durable but for the name.
     pub(super) fn write_file(&self, path: &Path, format: Format, child: &Child<'_>) -> Result<(), DiskError> {
-        use super::super::vhd::create::TempFile;
-        let temp = TempFile::beside(path)?;
-        format.write_child(&temp.file, child)?;
-        temp.keep()
+        let file = File::open_or_create(path)?;
+        let written = file.set_len(0).and_then(|()| format.write_child(&file, child));
+        written.inspect_err(|_| {
+            // It is of no use, and this error says more than another.
+            let _ = fs::remove_file(path);
+        })
     }
 
     /// Replaces the disk by a new child of `parent`, which from here is at `relative`, as Windows spells it. The old disk
@@ -266,7 +265,12 @@ impl Place {
             self.hands.link(&self.top, &previous)?;
         }
         at(Step::Linked)?;
+        // Where it has no second name it goes with the rename, which must not take long.
+        let old = fs::File::open(&self.top);
         self.hands.rename(&self.next(), &self.top)?;
+        if let Ok(old) = old {
+            close_later(old);
+        }
         self.hands.sync(&self.top)?;
         at(Step::Swapped)
     }
