@@ -30,7 +30,7 @@ use crate::disk::overlay::merge::{self, Progress};
 use crate::disk::overlay::{self, Layer, Overlay, Place, Tree};
 use crate::disk::vhd::Footer;
 use crate::disk::{Chain, DiskError, PendingPath};
-use crate::fleet::image::FIRST_VERSION;
+use crate::fleet::image::{FIRST_VERSION, master_file};
 use crate::fleet::policy::DiskFound;
 use crate::fleet::{Client, DiskPolicy, ImageName};
 
@@ -202,7 +202,7 @@ impl ChildFiles {
 
     /// Makes a disk beside the one that is there, if any, and puts it in its place.
     fn make(&self, master: &Chain, at: &mut dyn FnMut(Step)) -> Result<(), DiskError> {
-        let relative = format!(r"..\images\{}\{FIRST_VERSION}.vhd", self.image);
+        let relative = format!(r"..\images\{}\{}", self.image, master_file(FIRST_VERSION));
         self.place.replace(master, &relative, &mut |step| self.follow(step, at))?;
         self.link_parent(&relative);
         Ok(())

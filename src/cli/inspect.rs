@@ -6,12 +6,12 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::Globals;
-use super::error::Error;
+use super::error::{BRING_PARENT_BACK, Error};
 use super::output::{bytes, print, print_json};
 use crate::disk::inspect::{DiskFormat, Inspection, LayerFacts, ParentFacts, inspect};
 
 pub(super) fn run(globals: &Globals, file: &Path) -> Result<(), Error> {
-    let inspection = inspect(file).map_err(Error::failed)?;
+    let inspection = inspect(file)?;
     if globals.json { print_json(&value(&inspection)) } else { print(&page(&inspection)) }
 }
 
@@ -28,6 +28,9 @@ fn page(inspection: &Inspection) -> String {
         page += &format!("chain of {} files, {all}\n", inspection.layers.len());
     }
     inspection.warnings.iter().for_each(|warning| page += &format!("warning: {warning}\n"));
+    if !inspection.complete && inspection.layers.iter().any(|layer| layer.parent.is_some()) {
+        page += &format!("  help: {BRING_PARENT_BACK}\n");
+    }
     page
 }
 

@@ -186,7 +186,7 @@ impl Chain {
     }
 
     /// Opens a file that has no parent, on any media.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn base_on(media: Box<dyn Media>, access: Access) -> Result<Self, DiskError> {
         let layer = open_layer(media, access)?;
         match layer {

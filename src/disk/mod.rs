@@ -24,7 +24,11 @@ pub mod pending;
 pub mod vhd;
 
 #[cfg(test)]
+mod conformance;
+#[cfg(any(test, fuzzing))]
 mod double;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]

@@ -17,6 +17,9 @@ pub struct Nexus(pub u64);
 /// Unit attentions that wait for one nexus. More than these few events cannot be told apart by an initiator anyway.
 const MAX_ATTENTIONS: usize = 8;
 
+/// Commands that report no unit attention (SAM-5 §5.14.4): INQUIRY, REPORT LUNS, and REQUEST SENSE, which returns it as data.
+const SILENT: [u8; 3] = [0x12, 0xA0, 0x03];
+
 /// What a command needs done. Ranges are checked: they lie within the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plan {
@@ -103,9 +106,18 @@ impl LogicalUnit {
 
     /// The unit was reset by `actor`: every other nexus is told once.
     pub fn reset(&mut self, actor: Nexus) {
+        self.tell(Sense::DEVICE_RESET, |nexus| nexus != actor);
+    }
+
+    /// The task set was cleared by another nexus: those whose commands were in it are told once.
+    pub fn cleared(&mut self, theirs: &[Nexus]) {
+        self.tell(Sense::COMMANDS_CLEARED, |nexus| theirs.contains(&nexus));
+    }
+
+    fn tell(&mut self, what: Sense, whom: impl Fn(Nexus) -> bool) {
         for (nexus, waiting) in &mut self.attentions {
-            if *nexus != actor {
-                tell(waiting, Sense::DEVICE_RESET);
+            if whom(*nexus) && waiting.len() < MAX_ATTENTIONS && !waiting.contains(&what) {
+                waiting.push_back(what);
             }
         }
     }
@@ -114,19 +126,26 @@ impl LogicalUnit {
     pub fn resize(&mut self, size: u64) {
         if size / BLOCK != self.blocks {
             self.blocks = size / BLOCK;
-            self.attentions.values_mut().for_each(|waiting| tell(waiting, Sense::CAPACITY_CHANGED));
+            self.tell(Sense::CAPACITY_CHANGED, |_| true);
         }
     }
 
-    /// What this command of this nexus needs done.
+    /// What this command of this nexus needs done. A unit attention that waits is told first, but by the three
+    /// commands that report none (SAM-5 §5.14.4).
     pub fn plan(&mut self, nexus: Nexus, command: Command) -> Plan {
-        // SAM-5 §5.14.4: these three report no unit attention, and REQUEST SENSE returns it as data.
-        let tells_attention =
-            !matches!(command, Command::Inquiry { .. } | Command::ReportLuns { .. } | Command::RequestSense { .. });
-        if tells_attention && let Some(sense) = self.take_attention(nexus) {
+        let silent =
+            matches!(command, Command::Inquiry { .. } | Command::ReportLuns { .. } | Command::RequestSense { .. });
+        if !silent && let Some(sense) = self.take_attention(nexus) {
             return Plan::Check(sense);
         }
         self.plan_now(nexus, command).unwrap_or_else(Plan::Check)
+    }
+
+    /// What a CDB with this operation code, which [`Command::parse`] refused, is answered: what the nexus must be told comes
+    /// first.
+    pub fn refuse(&mut self, nexus: Nexus, opcode: u8, why: Sense) -> Plan {
+        let attention = if SILENT.contains(&opcode) { None } else { self.take_attention(nexus) };
+        Plan::Check(attention.unwrap_or(why))
     }
 
     fn take_attention(&mut self, nexus: Nexus) -> Option<Sense> {
@@ -193,13 +212,6 @@ impl LogicalUnit {
     }
 }
 
-/// One more thing that a nexus must be told; the same thing is told once.
-fn tell(waiting: &mut VecDeque<Sense>, attention: Sense) {
-    if waiting.len() < MAX_ATTENTIONS && !waiting.contains(&attention) {
-        waiting.push_back(attention);
-    }
-}
-
 /// What a command to a logical unit that does not exist is answered (SPC-4 §6.6.2, §6.33; SAM-5 §5.11).
 #[must_use]
 pub fn plan_without_unit(command: Command) -> Plan {
@@ -258,6 +270,17 @@ mod tests {
     }
 
     #[test]
+    fn a_unit_attention_comes_before_the_refusal_of_a_cdb_but_for_the_three_that_report_none() {
+        let mut unit = unit();
+        unit.attach(A);
+        for opcode in SILENT {
+            assert_eq!(unit.refuse(A, opcode, Sense::INVALID_FIELD_IN_CDB), Plan::Check(Sense::INVALID_FIELD_IN_CDB));
+        }
+        assert_eq!(unit.refuse(A, 0xC1, Sense::INVALID_OPCODE), Plan::Check(Sense::POWER_ON));
+        assert_eq!(unit.refuse(A, 0xC1, Sense::INVALID_OPCODE), Plan::Check(Sense::INVALID_OPCODE));
+    }
+
+    #[test]
     fn a_reset_is_told_to_the_others_only() {
         let mut unit = unit();
         for nexus in [A, B] {
@@ -268,6 +291,20 @@ mod tests {
         unit.reset(A);
         assert_eq!(unit.plan(A, Command::TestUnitReady), Plan::Done);
         assert_eq!(unit.plan(B, Command::TestUnitReady), Plan::Check(Sense::DEVICE_RESET));
+        assert_eq!(unit.plan(B, Command::TestUnitReady), Plan::Done);
+    }
+
+    #[test]
+    fn a_cleared_task_set_is_told_to_those_whose_commands_were_in_it() {
+        let mut unit = unit();
+        for nexus in [A, B] {
+            unit.attach(nexus);
+            unit.plan(nexus, Command::TestUnitReady);
+        }
+        unit.cleared(&[B]);
+        unit.cleared(&[B]);
+        assert_eq!(unit.plan(A, Command::TestUnitReady), Plan::Done);
+        assert_eq!(unit.plan(B, Command::TestUnitReady), Plan::Check(Sense::COMMANDS_CLEARED));
         assert_eq!(unit.plan(B, Command::TestUnitReady), Plan::Done);
     }
 

@@ -9,22 +9,22 @@
 //! | a sector that is not | data; a record in the [pending map](crate::disk::pending); the bit in memory. At the next flush: barrier, bits, barrier |
 //! | the same, without a pending map | data; the bit straight into the file. Outlives the process, may tear with the power |
 //! | a block that is not in the file | the table's entry, straight into the file; then as above |
-//! | the same, and no space is kept for it | what lies behind all blocks becomes zeros, bitmaps and a new footer behind them, for [`RESERVE_BLOCKS`] blocks at once; barrier; then as above |
+//! | the same, and no space is kept for it | what lies behind all blocks becomes zeros, bitmaps and a new footer behind them, for [many blocks](RESERVE_BLOCKS) at once; barrier; then as above |
 //! | a block of a dynamic disk whose bitmap has gaps | the gaps become zeros; barrier; bits; then its sectors are here |
 //!
 //! A table's entry needs no order of its own, because the space that it points to was made durable beforehand, and says
 //! "nothing here": in a differencing disk its bitmap is zero and every sector is the parent's; in a dynamic one the bitmap
 //! is all ones and the data a hole, the zeros that were there before. So whichever of entry and data the power lets
 //! through, each sector is old or new. Entries and, in a dynamic disk, data need nothing but the flush's one barrier, and
-//! outlive the process at once. First writes to 64 fresh blocks cost one barrier together; what is left of the space when
-//! the disk is closed is cut off again, and what a cut leaves is zeroed before it is used.
+//! outlive the process at once. A thousand first writes to fresh blocks cost five barriers together; what is left of the
+//! space when the disk is closed is cut off again, and what a power cut leaves is zeroed before it is used.
 //!
 //! While the footer is on its way to its new end, the copy at the front stands in for it. Disks made by
 //! [`create_child`](super::create_child) map every block from the start and never take the last rows.
 
 use std::collections::BTreeSet;
 use std::io::{IoSlice, IoSliceMut};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, RwLock};
 
@@ -39,11 +39,11 @@ use super::wire::{ABSENT, FOOTER, Footer, HEADER, Header, Kind, MAX_FILE};
 /// Data of new blocks starts at a multiple of this, the page and block size of hosts.
 pub const ALIGN: u64 = 4096;
 
-/// Blocks that space is kept for at once, at the cost of one barrier; fewer where that would be more than
-/// [`RESERVE_BYTES`].
-pub const RESERVE_BLOCKS: u64 = 64;
-/// The most that a file grows ahead of its blocks, a hole: 64 blocks of the usual 2 MiB.
-pub const RESERVE_BYTES: u64 = 64 * (2 << 20) + (1 << 20);
+/// Blocks that space is kept for at once, at the cost of one barrier: as many as there are, within these bounds, so that
+/// barriers become rarer while the file, of which the new part is a hole, at most doubles in length.
+pub const RESERVE_BLOCKS: RangeInclusive<u64> = 64..=1024;
+/// The most that a file grows ahead of its blocks: 1024 blocks of the usual 2 MiB.
+pub const RESERVE_BYTES: u64 = 1024 * (2 << 20) + 1024 * ALIGN;
 
 /// Runs that go into the pending map at once.
 const MAX_APPEND: usize = 4096;
@@ -445,8 +445,10 @@ impl Sparse {
         let bitmap_size = self.header.bitmap_size();
         let stride = (bitmap_size + self.header.block_size()).next_multiple_of(ALIGN);
         let first = self.first_place(writer.end);
-        let absent = u64::from(self.header.blocks() - self.blocks_present());
-        let wanted = RESERVE_BLOCKS.min(RESERVE_BYTES / stride).clamp(1, absent.max(1));
+        let present = u64::from(self.blocks_present());
+        let absent = u64::from(self.header.blocks()) - present;
+        let wanted = present.clamp(*RESERVE_BLOCKS.start(), *RESERVE_BLOCKS.end());
+        let wanted = wanted.min(RESERVE_BYTES / stride).clamp(1, absent.max(1));
         // The last place whose sector number the table can hold, with a footer behind it.
         let room = (MAX_FILE - FOOTER).saturating_sub(first) / stride;
         let blocks = wanted.min(room);

@@ -81,7 +81,9 @@ impl Session {
         let plan = match (command, unit) {
             (Err(_), None) => Plan::Check(Sense::NO_SUCH_UNIT),
             (Ok(command), None) => plan_without_unit(command),
-            (Err(sense), Some(_)) => Plan::Check(sense),
+            (Err(sense), Some(unit)) => {
+                unit.lock().unwrap_or_else(PoisonError::into_inner).refuse(self.nexus, cdb[0], sense)
+            }
             (Ok(command), Some(unit)) => unit.lock().unwrap_or_else(PoisonError::into_inner).plan(self.nexus, command),
         };
         self.next_id += 1;

@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -23,8 +23,10 @@ use crate::app::lanes::Lane;
 use crate::app::queue::{Done, Job, Ticket};
 use crate::app::report::SessionKind;
 use crate::app::sessions::{Control, Place};
-use crate::disk::{Disk, DiskError};
-use crate::fleet::{Mac, Stage};
+use crate::disk::{Disk, DiskError, ErrorKind};
+use crate::fleet::{ClientName, Mac, Stage};
+use crate::iscsi::frame::FrameError;
+use crate::iscsi::login::LoginError;
 use crate::iscsi::pdu::{NO_TAG, Pdu, opcode};
 use crate::iscsi::session::{Effect, Layout, ProtocolError, Scope, Session, TaskId, Which};
 use crate::iscsi::{MAX_DATA_SEGMENT, PORTAL_GROUP, frame};
@@ -75,6 +77,7 @@ struct Running {
     misses: usize,
     missed_bytes: usize,
     probes: Vec<oneshot::Sender<()>>,
+    troubles: Arc<Troubles>,
     /// By when the last answer must be fetched.
     closing: Option<Instant>,
     /// Where the initiator reached us, as SendTargets tells it.
@@ -98,6 +101,7 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
         misses: 0,
         missed_bytes: 0,
         probes: Vec::new(),
+        troubles: Arc::new(Troubles { client: place.entry.client.clone(), last: Mutex::default() }),
         closing: None,
         portal: portal(&stream)?,
         read_yet: false,
@@ -109,6 +113,12 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
     };
     running.note_login();
     let ended = running.run(stream, input).await;
+    if let Err(error) = &ended
+        && breaks_protocol(error)
+    {
+        let why = format!("{}: its session was ended: {error}; it may log in again", running.place.entry.initiator);
+        running.note(Stage::Refused, &why);
+    }
     let place = running.place;
     let (client, initiator) = (place.entry.client.clone(), place.entry.initiator.clone());
     place.leave().await;
@@ -118,6 +128,36 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
         let _ = done.send(());
     }
     Ok(())
+}
+
+/// Errors of a session's disk, for the log. One that stays comes with every command, and must not fill the host with its log,
+/// which may be full already.
+struct Troubles {
+    client: ClientName,
+    last: Mutex<Option<(ErrorKind, Instant)>>,
+}
+
+impl Troubles {
+    /// Shortest time between two lines about one kind of error.
+    const BETWEEN: Duration = Duration::from_secs(10);
+
+    fn tell(&self, error: &DiskError) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match *last {
+            Some((kind, at)) if kind == error.kind() && at.elapsed() < Self::BETWEEN => {
+                tracing::debug!("{}: {error} (again)", self.client);
+            }
+            _ => {
+                *last = Some((error.kind(), Instant::now()));
+                tracing::error!("{}: {error}", self.client);
+            }
+        }
+    }
+}
+
+/// Whether the other end sent what it must not: a connection that merely broke is no news.
+pub(super) fn breaks_protocol(error: &anyhow::Error) -> bool {
+    error.is::<FrameError>() || error.is::<ProtocolError>() || error.is::<LoginError>()
 }
 
 /// Why a session ended in order, and who is told once it has.
@@ -155,7 +195,7 @@ impl Running {
                         let cancelled = self.place.disk.writes.cancel(self.place.entry.nexus, Some(&tasks));
                         tokio::spawn(async move {
                             cancelled.await;
-                            let _ = done.send(());
+                            let _ = done.send(!tasks.is_empty());
                         });
                     }
                 },
@@ -164,7 +204,12 @@ impl Running {
                 ready = stream.readable(), if self.output.length() < MAX_OUTPUT && self.closing.is_none() => {
                     ready?;
                     if !take_bytes(&stream, &mut input)? {
-                        return Ok(End { why: "the initiator closed the connection", done: None });
+                        let why = if input.is_empty() {
+                            "the initiator closed the connection"
+                        } else {
+                            "the initiator closed the connection in the middle of a PDU, which does not count"
+                        };
+                        return Ok(End { why, done: None });
                     }
                 }
                 () = tokio::time::sleep_until(farewell), if self.closing.is_some() => {
@@ -288,8 +333,12 @@ impl Running {
                         own.await;
                     } else {
                         // At once: while one session's write is waited for, the others' must not go on.
-                        tokio::join!(own, app.sessions.reset_others(&entry, abort.scope == Scope::Sessions));
-                        disk.unit().reset(entry.nexus);
+                        let others = app.sessions.reset_others(&entry, abort.scope == Scope::Sessions);
+                        let ((), stopped) = tokio::join!(own, others);
+                        match abort.scope {
+                            Scope::TaskSet => disk.unit().cleared(&stopped),
+                            _ => disk.unit().reset(entry.nexus),
+                        }
                     }
                     let _ = finish.send(Finished::Aborted(abort.request, abort.scope));
                 });
@@ -323,7 +372,7 @@ impl Running {
             Ok(true) => {}
             Ok(false) => self.deferred.push_back((task, range)),
             Err(error) => {
-                tracing::error!("{}: {error}", self.place.entry.client);
+                self.troubles.tell(&error);
                 self.session.complete(task, Err(Sense::of_disk(&error, false)));
             }
         }
@@ -345,12 +394,12 @@ impl Running {
         self.misses += 1;
         self.missed_bytes += bytes;
         let (disk, lanes) = (Arc::clone(&self.place.disk.disk), Arc::clone(&self.app.lanes));
-        let (finish, client) = (self.finish.clone(), self.place.entry.client.clone());
+        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         tokio::spawn(async move {
             let work = move || {
                 let mut buffer = vec![0; layout.wire_length()];
                 let result = read_into(&*disk, range, layout, &mut buffer, true).map(|_| ()).map_err(|error| {
-                    tracing::error!("{client}: {error}");
+                    troubles.tell(&error);
                     Sense::of_disk(&error, false)
                 });
                 (buffer, result)
@@ -362,10 +411,10 @@ impl Running {
     }
 
     fn change(&mut self, task: TaskId, job: Job) {
-        let (finish, client) = (self.finish.clone(), self.place.entry.client.clone());
+        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         let done = move |result: Result<(), DiskError>| {
             let result = result.map_err(|error| {
-                tracing::error!("{client}: {error}");
+                troubles.tell(&error);
                 Sense::of_disk(&error, true)
             });
             let _ = finish.send(Finished::Other(task, result));

@@ -242,7 +242,7 @@ impl Pair {
             }
             Effect::Flush(task) => self.session.complete(task, Ok(())),
             Effect::Abort(Abort { request, scope, .. }) => {
-                if scope != Scope::Session {
+                if matches!(scope, Scope::Unit | Scope::Sessions) {
                     self.unit.lock().unwrap().reset(NEXUS);
                 }
                 self.session.aborted(request, scope);
