@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, OnceCell, Semaphore};
 use tokio::task::JoinSet;
 
-use super::children::{ChildFiles, Masters};
+use super::children::{ChildFiles, Gate, Masters};
 use super::lanes::Lanes;
 use super::queue::{SETTLE_AFTER, WriteQueue};
 use super::report::{disk_path, master_path};
 use crate::disk::checksum::{Fitness, fitness};
-use crate::disk::{Chain, Disk, DiskError};
+use crate::disk::overlay::{Layer, Overlay, Tree};
+use crate::disk::{Disk, DiskError};
 use crate::fleet::policy::DiskFound;
 use crate::fleet::{Client, ClientName, DiskPolicy, ImageName};
 use crate::scsi::LogicalUnit;
@@ -31,7 +32,7 @@ pub struct ClientDisk {
     /// Its bytes. Writes go through `writes`.
     pub disk: Arc<dyn Disk>,
     /// The same, where it is a file.
-    chain: Option<Arc<Chain>>,
+    pub(super) overlay: Option<Arc<Overlay>>,
     /// The logical unit that its sessions share.
     pub unit: Mutex<LogicalUnit>,
     /// The one way to change it.
@@ -94,13 +95,13 @@ fn advice(error: &DiskError) -> String {
 }
 
 impl ClientDisk {
-    fn of_chain(chain: Arc<Chain>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
-        Self::new(Arc::clone(&chain) as Arc<dyn Disk>, Some(chain), target, lanes)
+    fn of_file(overlay: Arc<Overlay>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
+        Self::new(Arc::clone(&overlay) as Arc<dyn Disk>, Some(overlay), target, lanes)
     }
 
-    fn new(disk: Arc<dyn Disk>, chain: Option<Arc<Chain>>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
+    fn new(disk: Arc<dyn Disk>, overlay: Option<Arc<Overlay>>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
         Arc::new(Self {
-            chain,
+            overlay,
             unit: Mutex::new(LogicalUnit::new(target, disk.size(), disk.read_only())),
             writes: WriteQueue::new(Arc::clone(&disk), Arc::clone(lanes)),
             disk,
@@ -126,6 +127,7 @@ pub struct Disks {
     openings: Arc<Semaphore>,
     masters: Masters,
     doubt: Notify,
+    gate: Gate,
 }
 
 impl Disks {
@@ -133,7 +135,16 @@ impl Disks {
     #[must_use]
     pub fn new(state: PathBuf, boot_id: String, lanes: Arc<Lanes>) -> Self {
         let openings = Arc::new(Semaphore::new(OPENINGS));
-        Self { state, boot_id, lanes, slots: Mutex::default(), openings, masters: Arc::default(), doubt: Notify::new() }
+        Self {
+            state,
+            boot_id,
+            lanes,
+            slots: Mutex::default(),
+            openings,
+            masters: Arc::default(),
+            doubt: Notify::new(),
+            gate: Arc::default(),
+        }
     }
 
     /// The client's disk, made if there is none yet, opened if it is not open, and durable if its policy is to keep it.
@@ -155,13 +166,14 @@ impl Disks {
             let open = || async move {
                 let path = opening.disk().to_owned();
                 let opened = tokio::task::spawn_blocking(move || opening.open()).await;
-                let chain = opened.map_err(|panic| DiskError::io(&path, "open", io::Error::other(panic)))??;
-                Ok::<_, ServeError>(ClientDisk::of_chain(Arc::new(chain), &target, &lanes))
+                let overlay = opened.map_err(|panic| DiskError::io(&path, "open", io::Error::other(panic)))??;
+                Ok::<_, ServeError>(ClientDisk::of_file(Arc::new(overlay), &target, &lanes))
             };
             let disk = Arc::clone(slot.get_or_try_init(open).await?);
-            if let Some(chain) = disk.chain.clone().filter(|chain| policy == DiskPolicy::Keep && chain.is_volatile()) {
+            let volatile = disk.overlay.clone().filter(|overlay| overlay.is_volatile());
+            if let Some(overlay) = volatile.filter(|_| policy == DiskPolicy::Keep) {
                 let path = files.disk().to_owned();
-                let kept = tokio::task::spawn_blocking(move || files.keep(&chain)).await;
+                let kept = tokio::task::spawn_blocking(move || files.keep(&overlay)).await;
                 kept.map_err(|panic| DiskError::io(&path, "settle", io::Error::other(panic)))??;
             }
             Ok(disk)
@@ -199,7 +211,7 @@ impl Disks {
     ///
     /// # Errors
     /// It cannot be read.
-    pub async fn found(&self, client: &Client) -> Result<DiskFound, ServeError> {
+    pub async fn find_out(&self, client: &Client) -> Result<DiskFound, ServeError> {
         let files = self.files(client);
         let found = async move { tokio::task::spawn_blocking(move || files.found()).await };
         let found = found.await.map_err(|panic| self.failed(client, "look at", panic))?;
@@ -215,6 +227,33 @@ impl Disks {
     /// The image is missing, or the disk cannot be made. The old disk is then as it was.
     pub async fn make_anew(&self, client: &Client) -> Result<bool, ServeError> {
         self.image_is_fit(client).await?;
+        let files = self.put_away(client).await;
+        self.on_files(client, files, "make anew", |files| files.make_anew(&mut |_| ())).await
+    }
+
+    /// Replaces the client's disk by a new child of one of its checkpoints, as [`make_anew`](Disks::make_anew) does.
+    ///
+    /// The caller holds the client's [door](super::sessions::Sessions::door), and no session is on the disk.
+    ///
+    /// # Errors
+    /// The checkpoint cannot be opened, or the disk cannot be made. The old disk is then as it was.
+    pub(super) async fn roll_back(&self, client: &Client, to: Layer) -> Result<bool, ServeError> {
+        self.image_is_fit(client).await?;
+        let files = self.put_away(client).await;
+        self.on_files(client, files, "roll back", move |files| files.roll_back(&to, &mut |_| ())).await
+    }
+
+    /// The client's checkpoints and other layers, as they lie there.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub(super) async fn tree(&self, client: &Client) -> Result<Tree, ServeError> {
+        let files = self.files(client);
+        self.on_files(client, files, "look at", |files| Ok(files.tree()?)).await
+    }
+
+    /// Closes the client's disk, in order as far as that is possible.
+    async fn put_away(&self, client: &Client) -> ChildFiles {
         let old = self.slots().remove(&client.name).and_then(|slot| slot.get().cloned());
         if let Some(old) = old
             && let Err(error) = old.writes.flush().await
@@ -222,12 +261,23 @@ impl Disks {
             // It is on its way out, and may be what is wrong with the client.
             tracing::warn!("{}: the old disk: {error}", client.name);
         }
-        let (files, openings) = (self.files(client), Arc::clone(&self.openings));
+        self.files(client)
+    }
+
+    /// Does this with the client's files, on a thread that may block, to its end whether or not the caller waits.
+    pub(super) async fn on_files<T: Send + 'static>(
+        &self,
+        client: &Client,
+        files: ChildFiles,
+        operation: &'static str,
+        work: impl FnOnce(&ChildFiles) -> Result<T, ServeError> + Send + 'static,
+    ) -> Result<T, ServeError> {
+        let openings = Arc::clone(&self.openings);
         let path = files.disk().to_owned();
-        self.detached(client, "make anew", async move {
+        self.detached(client, operation, async move {
             let _turn = openings.acquire().await.expect("never closed");
-            let made = tokio::task::spawn_blocking(move || files.make_anew(&mut |_| ())).await;
-            made.map_err(|panic| DiskError::io(&path, "make anew", io::Error::other(panic)))?
+            let done = tokio::task::spawn_blocking(move || work(&files)).await;
+            done.map_err(|panic| DiskError::io(&path, operation, io::Error::other(panic)))?
         })
         .await
     }
@@ -242,7 +292,7 @@ impl Disks {
         let open = self.slots().remove(&client.name).and_then(|slot| slot.get().cloned());
         if let Some(open) = open {
             open.writes.flush().await?;
-            let held = open.chain.as_ref().map(Arc::downgrade);
+            let held = open.overlay.as_ref().map(Arc::downgrade);
             drop(open);
             // Whoever waits for a quiet moment to settle the disk still has it, until that moment.
             let closed = async {
@@ -276,8 +326,8 @@ impl Disks {
         DiskError::io(&disk_path(&self.state, &client.name), operation, io::Error::other(panic))
     }
 
-    fn files(&self, client: &Client) -> ChildFiles {
-        ChildFiles::new(&self.state, client, &self.boot_id, &self.masters)
+    pub(super) fn files(&self, client: &Client) -> ChildFiles {
+        ChildFiles::new(&self.state, client, &self.boot_id, &self.masters, &self.gate)
     }
 
     /// Serves this disk as the client's from now on, where the state folder has none to open: for disks that are no files.

@@ -9,6 +9,7 @@ mod children;
 pub mod disks;
 pub mod keeper;
 pub mod lanes;
+pub mod overlays;
 pub mod queue;
 pub mod recorder;
 pub mod report;
@@ -23,6 +24,7 @@ use crate::config::Settings;
 use crate::fleet::{Fleet, Naming};
 use disks::Disks;
 use lanes::Lanes;
+use overlays::Works;
 use recorder::Recorder;
 use sessions::Sessions;
 
@@ -41,6 +43,8 @@ pub struct App {
     pub sessions: Arc<Sessions>,
     /// Where operations that may wait run.
     pub lanes: Arc<Lanes>,
+    /// Merges and compactions of disks.
+    pub works: Works,
     fleet: watch::Sender<Arc<Fleet>>,
 }
 
@@ -55,6 +59,7 @@ impl App {
             settings,
             recorder,
             sessions: Arc::default(),
+            works: Works::default(),
             lanes,
             fleet: watch::Sender::new(Arc::new(fleet)),
         }

@@ -49,6 +49,17 @@ pub enum Job {
     Fill(ByteRange, Bytes),
     /// Make everything written before durable.
     Flush,
+    /// Something that no write may come in between of: a checkpoint, a change of size.
+    Verb(Verb),
+}
+
+/// What a [`Job::Verb`] does, once.
+pub struct Verb(Option<Box<dyn FnOnce() + Send>>);
+
+impl std::fmt::Debug for Verb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Verb")
+    }
 }
 
 /// Whose operation it is: a task of a session.
@@ -132,6 +143,21 @@ impl WriteQueue {
         receiver.await.unwrap_or_else(|_| Err(lost()))
     }
 
+    /// Does this between the writes before it and those after.
+    ///
+    /// # Errors
+    /// It panicked, or the server is stopping.
+    pub async fn perform<T: Send + 'static>(
+        self: &Arc<Self>,
+        verb: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, DiskError> {
+        let (sender, receiver) = oneshot::channel();
+        let verb = Verb(Some(Box::new(move || drop(sender.send(verb())))));
+        self.submit([(OWN, Job::Verb(verb), Box::new(|_| ()) as Done)]);
+        let lost = || DiskError::io(Path::new("a disk"), "change", std::io::Error::other("the server is stopping"));
+        receiver.await.map_err(|_| lost())
+    }
+
     /// Forgets at once what waits of this session (of these tasks, where they are named). The future is done when none of it
     /// can touch the disk any more.
     pub fn cancel(&self, nexus: Nexus, tasks: Option<&[u64]>) -> impl Future<Output = ()> + Send + use<> {
@@ -174,10 +200,10 @@ impl WriteQueue {
     fn run_batch(&self, lane: Lane) {
         let mut answers = Answers::default();
         for _ in 0..BATCH {
-            let Some((entry, sharers)) = self.start_next(lane) else { return };
+            let Some((mut entry, sharers)) = self.start_next(lane) else { return };
             let result = entry.job.run_caught(&*self.disk);
-            self.finished(!matches!(entry.job, Job::Flush));
-            for sharer in sharers {
+            self.finished(!matches!(entry.job, Job::Flush | Job::Verb(_)));
+            for mut sharer in sharers {
                 // One flush serves all that stood together. If it failed, each is told by its own attempt.
                 let shared = if result.is_ok() { Ok(()) } else { sharer.job.run_caught(&*self.disk) };
                 answers.hold(sharer.done, shared, 0);
@@ -279,21 +305,21 @@ impl Job {
 
     fn lane(&self) -> Lane {
         match self {
-            Self::Flush | Self::Write { fua: true, .. } => Lane::Sync,
+            Self::Flush | Self::Verb(_) | Self::Write { fua: true, .. } => Lane::Sync,
             _ => Lane::Write,
         }
     }
 
     /// A panic is this one operation's failure. Else it would never be answered, and whoever waits for it to be over (a new
     /// login, a reset) would wait for good.
-    fn run_caught(&self, disk: &dyn Disk) -> Result<(), DiskError> {
+    fn run_caught(&mut self, disk: &dyn Disk) -> Result<(), DiskError> {
         catch_unwind(AssertUnwindSafe(|| self.run(disk))).unwrap_or_else(|_| {
             let defect = std::io::Error::other("a defect of Roost, which the log tells of");
             Err(DiskError::io(Path::new("a disk"), "change", defect))
         })
     }
 
-    fn run(&self, disk: &dyn Disk) -> Result<(), DiskError> {
+    fn run(&mut self, disk: &dyn Disk) -> Result<(), DiskError> {
         match self {
             Self::Write { offset, data, fua } => {
                 let slices: Vec<IoSlice<'_>> = data.iter().map(|piece| IoSlice::new(piece)).collect();
@@ -313,6 +339,12 @@ impl Job {
                 Ok(())
             }
             Self::Flush => disk.flush(),
+            Self::Verb(Verb(verb)) => {
+                if let Some(verb) = verb.take() {
+                    verb();
+                }
+                Ok(())
+            }
         }
     }
 }

@@ -163,6 +163,13 @@ impl File {
         }
     }
 
+    /// The same file, called by the name that it is going to have: messages say it.
+    #[must_use]
+    pub(super) fn called(mut self, path: &Path) -> Self {
+        self.path = path.into();
+        self
+    }
+
     /// The device and inode, which tell one file from another whatever its paths.
     ///
     /// # Errors
@@ -324,6 +331,35 @@ impl Drop for File {
     fn drop(&mut self) {
         // Where it fails, the close that follows does it.
         let _ = self.file.unlock();
+    }
+}
+
+/// Files that take up more than this, in units of 512 bytes, are closed elsewhere.
+const SMALL: u64 = 256;
+
+/// Removes a file; one that is not there is removed already. What it took up comes back a moment later, see [`close_later`].
+///
+/// # Errors
+/// The system's.
+pub fn remove(path: &Path) -> Result<(), DiskError> {
+    let open = fs::File::open(path);
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(DiskError::io(path, "remove", source)),
+        _ => {}
+    }
+    if let Ok(file) = open {
+        close_later(file);
+    }
+    Ok(())
+}
+
+/// Closes a file that may have lost its last name. Its space comes back with that, which takes a file system up to milliseconds
+/// for each piece of a large disk: nobody waits for it.
+pub(super) fn close_later(file: fs::File) {
+    use std::os::unix::fs::MetadataExt;
+    if file.metadata().is_ok_and(|meta| meta.blocks() > SMALL) {
+        // Without a thread it is closed here and now.
+        let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(file));
     }
 }
 

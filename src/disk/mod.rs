@@ -24,6 +24,7 @@ pub mod file;
 pub mod import;
 pub mod inspect;
 mod iovec;
+pub mod overlay;
 pub mod pending;
 pub mod qemu;
 pub mod vhd;

@@ -75,6 +75,8 @@ impl Sense {
     pub const POWER_ON: Self = Self::new(Key::UnitAttention, 0x29, 0x00);
     /// Another initiator reset the logical unit.
     pub const DEVICE_RESET: Self = Self::new(Key::UnitAttention, 0x29, 0x03);
+    /// The disk has another size by now.
+    pub const CAPACITY_CHANGED: Self = Self::new(Key::UnitAttention, 0x2A, 0x09);
     /// Another initiator cleared the task set, and with it commands of this one (SAM-5 §7.4).
     pub const COMMANDS_CLEARED: Self = Self::new(Key::UnitAttention, 0x2F, 0x00);
     /// Unsolicited data that was not agreed on arrived (RFC 7143 §11.4.7.2).

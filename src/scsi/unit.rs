@@ -122,6 +122,14 @@ impl LogicalUnit {
         }
     }
 
+    /// The disk has `size` bytes from now on: every nexus is told once.
+    pub fn resize(&mut self, size: u64) {
+        if size / BLOCK != self.blocks {
+            self.blocks = size / BLOCK;
+            self.tell(Sense::CAPACITY_CHANGED, |_| true);
+        }
+    }
+
     /// What this command of this nexus needs done. A unit attention that waits is told first, but by the three
     /// commands that report none (SAM-5 §5.14.4).
     pub fn plan(&mut self, nexus: Nexus, command: Command) -> Plan {
@@ -298,6 +306,24 @@ mod tests {
         assert_eq!(unit.plan(A, Command::TestUnitReady), Plan::Done);
         assert_eq!(unit.plan(B, Command::TestUnitReady), Plan::Check(Sense::COMMANDS_CLEARED));
         assert_eq!(unit.plan(B, Command::TestUnitReady), Plan::Done);
+    }
+
+    #[test]
+    fn a_new_capacity_is_told_to_all_and_holds_at_once() {
+        let mut unit = unit();
+        for nexus in [A, B] {
+            unit.attach(nexus);
+            unit.plan(nexus, Command::TestUnitReady);
+        }
+        unit.resize(4096 * BLOCK);
+        assert_eq!(unit.plan(A, Command::TestUnitReady), Plan::Done, "nothing has changed");
+        unit.resize(8192 * BLOCK);
+        for nexus in [A, B] {
+            assert_eq!(unit.plan(nexus, Command::TestUnitReady), Plan::Check(Sense::CAPACITY_CHANGED));
+            let last = Command::Read(Blocks { lba: 8191, count: 1 });
+            assert!(matches!(unit.plan(nexus, last), Plan::Read(_)));
+        }
+        assert_eq!((Sense::CAPACITY_CHANGED.asc, Sense::CAPACITY_CHANGED.ascq), (0x2A, 0x09));
     }
 
     #[test]
