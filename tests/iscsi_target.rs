@@ -60,6 +60,7 @@ fn client(number: u8, initiators: Initiators, off: bool) -> Client {
         image: "linux".parse().unwrap(),
         disk: DiskPolicy::Keep,
         initiators,
+        read_only: false,
         off,
         title: None,
         note: None,

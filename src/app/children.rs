@@ -273,6 +273,7 @@ mod tests {
             image: "linux".parse().unwrap(),
             disk: policy,
             initiators: Initiators::OwnOnly,
+            read_only: false,
             off: false,
             title: None,
             note: None,

@@ -1,15 +1,16 @@
 //! The clients' disks: one open chain for each client, all over one shared master for each image.
 
 use std::collections::HashMap;
-use std::io;
-use std::path::PathBuf;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
 
 use super::children::{ChildFiles, Masters};
-use super::lanes::Lanes;
+use super::lanes::{Lane, Lanes};
 use super::queue::WriteQueue;
 use super::report::disk_path;
 use crate::disk::{Chain, Disk, DiskError};
@@ -32,6 +33,8 @@ pub struct ClientDisk {
     pub unit: Mutex<LogicalUnit>,
     /// The one way to change it.
     pub writes: Arc<WriteQueue>,
+    /// Where persistent reservations are kept that must outlive the power.
+    reservations: Option<ReservationFile>,
 }
 
 /// Why a client's disk cannot be served.
@@ -59,22 +62,100 @@ pub enum ServeError {
 }
 
 impl ClientDisk {
-    fn of_chain(chain: Arc<Chain>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
-        Self::new(Arc::clone(&chain) as Arc<dyn Disk>, Some(chain), target, lanes)
+    fn of_chain(
+        chain: Arc<Chain>,
+        target: &str,
+        lanes: &Arc<Lanes>,
+        kept: (ReservationFile, Option<String>),
+    ) -> Arc<Self> {
+        let (file, text) = kept;
+        let disk = Arc::clone(&chain) as Arc<dyn Disk>;
+        let unit = Self::unit_of(&*disk, target, text.as_deref());
+        Self::new(disk, Some(chain), unit, lanes, Some(file))
     }
 
-    fn new(disk: Arc<dyn Disk>, chain: Option<Arc<Chain>>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
-        Arc::new(Self {
-            chain,
-            unit: Mutex::new(LogicalUnit::new(target, disk.size(), disk.read_only())),
-            writes: WriteQueue::new(Arc::clone(&disk), Arc::clone(lanes)),
-            disk,
-        })
+    fn unit_of(disk: &dyn Disk, target: &str, reservations: Option<&str>) -> LogicalUnit {
+        let mut unit = LogicalUnit::new(target, disk.size(), disk.read_only());
+        if let Some(text) = reservations
+            && !unit.restore(text)
+        {
+            tracing::warn!("{target}: the reservations that were kept cannot be read, and are forgotten");
+        }
+        unit
+    }
+
+    fn new(
+        disk: Arc<dyn Disk>,
+        chain: Option<Arc<Chain>>,
+        unit: LogicalUnit,
+        lanes: &Arc<Lanes>,
+        reservations: Option<ReservationFile>,
+    ) -> Arc<Self> {
+        let writes = WriteQueue::new(Arc::clone(&disk), Arc::clone(lanes));
+        Arc::new(Self { chain, unit: Mutex::new(unit), writes, disk, reservations })
+    }
+
+    /// Keeps the unit's reservations, as they are now, for the time after a loss of power.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn keep_reservations(self: &Arc<Self>, lanes: &Arc<Lanes>) -> Result<(), DiskError> {
+        let Some(file) = &self.reservations else { return Ok(()) };
+        let (path, disk) = (file.path.clone(), Arc::clone(self));
+        let keep = move || match &disk.reservations {
+            Some(file) => file.keep(|| disk.unit().kept_reservations()),
+            None => Ok(()),
+        };
+        let kept = lanes.run(Lane::Sync, keep).await;
+        kept.unwrap_or_else(|| Err(DiskError::io(&path, "write", io::Error::other("a defect of Roost"))))
     }
 
     /// The logical unit, for a moment: never across an await.
     pub fn unit(&self) -> MutexGuard<'_, LogicalUnit> {
         self.unit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The file beside a disk's pending map in which persistent reservations outlive the power.
+#[derive(Debug)]
+struct ReservationFile {
+    path: PathBuf,
+    /// One change at a time.
+    turn: Mutex<()>,
+}
+
+impl ReservationFile {
+    fn of(state: &Path, client: &ClientName) -> Self {
+        Self { path: state.join("pending").join(format!("{client}.reservations")), turn: Mutex::default() }
+    }
+
+    /// What was kept.
+    fn text(&self) -> Result<Option<String>, DiskError> {
+        match fs::read_to_string(&self.path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(DiskError::io(&self.path, "read", error)),
+        }
+    }
+
+    /// Keeps what is to be kept once it is its turn, durably; or nothing any more.
+    fn keep(&self, text: impl FnOnce() -> Option<String>) -> Result<(), DiskError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = |error| DiskError::io(&self.path, "write", error);
+        match text() {
+            None => match fs::remove_file(&self.path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                removed => removed.map_err(failed)?,
+            },
+            Some(text) => {
+                let next = self.path.with_extension("reservations.next");
+                let mut file = fs::File::create(&next).map_err(failed)?;
+                file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+                fs::rename(&next, &self.path).map_err(failed)?;
+            }
+        }
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
 }
 
@@ -109,19 +190,27 @@ impl Disks {
     pub async fn open(&self, client: &Client, target: &str) -> Result<Arc<ClientDisk>, ServeError> {
         let slot = Arc::clone(self.slots().entry(client.name.clone()).or_default());
         let (files, policy) = (self.files(client), client.disk);
+        let (state, name, read_only) = (self.state.clone(), client.name.clone(), client.read_only);
         let (target, lanes, openings) = (target.to_owned(), Arc::clone(&self.lanes), Arc::clone(&self.openings));
         // In a task of its own: a login that is given up meanwhile must not leave a file half open, for the next one to
         // find locked.
         self.detached(client, "open", async move {
             let _turn = openings.acquire().await.expect("never closed");
             let opening = files.clone();
+            let reservations = ReservationFile::of(&state, &name);
             let open = || async move {
                 let path = opening.disk().to_owned();
-                let opened = tokio::task::spawn_blocking(move || opening.open()).await;
-                let chain = opened.map_err(|panic| DiskError::io(&path, "open", io::Error::other(panic)))??;
-                Ok::<_, ServeError>(ClientDisk::of_chain(Arc::new(chain), &target, &lanes))
+                let open = move || {
+                    let chain = opening.open()?;
+                    let text = reservations.text()?;
+                    Ok::<_, ServeError>((chain, (reservations, text)))
+                };
+                let opened = tokio::task::spawn_blocking(open).await;
+                let (chain, kept) = opened.map_err(|panic| DiskError::io(&path, "open", io::Error::other(panic)))??;
+                Ok::<_, ServeError>(ClientDisk::of_chain(Arc::new(chain), &target, &lanes, kept))
             };
             let disk = Arc::clone(slot.get_or_try_init(open).await?);
+            disk.unit().set_read_only(read_only || disk.disk.read_only());
             if let Some(chain) = disk.chain.clone().filter(|chain| policy == DiskPolicy::Keep && chain.is_volatile()) {
                 let path = files.disk().to_owned();
                 let kept = tokio::task::spawn_blocking(move || files.keep(&chain)).await;
@@ -160,9 +249,15 @@ impl Disks {
         }
         let (files, openings) = (self.files(client), Arc::clone(&self.openings));
         let path = files.disk().to_owned();
+        let reservations = ReservationFile::of(&self.state, &client.name);
         self.detached(client, "make anew", async move {
             let _turn = openings.acquire().await.expect("never closed");
-            let made = tokio::task::spawn_blocking(move || files.make_anew(&mut |_| ())).await;
+            let make = move || {
+                // Whoever reserved the old disk has nothing to do with the new one.
+                reservations.keep(|| None)?;
+                files.make_anew(&mut |_| ())
+            };
+            let made = tokio::task::spawn_blocking(make).await;
             made.map_err(|panic| DiskError::io(&path, "make anew", io::Error::other(panic)))?
         })
         .await
@@ -188,7 +283,8 @@ impl Disks {
 
     /// Serves this disk as the client's from now on, where the state folder has none to open: for disks that are no files.
     pub fn put(&self, client: ClientName, target: &str, disk: Arc<dyn Disk>) -> Arc<ClientDisk> {
-        let served = ClientDisk::new(disk, None, target, &self.lanes);
+        let unit = ClientDisk::unit_of(&*disk, target, None);
+        let served = ClientDisk::new(disk, None, unit, &self.lanes, None);
         self.slots().insert(client, Arc::new(OnceCell::new_with(Some(Arc::clone(&served)))));
         served
     }

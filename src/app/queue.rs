@@ -4,7 +4,7 @@
 //! more: task management and a new login depend on that.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::lanes::{Lane, Lanes};
 use crate::disk::{Disk, DiskError};
 use crate::scsi::Nexus;
+use crate::scsi::copy::CopyRange;
 use crate::scsi::unmap::ByteRange;
 
 /// Operations that one hop to a thread takes along, so that a busy disk leaves its lane to others now and then.
@@ -25,7 +26,7 @@ const BATCH: usize = 64;
 /// After this long without a write, what was written is made durable (so that little is lost with the power).
 const SETTLE_AFTER: Duration = Duration::from_secs(5);
 
-/// Bytes that a fill writes at once.
+/// Bytes that a fill writes at once, and a copy moves.
 const FILL_STEP: usize = 256 * 1024;
 
 /// One change of a disk. Ranges are whole blocks within the disk.
@@ -40,6 +41,35 @@ pub enum Job {
         /// Durable before it is answered.
         fua: bool,
     },
+    /// Write this data onto the medium, and compare with it what can be read there.
+    WriteVerify {
+        /// First byte.
+        offset: u64,
+        /// The data in pieces.
+        data: Vec<Bytes>,
+    },
+    /// Set the bits of this data.
+    Or {
+        /// First byte.
+        offset: u64,
+        /// The data in pieces.
+        data: Vec<Bytes>,
+        /// Durable before it is answered.
+        fua: bool,
+    },
+    /// If the disk holds the first half of this data, write the second.
+    CompareAndWrite {
+        /// First byte.
+        offset: u64,
+        /// The data in pieces.
+        data: Vec<Bytes>,
+        /// Durable before it is answered.
+        fua: bool,
+    },
+    /// Move bytes within the disk.
+    Copy(Vec<CopyRange>),
+    /// Make this range zeros, and durably so.
+    Erase(ByteRange),
     /// Make these ranges zeros.
     Zero(Vec<ByteRange>),
     /// Write one block over the whole range.
@@ -57,11 +87,22 @@ pub struct Ticket {
     pub task: u64,
 }
 
+/// Why an operation was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Failed {
+    /// The disk's error.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The disk holds something else, from this byte of the comparison on.
+    #[error("the disk differs from byte {0} on")]
+    Differs(usize),
+}
+
 /// Called with the result, on the thread that did the work. Not called if the operation was cancelled.
-pub type Done = Box<dyn FnOnce(Result<(), DiskError>) + Send>;
+pub type Done = Box<dyn FnOnce(Result<(), Failed>) + Send>;
 
 /// Operations of Roost itself, which nobody cancels.
-const OWN: Ticket = Ticket { nexus: Nexus(0), task: 0 };
+pub const OWN: Ticket = Ticket { nexus: Nexus(0), task: 0 };
 
 struct Entry {
     ticket: Ticket,
@@ -126,7 +167,11 @@ impl WriteQueue {
         self.submit([(OWN, Job::Flush, done as Done)]);
         // Nobody cancels it: it is lost only where the runtime itself ends.
         let lost = || DiskError::io(Path::new("a disk"), "flush", std::io::Error::other("the server is stopping"));
-        receiver.await.unwrap_or_else(|_| Err(lost()))
+        match receiver.await {
+            Ok(Err(Failed::Disk(error))) => Err(error),
+            Ok(_) => Ok(()), // a flush compares nothing
+            Err(_) => Err(lost()),
+        }
     }
 
     /// Forgets at once what waits of this session (of these tasks, where they are named). The future is done when none of it
@@ -236,28 +281,59 @@ impl WriteQueue {
 impl Job {
     fn lane(&self) -> Lane {
         match self {
-            Self::Flush | Self::Write { fua: true, .. } => Lane::Sync,
+            Self::Flush
+            | Self::Write { fua: true, .. }
+            | Self::Or { fua: true, .. }
+            | Self::CompareAndWrite { fua: true, .. }
+            | Self::WriteVerify { .. }
+            | Self::Erase(_) => Lane::Sync,
             _ => Lane::Write,
         }
     }
 
     /// A panic is this one operation's failure. Else it would never be answered, and whoever waits for it to be over (a new
     /// login, a reset) would wait for good.
-    fn run_caught(&self, disk: &dyn Disk) -> Result<(), DiskError> {
+    fn run_caught(&self, disk: &dyn Disk) -> Result<(), Failed> {
         catch_unwind(AssertUnwindSafe(|| self.run(disk))).unwrap_or_else(|_| {
             let defect = std::io::Error::other("a defect of Roost, which the log tells of");
-            Err(DiskError::io(Path::new("a disk"), "change", defect))
+            Err(DiskError::io(Path::new("a disk"), "change", defect).into())
         })
     }
 
-    fn run(&self, disk: &dyn Disk) -> Result<(), DiskError> {
+    fn run(&self, disk: &dyn Disk) -> Result<(), Failed> {
+        let settle = |fua: bool| if fua { disk.flush() } else { Ok(()) };
         match self {
             Self::Write { offset, data, fua } => {
                 let slices: Vec<IoSlice<'_>> = data.iter().map(|piece| IoSlice::new(piece)).collect();
                 disk.write(*offset, &slices)?;
-                if *fua { disk.flush() } else { Ok(()) }
+                settle(*fua)?;
             }
-            Self::Zero(ranges) => ranges.iter().try_for_each(|range| disk.zero(range.offset, range.length)),
+            Self::WriteVerify { offset, data } => {
+                let data = data.concat();
+                disk.write(*offset, &[IoSlice::new(&data)])?;
+                disk.flush()?;
+                compare(&read(disk, *offset, data.len())?, &data)?;
+            }
+            Self::Or { offset, data, fua } => {
+                let data = data.concat();
+                let mut there = read(disk, *offset, data.len())?;
+                there.iter_mut().zip(&data).for_each(|(there, new)| *there |= new);
+                disk.write(*offset, &[IoSlice::new(&there)])?;
+                settle(*fua)?;
+            }
+            Self::CompareAndWrite { offset, data, fua } => {
+                let data = data.concat();
+                let (expected, new) = data.split_at(data.len() / 2);
+                compare(&read(disk, *offset, expected.len())?, expected)?;
+                disk.write(*offset, &[IoSlice::new(new)])?;
+                settle(*fua)?;
+            }
+            Self::Copy(ranges) => ranges.iter().try_for_each(|range| copy(disk, *range))?,
+            Self::Erase(range) => {
+                disk.zero(range.offset, range.length)?;
+                disk.flush()?;
+            }
+            Self::Zero(ranges) => ranges.iter().try_for_each(|range| disk.zero(range.offset, range.length))?,
             Self::Fill(range, block) => {
                 let step = block.repeat(FILL_STEP / block.len());
                 let mut offset = range.offset;
@@ -267,11 +343,39 @@ impl Job {
                     disk.write(offset, &[IoSlice::new(&step[..length])])?;
                     offset += length as u64;
                 }
-                Ok(())
             }
-            Self::Flush => disk.flush(),
+            Self::Flush => disk.flush()?,
         }
+        Ok(())
     }
+}
+
+fn read(disk: &dyn Disk, offset: u64, length: usize) -> Result<Vec<u8>, DiskError> {
+    let mut there = vec![0; length];
+    disk.read(offset, &mut [IoSliceMut::new(&mut there)])?;
+    Ok(there)
+}
+
+fn compare(there: &[u8], expected: &[u8]) -> Result<(), Failed> {
+    match there.iter().zip(expected).position(|(there, expected)| there != expected) {
+        Some(at) => Err(Failed::Differs(at)),
+        None => Ok(()),
+    }
+}
+
+/// Moves bytes from low to high, a step at a time. Steps are no longer than the distance between source and destination, so
+/// that bytes which overlap are moved as if one by one.
+fn copy(disk: &dyn Disk, range: CopyRange) -> Result<(), DiskError> {
+    let distance = range.to.saturating_sub(range.from);
+    let most = if distance == 0 { FILL_STEP as u64 } else { distance.min(FILL_STEP as u64) };
+    let mut moved = 0;
+    while moved < range.length && range.from != range.to {
+        let step = most.min(range.length - moved);
+        let data = read(disk, range.from + moved, usize::try_from(step).unwrap_or(FILL_STEP))?;
+        disk.write(range.to + moved, &[IoSlice::new(&data)])?;
+        moved += step;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
