@@ -89,15 +89,12 @@ fn parse_targets(targets: &[u8], identity: &Identity) -> Result<u16, Sense> {
         if target[0] != IDENTIFICATION {
             return Err(Sense::UNSUPPORTED_TARGET_TYPE);
         }
-        if target[1] & 0xC0 != 0 {
-            return Err(Sense::INVALID_FIELD_IN_PARAMETERS); // LU ID TYPE: a LUN is the only one
-        }
-        /// NUL: the target is one that does not exist. Peripheral device type 0 is a disk.
-        const NUL_AND_TYPE: u8 = 0x3F;
+        /// Peripheral device type: 0 is a disk. (LU ID TYPE and NUL are obsolete.)
+        const PERIPHERAL: u8 = 0x1F;
         // Code set binary; association: logical unit; designator type NAA.
         let naa = target[4] & 0x0F == 1 && target[5] & 0x3F == 3 && target[7] == 8;
         let block = u32::from_be_bytes([0, target[29], target[30], target[31]]);
-        let this = target[1] & NUL_AND_TYPE == 0 && naa && target[8..16] == identity.naa();
+        let this = target[1] & PERIPHERAL == 0 && naa && target[8..16] == identity.naa();
         if !this || u64::from(block) != BLOCK {
             return Err(Sense::UNREACHABLE_COPY_TARGET);
         }
@@ -295,8 +292,7 @@ mod tests {
             refusal(&list(&[target], &short))
         };
         assert_eq!(with(|target| target[0] = 0xE0), Sense::UNSUPPORTED_TARGET_TYPE);
-        assert_eq!(with(|target| target[1] = 0x40), Sense::INVALID_FIELD_IN_PARAMETERS);
-        assert_eq!(with(|target| target[1] = 0x20), Sense::UNREACHABLE_COPY_TARGET);
+        assert_eq!(with(|target| target[1] = 0x01), Sense::UNREACHABLE_COPY_TARGET);
         assert_eq!(with(|target| target[15] ^= 1), Sense::UNREACHABLE_COPY_TARGET);
         let segments = |segment: Vec<u8>| refusal(&list(&[target()], &[segment]));
         assert_eq!(segments(segment(2, 0, BLOCKS - 1)), Sense::COPY_ABORTED);

@@ -173,8 +173,8 @@ mod tests {
                 // Where some service actions of an operation code are known, others may be told as a wrong field.
                 let vague = [0x48, 0x5E, 0x5F].contains(&opcode);
                 let parsed = Command::parse(&cdb);
-                let parsed = parsed != Err(Sense::INVALID_OPCODE)
-                    && !(vague && parsed == Err(Sense::INVALID_FIELD_IN_CDB.at(OPTIONS)));
+                let parsed =
+                    parsed != Err(Sense::INVALID_OPCODE) && !(vague && parsed == Err(Sense::INVALID_FIELD_IN_CDB));
                 let listed = SUPPORTED
                     .iter()
                     .any(|c| c.usage[0] == opcode && c.action.is_none_or(|listed| listed == u16::from(action)));

@@ -26,7 +26,7 @@ def client(mac, *keys):
 
 CLIENTS = {
     "pc-writable": client("52:54:00:77:04:01"),
-    "pc-readonly": client("52:54:00:77:04:02"),
+    "pc-readonly": client("52:54:00:77:04:02", 'mode = "read-only"'),
 }
 
 

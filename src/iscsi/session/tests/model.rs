@@ -393,10 +393,9 @@ impl Model {
                 }
             }
             Kind::WriteSame { lba, count, no_data } => {
-                let found = &mut self.disk[bytes_of(*lba, usize::from(*count) * block)];
-                if *count == 0 {
-                    must = Some([5, 0x24, 0]);
-                } else if *no_data {
+                let end = if *count == 0 { self.disk.len() } else { bytes_of(*lba + u32::from(*count), 0).start };
+                let found = &mut self.disk[bytes_of(*lba, 0).start..end];
+                if *no_data || found.is_empty() {
                     found.fill(0);
                 } else if issued.expected as usize != block {
                     must = Some([5, 0x24, 0]);
