@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
 
+use super::atomic::Note;
 use super::children::{ChildFiles, Masters};
 use super::lanes::{Lane, Lanes};
 use super::queue::WriteQueue;
@@ -62,16 +63,19 @@ pub enum ServeError {
 }
 
 impl ClientDisk {
-    fn of_chain(
-        chain: Arc<Chain>,
-        target: &str,
-        lanes: &Arc<Lanes>,
-        kept: (ReservationFile, Option<String>),
-    ) -> Arc<Self> {
-        let (file, text) = kept;
+    fn of_chain(chain: Arc<Chain>, target: &str, lanes: &Arc<Lanes>, beside: Beside) -> Arc<Self> {
         let disk = Arc::clone(&chain) as Arc<dyn Disk>;
-        let unit = Self::unit_of(&*disk, target, text.as_deref());
-        Self::new(disk, Some(chain), unit, lanes, Some(file))
+        let unit = Self::unit_of(&*disk, target, beside.text.as_deref());
+        let writes = WriteQueue::with_note(Arc::clone(&disk), Arc::clone(lanes), beside.note);
+        let reservations = Some(beside.reservations);
+        Arc::new(Self { chain: Some(chain), unit: Mutex::new(unit), writes, disk, reservations })
+    }
+
+    /// A disk that is no file.
+    fn of_disk(disk: Arc<dyn Disk>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
+        let unit = Mutex::new(Self::unit_of(&*disk, target, None));
+        let writes = WriteQueue::new(Arc::clone(&disk), Arc::clone(lanes));
+        Arc::new(Self { chain: None, unit, writes, disk, reservations: None })
     }
 
     fn unit_of(disk: &dyn Disk, target: &str, reservations: Option<&str>) -> LogicalUnit {
@@ -82,17 +86,6 @@ impl ClientDisk {
             tracing::warn!("{target}: the reservations that were kept cannot be read, and are forgotten");
         }
         unit
-    }
-
-    fn new(
-        disk: Arc<dyn Disk>,
-        chain: Option<Arc<Chain>>,
-        unit: LogicalUnit,
-        lanes: &Arc<Lanes>,
-        reservations: Option<ReservationFile>,
-    ) -> Arc<Self> {
-        let writes = WriteQueue::new(Arc::clone(&disk), Arc::clone(lanes));
-        Arc::new(Self { chain, unit: Mutex::new(unit), writes, disk, reservations })
     }
 
     /// Keeps the unit's reservations, as they are now, for the time after a loss of power.
@@ -114,6 +107,13 @@ impl ClientDisk {
     pub fn unit(&self) -> MutexGuard<'_, LogicalUnit> {
         self.unit.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What lies beside a disk's pending map.
+struct Beside {
+    reservations: ReservationFile,
+    text: Option<String>,
+    note: Option<Note>,
 }
 
 /// The file beside a disk's pending map in which persistent reservations outlive the power.
@@ -198,16 +198,19 @@ impl Disks {
             let _turn = openings.acquire().await.expect("never closed");
             let opening = files.clone();
             let reservations = ReservationFile::of(&state, &name);
+            let note = state.join("pending").join(format!("{name}.atomic"));
             let open = || async move {
                 let path = opening.disk().to_owned();
                 let open = move || {
-                    let chain = opening.open()?;
+                    let chain = Arc::new(opening.open()?);
+                    let note = Note::open(note, &chain)?;
                     let text = reservations.text()?;
-                    Ok::<_, ServeError>((chain, (reservations, text)))
+                    Ok::<_, ServeError>((chain, Beside { reservations, text, note }))
                 };
                 let opened = tokio::task::spawn_blocking(open).await;
-                let (chain, kept) = opened.map_err(|panic| DiskError::io(&path, "open", io::Error::other(panic)))??;
-                Ok::<_, ServeError>(ClientDisk::of_chain(Arc::new(chain), &target, &lanes, kept))
+                let (chain, beside) =
+                    opened.map_err(|panic| DiskError::io(&path, "open", io::Error::other(panic)))??;
+                Ok::<_, ServeError>(ClientDisk::of_chain(chain, &target, &lanes, beside))
             };
             let disk = Arc::clone(slot.get_or_try_init(open).await?);
             disk.unit().set_read_only(read_only || disk.disk.read_only());
@@ -283,8 +286,7 @@ impl Disks {
 
     /// Serves this disk as the client's from now on, where the state folder has none to open: for disks that are no files.
     pub fn put(&self, client: ClientName, target: &str, disk: Arc<dyn Disk>) -> Arc<ClientDisk> {
-        let unit = ClientDisk::unit_of(&*disk, target, None);
-        let served = ClientDisk::new(disk, None, unit, &self.lanes, None);
+        let served = ClientDisk::of_disk(disk, target, &self.lanes);
         self.slots().insert(client, Arc::new(OnceCell::new_with(Some(Arc::clone(&served)))));
         served
     }

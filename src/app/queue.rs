@@ -7,13 +7,14 @@ use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::atomic::Note;
 use super::lanes::{Lane, Lanes};
 use crate::disk::{Disk, DiskError};
 use crate::scsi::Nexus;
@@ -40,6 +41,13 @@ pub enum Job {
         data: Vec<Bytes>,
         /// Durable before it is answered.
         fua: bool,
+    },
+    /// Write all of this data or nothing, durably, and let nobody read a part of it.
+    WriteAtomic {
+        /// First byte.
+        offset: u64,
+        /// The data in pieces.
+        data: Vec<Bytes>,
     },
     /// Write this data onto the medium, and compare with it what can be read there.
     WriteVerify {
@@ -127,6 +135,10 @@ struct State {
 pub struct WriteQueue {
     disk: Arc<dyn Disk>,
     lanes: Arc<Lanes>,
+    /// What an atomic write needs, where the disk is a file.
+    note: Option<Note>,
+    /// Whoever reads has this for reading, an atomic write for writing.
+    whole: RwLock<()>,
     state: Mutex<State>,
 }
 
@@ -140,7 +152,26 @@ impl WriteQueue {
     /// The queue of this disk; there must be no other.
     #[must_use]
     pub fn new(disk: Arc<dyn Disk>, lanes: Arc<Lanes>) -> Arc<Self> {
-        Arc::new(Self { disk, lanes, state: Mutex::default() })
+        Self::with_note(disk, lanes, None)
+    }
+
+    /// The same, with what an atomic write needs.
+    pub(super) fn with_note(disk: Arc<dyn Disk>, lanes: Arc<Lanes>, note: Option<Note>) -> Arc<Self> {
+        Arc::new(Self { disk, lanes, note, whole: RwLock::default(), state: Mutex::default() })
+    }
+
+    /// The right to read the disk, if no atomic write is at work.
+    pub fn try_reading(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        match self.whole.try_read() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// The right to read the disk, once no atomic write is at work. It may wait for the device.
+    pub fn reading(&self) -> RwLockReadGuard<'_, ()> {
+        self.whole.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -216,11 +247,11 @@ impl WriteQueue {
     fn run_batch(&self, lane: Lane) {
         for _ in 0..BATCH {
             let Some((entry, sharers)) = self.start_next(lane) else { return };
-            let result = entry.job.run_caught(&*self.disk);
+            let result = self.run_caught(&entry.job);
             self.finished(!matches!(entry.job, Job::Flush));
             for sharer in sharers {
                 // One flush serves all that stood together. If it failed, each is told by its own attempt.
-                let shared = if result.is_ok() { Ok(()) } else { sharer.job.run_caught(&*self.disk) };
+                let shared = if result.is_ok() { Ok(()) } else { self.run_caught(&sharer.job) };
                 (sharer.done)(shared);
             }
             (entry.done)(result);
@@ -239,6 +270,31 @@ impl WriteQueue {
         }
         state.running = std::iter::once(&first).chain(&sharers).map(|entry| entry.ticket).collect();
         Some((first, sharers))
+    }
+
+    /// A panic is this one operation's failure. Else it would never be answered, and whoever waits for it to be over (a new
+    /// login, a reset) would wait for good.
+    fn run_caught(&self, job: &Job) -> Result<(), Failed> {
+        let run = || match job {
+            Job::WriteAtomic { offset, data } => self.write_atomic(*offset, &data.concat()),
+            _ => job.run(&*self.disk),
+        };
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+            let defect = std::io::Error::other("a defect of Roost, which the log tells of");
+            Err(DiskError::io(Path::new("a disk"), "change", defect).into())
+        })
+    }
+
+    fn write_atomic(&self, offset: u64, data: &[u8]) -> Result<(), Failed> {
+        let _alone = self.whole.write().unwrap_or_else(PoisonError::into_inner);
+        match &self.note {
+            Some(note) => note.write(offset, data)?,
+            None => {
+                self.disk.write(offset, &[IoSlice::new(data)])?;
+                self.disk.flush()?;
+            }
+        }
+        Ok(())
     }
 
     fn finished(&self, changed: bool) {
@@ -285,24 +341,17 @@ impl Job {
             | Self::Write { fua: true, .. }
             | Self::Or { fua: true, .. }
             | Self::CompareAndWrite { fua: true, .. }
+            | Self::WriteAtomic { .. }
             | Self::WriteVerify { .. }
             | Self::Erase(_) => Lane::Sync,
             _ => Lane::Write,
         }
     }
 
-    /// A panic is this one operation's failure. Else it would never be answered, and whoever waits for it to be over (a new
-    /// login, a reset) would wait for good.
-    fn run_caught(&self, disk: &dyn Disk) -> Result<(), Failed> {
-        catch_unwind(AssertUnwindSafe(|| self.run(disk))).unwrap_or_else(|_| {
-            let defect = std::io::Error::other("a defect of Roost, which the log tells of");
-            Err(DiskError::io(Path::new("a disk"), "change", defect).into())
-        })
-    }
-
     fn run(&self, disk: &dyn Disk) -> Result<(), Failed> {
         let settle = |fua: bool| if fua { disk.flush() } else { Ok(()) };
         match self {
+            Self::WriteAtomic { .. } => unreachable!("it needs more than a disk"),
             Self::Write { offset, data, fua } => {
                 let slices: Vec<IoSlice<'_>> = data.iter().map(|piece| IoSlice::new(piece)).collect();
                 disk.write(*offset, &slices)?;

@@ -189,13 +189,8 @@ pub enum Command {
     },
     /// WRITE AND VERIFY (10, 12, 16).
     WriteVerify(Blocks),
-    /// WRITE ATOMIC (16).
-    WriteAtomic {
-        /// Where.
-        blocks: Blocks,
-        /// Force unit access.
-        fua: bool,
-    },
+    /// WRITE ATOMIC (16). It is on the medium before the answer, whether or not FUA asks for that.
+    WriteAtomic(Blocks),
     /// COMPARE AND WRITE.
     CompareAndWrite {
         /// Where.
@@ -386,8 +381,7 @@ impl Command {
                 reserved(cdb, 1, PROTECT)?;
                 reserved(cdb, 10, 0xFF)?; // ATOMIC BOUNDARY: none are supported, as VPD page B0h says
                 reserved(cdb, 11, 0xFF)?;
-                let blocks = Blocks { lba: be64(cdb, 2), count: be16(cdb, 12).into() };
-                Self::WriteAtomic { blocks, fua: cdb[1] & FUA != 0 }
+                Self::WriteAtomic(Blocks { lba: be64(cdb, 2), count: be16(cdb, 12).into() })
             }
             0x34 => Self::Prefetch(cached(cdb, blocks10(cdb))?),
             0x90 => Self::Prefetch(cached(cdb, blocks16(cdb))?),

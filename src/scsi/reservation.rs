@@ -113,7 +113,7 @@ pub fn access(command: &Command) -> Access {
         | Command::StartStop { start: false, .. }
         | Command::Write { .. }
         | Command::WriteVerify(_)
-        | Command::WriteAtomic { .. }
+        | Command::WriteAtomic(_)
         | Command::CompareAndWrite { .. }
         | Command::OrWrite { .. }
         | Command::SynchronizeCache(_)

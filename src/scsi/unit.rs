@@ -25,6 +25,9 @@ pub struct Nexus(pub u64);
 /// Unit attentions that wait for one nexus. More than these few events cannot be told apart by an initiator anyway.
 const MAX_ATTENTIONS: usize = 8;
 
+/// The logical units of a target.
+pub const LUNS: [u8; 1] = [0];
+
 /// Copies whose results are remembered, of all initiators.
 const MAX_COPIES: usize = 16;
 
@@ -44,13 +47,8 @@ pub enum Plan {
         /// Force unit access.
         fua: bool,
     },
-    /// Write them all or none of them, whatever happens meanwhile.
-    WriteAtomic {
-        /// Where; as much data is to come.
-        range: ByteRange,
-        /// Force unit access.
-        fua: bool,
-    },
+    /// Write these bytes onto the medium, all or none of them, whatever happens meanwhile.
+    WriteAtomic(ByteRange),
     /// Write these bytes onto the medium, and compare what can be read there with the data.
     WriteVerify(ByteRange),
     /// Combine the bytes of the disk with the data to come, bit by bit.
@@ -154,7 +152,7 @@ impl Plan {
     pub fn data_out(&self) -> u64 {
         match self {
             Self::Write { range, .. }
-            | Self::WriteAtomic { range, .. }
+            | Self::WriteAtomic(range)
             | Self::WriteVerify(range)
             | Self::OrWrite { range, .. }
             | Self::Verify { range, check: Check::Data } => range.length,
@@ -363,7 +361,7 @@ impl LogicalUnit {
             }
             Command::ReadCapacity10 => Plan::Data(inquiry::capacity10(self.blocks)),
             Command::ReadCapacity16 { allocation } => cut(inquiry::capacity16(self.blocks), allocation),
-            Command::ReportLuns { select, allocation } => cut(report_luns(select)?, allocation),
+            Command::ReportLuns { select, allocation } => cut(report_luns(select, &LUNS)?, allocation),
             Command::ReportOpcodes { query, timeouts, allocation } => {
                 cut(opcodes::report(query, timeouts)?, allocation)
             }
@@ -408,13 +406,13 @@ impl LogicalUnit {
                 Plan::Write { range: self.writable_range(blocks, MAX_TRANSFER_BLOCKS)?, fua }
             }
             Command::WriteVerify(blocks) => Plan::WriteVerify(self.writable_range(blocks, MAX_TRANSFER_BLOCKS)?),
-            Command::WriteAtomic { blocks, fua } => {
+            Command::WriteAtomic(blocks) => {
                 let range = self.writable_range(blocks, MAX_ATOMIC_BLOCKS)?;
                 let step = u64::from(ATOMIC_BLOCKS);
                 if !blocks.lba.is_multiple_of(step) || !u64::from(blocks.count).is_multiple_of(step) {
                     return Err(Sense::INVALID_FIELD_IN_CDB.into());
                 }
-                Plan::WriteAtomic { range, fua }
+                Plan::WriteAtomic(range)
             }
             Command::CompareAndWrite { blocks, fua } => {
                 Plan::CompareAndWrite { range: self.writable_range(blocks, MAX_COMPARE_BLOCKS.into())?, fua }
@@ -558,7 +556,7 @@ fn no_defects(twelve: bool, lists: u8) -> Vec<u8> {
 pub fn plan_without_unit(command: Command) -> Plan {
     match command {
         Command::Inquiry { page: None, allocation } => cut(inquiry::standard(false), allocation),
-        Command::ReportLuns { select, allocation } => match report_luns(select) {
+        Command::ReportLuns { select, allocation } => match report_luns(select, &LUNS) {
             Ok(data) => cut(data, allocation),
             Err(sense) => Plan::Check(sense),
         },
@@ -577,16 +575,19 @@ pub fn cut(mut data: Vec<u8>, allocation: u32) -> Plan {
     Plan::Data(data)
 }
 
-/// REPORT LUNS data: LUN 0 is all there is (SPC-4 §6.33).
-fn report_luns(select: u8) -> Result<Vec<u8>, Sense> {
-    let luns: u32 = match select {
-        0x00 | 0x02 => 1,
-        0x01 => 0, // well known logical units only
+/// REPORT LUNS data for the units of these numbers (SPC-4 §6.33).
+fn report_luns(select: u8, luns: &[u8]) -> Result<Vec<u8>, Sense> {
+    let luns = match select {
+        0x00 | 0x02 => luns,
+        0x01 => &[], // well known logical units only
         _ => return Err(Sense::INVALID_FIELD_IN_CDB),
     };
-    let length = luns * 8;
+    let length = u32::try_from(luns.len() * 8).expect("a target has at most 256 units");
     let mut data = length.to_be_bytes().to_vec();
-    data.resize(8 + length as usize, 0);
+    data.resize(8, 0);
+    for lun in luns {
+        data.extend_from_slice(&[0, *lun, 0, 0, 0, 0, 0, 0]); // peripheral device addressing (SAM-5 §4.7.5.2)
+    }
     Ok(data)
 }
 
@@ -784,8 +785,8 @@ mod tests {
     #[test]
     fn atomic_writes_keep_to_their_granularity() {
         let mut unit = settled();
-        let atomic = |lba, count| Command::WriteAtomic { blocks: Blocks { lba, count }, fua: false };
-        assert!(matches!(unit.plan(A, atomic(8, 16)), Plan::WriteAtomic { .. }));
+        let atomic = |lba, count| Command::WriteAtomic(Blocks { lba, count });
+        assert!(matches!(unit.plan(A, atomic(8, 16)), Plan::WriteAtomic(_)));
         for (lba, count) in [(4, 8), (8, 4), (0, MAX_ATOMIC_BLOCKS + ATOMIC_BLOCKS)] {
             assert_eq!(unit.plan(A, atomic(lba, count)), Plan::Check(Sense::INVALID_FIELD_IN_CDB), "{lba} {count}");
         }
@@ -811,7 +812,7 @@ mod tests {
             Command::Unmap { parameters: 24 },
             Command::WriteSame { blocks, unmap: false, no_data: true },
             Command::WriteVerify(blocks),
-            Command::WriteAtomic { blocks, fua: false },
+            Command::WriteAtomic(blocks),
             Command::CompareAndWrite { blocks, fua: false },
             Command::OrWrite { blocks, fua: false },
             Command::BlockErase { immediate: false },

@@ -22,7 +22,7 @@ use super::{LOGIN_DATA_SEGMENT, MAX_DATA_SEGMENT};
 use crate::scsi::Sense;
 use crate::scsi::command::Check;
 use crate::scsi::copy::Copy;
-use crate::scsi::unit::{LogicalUnit, Nexus};
+use crate::scsi::unit::{LUNS, LogicalUnit, Nexus};
 use crate::scsi::unmap::ByteRange;
 pub use data_in::Layout;
 use task::Task;
@@ -61,7 +61,7 @@ pub enum Effect {
         /// Force unit access.
         fua: bool,
     },
-    /// Write this data from `offset` on, all of it or none, whatever happens meanwhile; with `fua` onto the medium.
+    /// Write this data from `offset` on, onto the medium, all of it or none, whatever happens meanwhile.
     WriteAtomic {
         /// The task.
         task: TaskId,
@@ -69,8 +69,6 @@ pub enum Effect {
         offset: u64,
         /// The data in pieces, whole blocks in all.
         data: Vec<Bytes>,
-        /// Force unit access.
-        fua: bool,
     },
     /// Write this data from `offset` on, onto the medium, and compare with it what is then there.
     WriteVerify {
@@ -500,7 +498,7 @@ impl Session {
             return self.function_done(itt, function::REJECTED);
         }
         let lun = header.lun();
-        let ours = lun_number(lun) == Some(0);
+        let ours = is_unit(lun);
         // From here on no response of these tasks is sent (RFC 7143 §11.5.1, TAS = 0).
         let (scope, tasks) = match header.flags() & 0x7F {
             1 => {
@@ -514,9 +512,9 @@ impl Session {
             }
             2 | 4 | 5 if !ours => return self.function_done(itt, function::NO_SUCH_UNIT),
             // ABORT TASK SET
-            2 => (Scope::Session, self.forget(|task| lun_number(task.lun()) == Some(0))),
+            2 => (Scope::Session, self.forget(|task| lun_number(task.lun()) == lun_number(lun))),
             // CLEAR TASK SET, LOGICAL UNIT RESET
-            4 | 5 => (Scope::Unit, self.forget(|task| lun_number(task.lun()) == Some(0))),
+            4 | 5 => (Scope::Unit, self.forget(|task| lun_number(task.lun()) == lun_number(lun))),
             6 => (Scope::Unit, self.forget(|_| true)),     // TARGET WARM RESET
             7 => (Scope::Sessions, self.forget(|_| true)), // TARGET COLD RESET
             8 => return self.function_done(itt, function::REASSIGNMENT_NOT_SUPPORTED),
@@ -565,6 +563,11 @@ impl Session {
         header.0[2] = response;
         self.send(header, &[]);
     }
+}
+
+/// Whether there is such a logical unit.
+fn is_unit(lun: [u8; 8]) -> bool {
+    lun_number(lun).is_some_and(|number| LUNS.iter().any(|known| u16::from(*known) == number))
 }
 
 /// The number in a LUN's eight bytes, by peripheral device or flat space addressing of one level (SAM-5 §4.7).

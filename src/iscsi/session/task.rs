@@ -104,7 +104,7 @@ impl Session {
         cdb.copy_from_slice(&header.0[32..48]);
         // Additional headers carry longer CDBs and bidirectional lengths; no command of ours has either.
         let command = if pdu.ahs { Err(Sense::INVALID_OPCODE) } else { Command::parse(&cdb) };
-        let unit = unit.filter(|_| lun_number(header.lun()) == Some(0));
+        let unit = unit.filter(|_| is_unit(header.lun()));
         let mut descriptor_sense = false;
         let plan = match (command, unit) {
             (Err(_), None) => Plan::Check(Sense::NO_SUCH_UNIT),
@@ -264,10 +264,10 @@ impl Session {
                 let Some(data) = task.data_of(data, range.length) else { return self.complete(id, Ok(())) };
                 Effect::Write { task: id, offset, data, fua }
             }
-            Plan::WriteAtomic { range, fua } => {
-                let (offset, fua) = (range.offset, *fua);
+            Plan::WriteAtomic(range) => {
+                let offset = range.offset;
                 let Some(data) = task.data_of(data, range.length) else { return self.complete(id, Ok(())) };
-                Effect::WriteAtomic { task: id, offset, data, fua }
+                Effect::WriteAtomic { task: id, offset, data }
             }
             Plan::WriteVerify(range) => {
                 let offset = range.offset;

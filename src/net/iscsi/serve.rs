@@ -261,9 +261,13 @@ impl Running {
                 self.note_first_read();
                 self.read(task, range);
             }
-            Effect::Write { task, offset, data, fua } | Effect::WriteAtomic { task, offset, data, fua } => {
+            Effect::Write { task, offset, data, fua } => {
                 self.note_write(&data);
                 self.change(task, Job::Write { offset, data, fua });
+            }
+            Effect::WriteAtomic { task, offset, data } => {
+                self.note_write(&data);
+                self.change(task, Job::WriteAtomic { offset, data });
             }
             Effect::WriteVerify { task, offset, data } => {
                 self.note_write(&data);
@@ -285,11 +289,11 @@ impl Running {
             Effect::Fill(task, range, block) => self.change(task, Job::Fill(range, block)),
             Effect::Flush(task) => self.change(task, Job::Flush),
             Effect::Verify { task, range, expected, repeat } => {
-                let (disk, finish) = (Arc::clone(&self.place.disk.disk), self.finish.clone());
+                let (disk, finish) = (Arc::clone(&self.place.disk), self.finish.clone());
                 let lanes = Arc::clone(&self.app.lanes);
                 tokio::spawn(async move {
                     let bytes = usize::try_from(range.length).unwrap_or(usize::MAX);
-                    let work = move || verify(&*disk, range, &expected.concat(), repeat);
+                    let work = move || verify(&disk, range, &expected.concat(), repeat);
                     let result = lanes.run(Lane::Miss { bytes }, work).await;
                     let _ = finish.send(Finished::Other(task, result.unwrap_or(Err(Sense::INTERNAL_FAILURE))));
                 });
@@ -331,7 +335,11 @@ impl Running {
         let mut out = std::mem::take(session.output());
         let start = out.len();
         out.resize(start + layout.wire_length(), 0);
-        let read = read_into(&*self.place.disk.disk, range, layout, &mut out[start..], false);
+        let disk = &self.place.disk;
+        let read = match disk.writes.try_reading() {
+            Some(_reading) => read_into(&*disk.disk, range, layout, &mut out[start..], false),
+            None => Ok(false),
+        };
         let sent = matches!(read, Ok(true)) && session.data_in(task, &mut out[start..]);
         if !sent {
             out.truncate(start);
@@ -362,12 +370,13 @@ impl Running {
         let bytes = layout.length;
         self.misses += 1;
         self.missed_bytes += bytes;
-        let (disk, lanes) = (Arc::clone(&self.place.disk.disk), Arc::clone(&self.app.lanes));
+        let (disk, lanes) = (Arc::clone(&self.place.disk), Arc::clone(&self.app.lanes));
         let (finish, client) = (self.finish.clone(), self.place.entry.client.clone());
         tokio::spawn(async move {
             let work = move || {
                 let mut buffer = vec![0; layout.wire_length()];
-                let result = read_into(&*disk, range, layout, &mut buffer, true).map(|_| ()).map_err(|error| {
+                let _reading = disk.writes.reading();
+                let result = read_into(&*disk.disk, range, layout, &mut buffer, true).map(|_| ()).map_err(|error| {
                     tracing::error!("{client}: {error}");
                     Sense::of_disk(&error, false)
                 });
@@ -559,9 +568,10 @@ fn read_into(
 }
 
 /// Compares the disk with what should be there; with nothing to compare, only reads it.
-fn verify(disk: &dyn Disk, range: ByteRange, expected: &[u8], repeat: bool) -> Result<(), Sense> {
+fn verify(disk: &ClientDisk, range: ByteRange, expected: &[u8], repeat: bool) -> Result<(), Sense> {
+    let _reading = disk.writes.reading();
     let mut there = vec![0; usize::try_from(range.length).expect("a command moves at most 1 MiB")];
-    disk.read(range.offset, &mut [IoSliceMut::new(&mut there)]).map_err(|error| Sense::of_disk(&error, false))?;
+    disk.disk.read(range.offset, &mut [IoSliceMut::new(&mut there)]).map_err(|error| Sense::of_disk(&error, false))?;
     let step = if repeat || expected.is_empty() { expected.len().max(1) } else { there.len() };
     for (index, part) in there.chunks(step).enumerate().take_while(|_| !expected.is_empty()) {
         if let Some(at) = part.iter().zip(expected).position(|(left, right)| left != right) {
