@@ -6,7 +6,6 @@ use std::sync::Mutex;
 use bytes::BytesMut;
 
 use super::super::*;
-use crate::disk::Stretch;
 use crate::iscsi::frame;
 use crate::iscsi::login::Who;
 use crate::iscsi::pdu::{HEADER, padding};
@@ -271,8 +270,7 @@ impl Pair {
                 self.session.complete(task, Ok(()));
             }
             Effect::Provisioning { task, range, .. } => {
-                let all = [Stretch { len: range.length, mapped: true }];
-                self.session.answer(task, provisioning::lba_status(range.offset / BLOCK, &all));
+                self.session.answer(task, provisioning::resources(range.length));
             }
             Effect::Reserved { task, .. } => self.session.complete(task, Ok(())),
             Effect::Flush(task) => self.session.complete(task, Ok(())),
