@@ -18,6 +18,7 @@ use crate::app::recorder::Recorder;
 use crate::app::report::Reporter;
 use crate::config::{DhcpMode, Loaded, Report};
 use crate::dhcp::{LeaseChange, Leases, Role, Site};
+use crate::fleet::web::{HTTP_PORT, ISCSI_PORT, TFTP_PORT};
 use crate::fleet::{Lease, Mac, Sighting, Timestamp};
 use crate::http::boot;
 use crate::http::control::{Control, ControlSocket};
@@ -27,11 +28,6 @@ use crate::net::tftp::TftpServer;
 use crate::script;
 use crate::store::{Record, StateLock, Store, WriteError, Writer};
 use crate::sys::{self, Interface};
-
-/// The port of boot scripts and loaders by HTTP.
-const HTTP_PORT: u16 = 80;
-/// The port of loaders by TFTP.
-const TFTP_PORT: u16 = 69;
 
 /// The mapping file does not fit this host: the report says where and why.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +86,7 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     };
     let tftp = TftpServer::bind(SocketAddrV4::new(address, TFTP_PORT), interface.mtu, Arc::clone(&boot)).await?;
     let http = boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
-    let target = iscsi::Server::bind(SocketAddr::from((address, crate::iscsi::PORT)), Arc::clone(&app)).await?;
+    let target = iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?;
 
     let clients = app.fleet().clients().len();
     let dhcp_words = match settings.dhcp {
@@ -187,7 +183,7 @@ fn boot_context(app: &Arc<App>, files: BootFiles, address: Ipv4Addr) -> BootCont
         files,
         fleet: Box::new(move || fleet.fleet()),
         server: script::Server {
-            iscsi: SocketAddrV4::new(address, crate::iscsi::PORT),
+            iscsi: SocketAddrV4::new(address, ISCSI_PORT),
             http: SocketAddrV4::new(address, HTTP_PORT),
             naming: app.naming.clone(),
         },

@@ -14,7 +14,9 @@ use roost::disk::file::{Access, File};
 use roost::disk::import::{Imported, import};
 use roost::disk::inspect::{DiskFormat, inspect};
 use roost::disk::vhd::sparse::{Sparse, Wait};
-use roost::disk::vhd::{Footer, Kind, create_child, create_dynamic, create_fixed};
+use roost::disk::vhd::{
+    Footer, Kind, Layout, NewChild, create_child_as, create_dynamic, create_dynamic_as, create_fixed,
+};
 use roost::disk::{Chain, Disk, PendingPath, SECTOR};
 
 /// Whether a program can be run; says what to do if not.
@@ -75,12 +77,38 @@ fn sha256_by_7zip(path: &Path) -> String {
     sha256(|to| to.write_all(&output.stdout).unwrap())
 }
 
-/// The SHA-256 of what qemu-img finds in a VHD that needs no parent.
-fn sha256_by_qemu(path: &Path) -> String {
-    let raw = path.with_extension("by-qemu");
-    let status = Command::new("qemu-img").args(["convert", "-f", "vpc", "-O", "raw"]).arg(path).arg(&raw).status();
-    assert!(status.unwrap().success());
-    sha256(|to| to.write_all(&fs::read(&raw).unwrap()).unwrap())
+/// The disk's bytes as we read them, in a raw file.
+fn raw_copy(disk: &Chain, path: &Path) {
+    let mut bytes = vec![0; usize::try_from(disk.size()).unwrap()];
+    disk.read(0, &mut [IoSliceMut::new(&mut bytes)]).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+/// Holds qemu-img to reading a VHD that needs no parent as we do.
+fn same_by_qemu(path: &Path) {
+    let raw = path.with_extension("ours");
+    raw_copy(&Chain::open(path, Access::Read).unwrap(), &raw);
+    let compare = ["compare", "-f", "vpc", "-F", "raw"];
+    let output = Command::new("qemu-img").args(compare).arg(path).arg(&raw).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    // A warning tells of another size.
+    assert!(output.status.success() && !said.contains("Warning"), "{}: {said}", path.display());
+}
+
+/// The SHA-256 of what libvhdi finds in a chain, whose files lie in one folder; `None` where nothing can be mounted.
+fn sha256_by_libvhdi(path: &Path, layers: usize) -> Option<String> {
+    let mount = path.with_extension("mounted");
+    fs::create_dir(&mount).unwrap();
+    let mounted = Command::new("vhdimount").arg(path).arg(&mount).output().unwrap();
+    if !mounted.status.success() {
+        print!("{}", String::from_utf8_lossy(&mounted.stderr));
+        return None;
+    }
+    // vhdi1 is the bottom of the chain.
+    let found = fs::read(mount.join(format!("vhdi{layers}")));
+    assert!(Command::new("umount").arg(&mount).status().unwrap().success());
+    fs::remove_dir(&mount).unwrap();
+    Some(sha256(|to| to.write_all(&found.unwrap()).unwrap()))
 }
 
 /// Random numbers that are the same in each run.
@@ -125,34 +153,87 @@ fn master(dir: &Path, random: &mut Random) -> PathBuf {
     vhd
 }
 
+/// Every layout, in the blocks of Windows, larger and smaller ones.
+const CHILDREN: [NewChild; 5] = [
+    NewChild { layout: Layout::Mapped, block_size: 2 << 20, size: None },
+    NewChild { layout: Layout::Compact, block_size: 2 << 20, size: None },
+    NewChild { layout: Layout::Mapped, block_size: 512 << 10, size: None },
+    NewChild { layout: Layout::Compact, block_size: 64 << 10, size: None },
+    NewChild { layout: Layout::Compact, block_size: 8 << 20, size: None },
+];
+
 #[test]
 fn seven_zip_reads_a_chain_of_three_as_we_do() {
     if !has("seven_zip_reads_a_chain_of_three_as_we_do", "7zz", "7zip") {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
     let mut random = Random(42);
-    let image = master(dir.path(), &mut random);
-    let mut parent = Arc::new(Chain::open(&image, Access::Read).unwrap());
-    fs::create_dir(dir.path().join("disks")).unwrap();
-    // On Linux 7-Zip takes the whole text of a relative locator as the name of a file beside the child.
-    std::os::unix::fs::symlink(&image, dir.path().join(r"disks/..\images\lab\1.vhd")).unwrap();
-    for (n, relative) in [r"..\images\lab\1.vhd", r".\pc-0.vhd", r".\pc-1.vhd"].into_iter().enumerate() {
-        let path = dir.path().join(format!("disks/pc-{n}.vhd"));
-        create_child(&path, &parent, relative).unwrap();
-        assert_eq!(sha256_by_7zip(&path), sha256_of(&parent), "a new child reads as its parent");
-        let pending = PendingPath { path: dir.path().join(format!("pending-{n}")), boot_id: "a-boot".into() };
-        let disk = Chain::open_child(&path, Arc::clone(&parent), Some(pending)).unwrap();
-        scribble(&disk, 400, &mut random);
-        disk.flush().unwrap();
-        let ours = sha256_of(&disk);
-        assert_ne!(ours, sha256_of(&parent));
-        assert_eq!(sha256_by_7zip(&path), ours);
-        drop(disk);
-        // This time the parents are found as the files name them.
-        parent = Arc::new(Chain::open(&path, Access::Read).unwrap());
-        assert_eq!(sha256_of(&parent), ours);
-        assert_eq!(inspect(&path).unwrap().layers.len(), n + 2);
+    for new in CHILDREN {
+        let dir = tempfile::tempdir().unwrap();
+        let image = master(dir.path(), &mut random);
+        let mut parent = Arc::new(Chain::open(&image, Access::Read).unwrap());
+        fs::create_dir(dir.path().join("disks")).unwrap();
+        // On Linux 7-Zip takes the whole text of a relative locator as the name of a file beside the child.
+        std::os::unix::fs::symlink(&image, dir.path().join(r"disks/..\images\lab\1.vhd")).unwrap();
+        for (n, relative) in [r"..\images\lab\1.vhd", r".\pc-0.vhd", r".\pc-1.vhd"].into_iter().enumerate() {
+            let path = dir.path().join(format!("disks/pc-{n}.vhd"));
+            create_child_as(&path, &parent, relative, new).unwrap();
+            assert_eq!(sha256_by_7zip(&path), sha256_of(&parent), "{new:?}: a new child reads as its parent");
+            let pending = PendingPath { path: dir.path().join(format!("pending-{n}")), boot_id: "a-boot".into() };
+            let disk = Chain::open_child(&path, Arc::clone(&parent), Some(pending)).unwrap();
+            scribble(&disk, 400, &mut random);
+            disk.flush().unwrap();
+            let ours = sha256_of(&disk);
+            assert_ne!(ours, sha256_of(&parent));
+            assert_eq!(sha256_by_7zip(&path), ours, "{new:?}, while it is open");
+            drop(disk);
+            assert_eq!(sha256_by_7zip(&path), ours, "{new:?}");
+            // This time the parents are found as the files name them.
+            parent = Arc::new(Chain::open(&path, Access::Read).unwrap());
+            assert_eq!(sha256_of(&parent), ours);
+            assert_eq!(inspect(&path).unwrap().layers.len(), n + 2);
+        }
+    }
+}
+
+#[test]
+fn libvhdi_reads_a_chain_of_pages_as_we_do() {
+    let test = "libvhdi_reads_a_chain_of_pages_as_we_do";
+    if !has(test, "vhdimount", "libvhdi-utils") {
+        return;
+    }
+    let mut random = Random(5);
+    // Blocks of 64 KiB, which Windows never makes, it reads otherwise than 7-Zip and we do.
+    for new in CHILDREN.into_iter().filter(|new| new.block_size >= 128 << 10) {
+        let dir = tempfile::tempdir().unwrap();
+        // libvhdi takes a path of this kind of host for one that begins in the child's folder.
+        let again = dir.path().join(dir.path().strip_prefix("/").unwrap());
+        fs::create_dir_all(again.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(dir.path(), &again).unwrap();
+        let mut path = dir.path().join("0.vhd");
+        create_dynamic(&path, 9 << 20).unwrap();
+        for n in 0..4 {
+            if n > 0 {
+                let parent = Chain::open(&path, Access::Read).unwrap();
+                path = dir.path().join(format!("{n}.vhd"));
+                create_child_as(&path, &parent, &format!(r".\{}.vhd", n - 1), new).unwrap();
+            }
+            let disk = Chain::open(&path, Access::Write).unwrap();
+            // Whole aligned pages: after the first bit of a byte that is set, libvhdi takes the rest of the byte as set.
+            for _ in 0..60 {
+                let page = random.below(disk.size() / 4096);
+                let bytes: Vec<u8> = (0..4096).map(|_| u8::try_from(random.below(256)).unwrap()).collect();
+                disk.write(page * 4096, &[IoSlice::new(&bytes)]).unwrap();
+            }
+            disk.flush().unwrap();
+            let ours = sha256_of(&disk);
+            drop(disk);
+            let Some(theirs) = sha256_by_libvhdi(&path, n + 1) else {
+                println!("skip: {test} needs FUSE (/dev/fuse, and root)");
+                return;
+            };
+            assert_eq!(theirs, ours, "{new:?}, layer {n}");
+        }
     }
 }
 
@@ -164,17 +245,28 @@ fn seven_zip_and_qemu_read_masters_dynamic_and_fixed_disks_as_we_do() {
     }
     let dir = tempfile::tempdir().unwrap();
     let mut random = Random(7);
-    let (dynamic, fixed) = (dir.path().join("dynamic.vhd"), dir.path().join("fixed.vhd"));
     // No multiple of a block, nor of any geometry.
-    create_dynamic(&dynamic, (7 << 20) + 512).unwrap();
-    create_fixed(&fixed, (7 << 20) + 512).unwrap();
-    for path in [&dynamic, &fixed] {
-        scribble(&Chain::open(path, Access::Write).unwrap(), 60, &mut random);
+    let size = (7 << 20) + 512;
+    let mut disks = vec![dir.path().join("fixed.vhd")];
+    create_fixed(&disks[0], size).unwrap();
+    for block_size in [4 << 10, 64 << 10, 512 << 10, 2 << 20, 32 << 20, 256 << 20] {
+        let path = dir.path().join(format!("dynamic-{block_size}.vhd"));
+        create_dynamic_as(&path, size, block_size).unwrap();
+        disks.push(path);
     }
-    for path in [&master(dir.path(), &mut random), &dynamic, &fixed] {
+    for path in &disks {
+        let disk = Chain::open(path, Access::Write).unwrap();
+        scribble(&disk, 60, &mut random);
+        disk.flush().unwrap();
+        // With the space that is kept for more blocks, and without it.
+        let ours = sha256_of(&disk);
+        assert_eq!(sha256_by_7zip(path), ours, "{}, while it is open", path.display());
+    }
+    disks.push(master(dir.path(), &mut random));
+    for path in &disks {
         let ours = sha256_of(&Chain::open(path, Access::Read).unwrap());
         assert_eq!(sha256_by_7zip(path), ours, "{}", path.display());
-        assert_eq!(sha256_by_qemu(path), ours, "{}", path.display());
+        same_by_qemu(path);
     }
 }
 
@@ -199,9 +291,8 @@ fn we_read_and_change_what_qemu_wrote() {
         assert_eq!(sha256_of(&theirs), ours, "{kind}");
         scribble(&theirs, 50, &mut Random(4));
         theirs.flush().unwrap();
-        let changed = sha256_of(&theirs);
         drop(theirs);
-        assert_eq!(sha256_by_qemu(&vhd), changed, "{kind}");
+        same_by_qemu(&vhd);
     }
 }
 
@@ -229,6 +320,37 @@ fn images_that_others_made_hold_what_is_known_of_them() {
         }
         if let Some(content) = content {
             assert_eq!(sha256_of(&disk), content, "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_others_made_is_written_and_read_right_by_others() {
+    let test = "what_others_made_is_written_and_read_right_by_others";
+    if !has(test, "7zz", "7zip") || !has(test, "qemu-img", "qemu-utils") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // Blocks with gaps between them; a file of QEMU; an empty disk of Hyper-V, of which the first blocks are written.
+    for name in ["qemu/d2v-zerofilled.vhd.bz2", "dfvfs/ext2.vhd.gz", "qemu/hyperv2012r2-dynamic.vhd.bz2"] {
+        let Some(path) = fixture(test, dir.path(), name) else { continue };
+        let warnings = inspect(&path).unwrap().warnings;
+        let disk = Chain::open(&path, Access::Write).unwrap();
+        let small = disk.size() < 1 << 30;
+        let before = small.then(|| sha256_of(&disk));
+        let mut random = Random(11);
+        for _ in 0..100 {
+            let sector = random.below(disk.size().min(100 << 20) / SECTOR);
+            disk.write(sector * SECTOR, &[IoSlice::new(&[u8::try_from(random.below(256)).unwrap(); 512])]).unwrap();
+        }
+        disk.flush().unwrap();
+        let after = small.then(|| sha256_of(&disk));
+        drop(disk);
+        assert_eq!(inspect(&path).unwrap().warnings, warnings, "{name}");
+        if let Some(after) = after {
+            assert_ne!(before, Some(after.clone()));
+            assert_eq!(sha256_by_7zip(&path), after, "{name}");
+            same_by_qemu(&path);
         }
     }
 }

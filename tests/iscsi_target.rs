@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[expect(dead_code, reason = "other tests ask more of it")]
 mod initiator;
 
 use std::fmt::Debug;
@@ -431,6 +432,36 @@ fn no_write_lands_after_a_reset_and_the_others_are_told_once() {
     assert_eq!(actor.test_unit_ready(), Some((6, 0x29, 0x03)), "the one that reset it, too");
     other.write(21, &[3; 512]);
     assert_eq!(gate.landed(), [landed, vec![21]].concat(), "no more of what was stopped, no answers of it either");
+}
+
+#[test]
+fn a_cleared_task_set_is_told_to_those_who_had_commands_in_it() {
+    let lab = Lab::new();
+    let gate = lab.gate(2);
+    let (own, target) = names(2);
+    let mut actor = lab.connect(HOME);
+    assert_eq!(actor.log_in(&own, &target, Isid::system(1)), 0);
+    let mut other = lab.connect(ELSEWHERE);
+    assert_eq!(other.log_in(ADMIN, &target, Isid::system(1)), 0);
+    actor.settle();
+    other.settle();
+    gate.shut(true);
+    other.start_write(21, &[2; 512]);
+    eventually("a write is held in the pool", || gate.held() == 1);
+    let opening = std::thread::spawn({
+        let gate = Arc::clone(&gate);
+        move || {
+            std::thread::sleep(Duration::from_millis(200));
+            gate.shut(false);
+        }
+    });
+    actor.clear_task_set();
+    opening.join().unwrap();
+    assert_eq!(other.test_unit_ready(), Some((6, 0x2f, 0x00)));
+    assert_eq!(other.test_unit_ready(), None, "once");
+    assert_eq!(actor.test_unit_ready(), None, "the one that cleared it is not told");
+    actor.clear_task_set();
+    assert_eq!(other.test_unit_ready(), None, "none of its commands was there");
 }
 
 #[test]

@@ -209,6 +209,15 @@ class Machine:
         line = next(line for line in self._lines if "ROOST-LAB-UP " in line)
         return dict(re.findall(r"(\w+)=(\S+)", line.split("ROOST-LAB-UP ", 1)[1]))
 
+    def matches(self, pattern):
+        """What of its console's lines since power-on matches, oldest first."""
+        with self._changed:
+            return [match for line in self._lines if (match := re.search(pattern, line))]
+
+    def wait_matches(self, pattern, count, seconds):
+        """Waits until so many lines since power-on match."""
+        self._wait(f"{count} lines like {pattern!r}", lambda: len(self.matches(pattern)) >= count, seconds)
+
     def shell(self, command, seconds=60):
         """Runs a shell command in the machine; returns (exit code, output)."""
         self._commands += 1
@@ -218,8 +227,9 @@ class Machine:
         text = f"echo @@'{begin}'; {{ {command}\n}} 2>&1; echo @@'{end}' $?\n"
         self._console.sendall(text.encode())
 
-        def index(prefix):
-            matches = (i for i in range(first, len(self._lines)) if self._lines[i].startswith(prefix))
+        # The prompt may stand before either of them, where the terminal was quicker than the shell.
+        def index(mark):
+            matches = (i for i in range(first, len(self._lines)) if mark in self._lines[i])
             return next(matches, None)
 
         self._wait(f"the end of `{command}`", lambda: index(f"@@{end} ") is not None, seconds)
@@ -227,7 +237,7 @@ class Machine:
         output = self._lines[index(f"@@{begin}") + 1 : last]
         # The shell repeats each line that it reads behind its prompt.
         output = [line for line in output if not line.startswith(("lab# ", "> "))]
-        return int(self._lines[last].split()[1]), "\n".join(output)
+        return int(self._lines[last].split(f"@@{end} ")[1]), "\n".join(output)
 
     def power_off(self):
         """Pulls the plug: no shutdown, no flush, no farewell to the target."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the demo and the tests need, and says which ones.
 #
-#   packages.sh SET...      SET is one of: demo boot interop iscsi unit
+#   packages.sh SET...      SET is one of: demo boot disks interop iscsi unit bench
 #
 # Nothing that is installed here may go on running: a package such as open-iscsi is wanted for one binary, not for its
 # daemon. GRUB and the kernel of the machines under test are not installed at all; image.sh unpacks them.
@@ -13,8 +13,9 @@ demo_packages=(
     mtools dosfstools fdisk e2fsprogs kmod cpio busybox-static open-iscsi openssl
     iproute2 procps python3
 )
-# The boots, two strangers that read the disks afterwards (7-Zip from the file, qemu-img over iSCSI), and another DHCP server.
-boot_packages=("${demo_packages[@]}" 7zip qemu-utils qemu-block-extra dnsmasq-base)
+# The boots, two strangers that read the disks afterwards (7-Zip from the file, qemu-img over iSCSI), another DHCP server,
+# and what debian.sh builds with.
+boot_packages=("${demo_packages[@]}" 7zip qemu-utils qemu-block-extra dnsmasq-base mmdebstrap)
 # Clients that nobody here wrote, and a compiler for the one that must log each acknowledgement (libiscsi).
 interop_packages=(
     libiscsi-bin libiscsi-dev gcc libc6-dev qemu-utils qemu-block-extra 7zip openssl
@@ -23,8 +24,12 @@ interop_packages=(
 )
 # A conformance suite for the target.
 iscsi_packages=(libiscsi-bin iproute2 procps python3)
+# The target's peer, and a client for both.
+bench_packages=(tgt gcc libc6-dev libiscsi-dev iproute2 procps python3)
 # Some of cargo's tests meet other programs too: readers of disks, and DHCP clients in a namespace.
 unit_packages=(7zip qemu-utils openssl iproute2 udhcpc isc-dhcp-client)
+# Readers of disks that nobody here wrote, and what unpacks the files that others made.
+disks_packages=(7zip qemu-utils libvhdi-utils bzip2 gzip)
 
 say() { printf '%s\n' "$*"; }
 
@@ -119,8 +124,10 @@ install_sets() {
         case $set in
             demo) packages+=("${demo_packages[@]}") ;;
             boot) packages+=("${boot_packages[@]}") ;;
+            disks) packages+=("${disks_packages[@]}") ;;
             interop) packages+=("${interop_packages[@]}") ;;
             iscsi) packages+=("${iscsi_packages[@]}") ;;
+            bench) packages+=("${bench_packages[@]}") ;;
             unit) packages+=("${unit_packages[@]}") ;;
             *) say "packages.sh: no set of packages is called '$set'" >&2; return 2 ;;
         esac

@@ -258,6 +258,12 @@ impl BootContext {
         })
     }
 
+    /// The names of all that can be fetched.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        let made = |name| matches!(name, Name::Autoexec | Name::Script);
+        NAMES.iter().filter(move |(_, name)| made(*name) || self.files.loader(*name).is_some()).map(|(text, _)| *text)
+    }
+
     /// Reports that a machine has fetched a boot file: `undionly.kpxe by TFTP, 74 KB in 0.2 s`.
     pub fn fetched(&self, file: &BootFile, who: Option<Mac>, by: &str, took: Option<Duration>) {
         self.fetched_with(file, who, by, took, None);

@@ -27,7 +27,7 @@ use super::report::{disk_path, master_path, previous_path};
 use crate::disk::file::{Access, File};
 use crate::disk::vhd::{self, Footer};
 use crate::disk::{Chain, DiskError, PendingPath};
-use crate::fleet::image::FIRST_VERSION;
+use crate::fleet::image::{FIRST_VERSION, master_file};
 use crate::fleet::policy::DiskFound;
 use crate::fleet::{Client, DiskPolicy, ImageName};
 
@@ -145,7 +145,7 @@ impl ChildFiles {
 
     /// Makes a disk beside the one that is there, if any, and puts it in its place.
     fn make(&self, master: &Chain, at: &mut dyn FnMut(Step)) -> Result<(), DiskError> {
-        let relative = format!(r"..\images\{}\{FIRST_VERSION}.vhd", self.image);
+        let relative = format!(r"..\images\{}\{}", self.image, master_file(FIRST_VERSION));
         let id = vhd::create_child(&self.next, master, &relative)?;
         at(Step::Made);
         self.record(id)?;

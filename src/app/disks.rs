@@ -58,8 +58,23 @@ pub enum ServeError {
         disk: PathBuf,
     },
     /// The disk cannot be made or opened.
-    #[error(transparent)]
+    #[error("{0}{advice}", advice = advice(.0))]
     Disk(#[from] DiskError),
+}
+
+/// What to do about a disk that cannot be opened, where its own words do not say it.
+fn advice(error: &DiskError) -> String {
+    match error {
+        DiskError::ParentMissing { child, .. } | DiskError::ParentMismatch { child, .. } => {
+            let client = child.file_stem().unwrap_or_default().display();
+            format!("; bring that parent back, or give up what the disk holds: roost reset {client}")
+        }
+        DiskError::Corrupt { .. } => {
+            "; put a good copy in its place, or, if it is a client's disk, give up what it holds: roost reset NAME"
+                .to_owned()
+        }
+        _ => String::new(),
+    }
 }
 
 impl ClientDisk {

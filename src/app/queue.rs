@@ -27,6 +27,9 @@ const BATCH: usize = 64;
 /// After this long without a write, what was written is made durable (so that little is lost with the power).
 const SETTLE_AFTER: Duration = Duration::from_secs(5);
 
+/// Bytes of writes that are answered together: some tens of microseconds' work.
+const ANSWERED_TOGETHER: u64 = 128 * 1024;
+
 /// Bytes that a fill writes at once, and a copy moves.
 const FILL_STEP: usize = 256 * 1024;
 
@@ -245,6 +248,7 @@ impl WriteQueue {
     }
 
     fn run_batch(&self, lane: Lane) {
+        let mut answers = Answers::default();
         for _ in 0..BATCH {
             let Some((entry, sharers)) = self.start_next(lane) else { return };
             let result = self.run_caught(&entry.job);
@@ -252,9 +256,9 @@ impl WriteQueue {
             for sharer in sharers {
                 // One flush serves all that stood together. If it failed, each is told by its own attempt.
                 let shared = if result.is_ok() { Ok(()) } else { self.run_caught(&sharer.job) };
-                (sharer.done)(shared);
+                answers.hold(sharer.done, shared, 0);
             }
-            (entry.done)(result);
+            answers.hold(entry.done, result, entry.job.length());
         }
     }
 
@@ -334,7 +338,46 @@ impl WriteQueue {
     }
 }
 
+/// Results that are told together, at the latest when this is dropped: each told by itself would wake its session and make
+/// a message of its own, which costs more than a small write.
+#[derive(Default)]
+struct Answers {
+    held: Vec<(Done, Result<(), Failed>)>,
+    bytes: u64,
+}
+
+impl Answers {
+    fn hold(&mut self, done: Done, result: Result<(), Failed>, bytes: u64) {
+        self.held.push((done, result));
+        self.bytes += bytes;
+        if self.bytes >= ANSWERED_TOGETHER {
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        self.bytes = 0;
+        for (done, result) in self.held.drain(..) {
+            done(result);
+        }
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        self.tell();
+    }
+}
+
 impl Job {
+    /// Bytes that it moves.
+    fn length(&self) -> u64 {
+        match self {
+            Self::Write { data, .. } => data.iter().map(|piece| piece.len() as u64).sum(),
+            _ => ANSWERED_TOGETHER,
+        }
+    }
+
     fn lane(&self) -> Lane {
         match self {
             Self::Flush

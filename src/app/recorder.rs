@@ -23,8 +23,9 @@ const REPEAT: Duration = Duration::from_secs(10);
 /// How often a machine that stays where it is has its sighting stored.
 const STORE_SIGHTING: Duration = Duration::from_secs(60);
 
-/// Longest detail of an event, in characters: file names and initiator names come from strangers.
-const MAX_DETAIL: usize = 240;
+/// Longest detail of an event, in characters: file names and initiator names come from strangers. The longest of our own
+/// name two files and two identities.
+const MAX_DETAIL: usize = 400;
 
 /// Takes what adapters saw. Never blocks: what cannot be queued is dropped with a warning. Clones share one memory.
 #[derive(Debug, Clone)]
@@ -101,7 +102,7 @@ impl Recorder {
     }
 
     /// A machine reached a stage of its boot. `detail` is for a person; control characters in it are replaced, and it is
-    /// cut after 240 characters.
+    /// cut after 400 characters.
     pub fn note(&self, mac: Option<Mac>, client: Option<&ClientName>, stage: Stage, detail: &str) {
         self.note_at(now(), mac, client, stage, detail);
     }

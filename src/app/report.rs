@@ -16,7 +16,7 @@ use super::recorder::now;
 use crate::config::{DhcpMode, Settings};
 use crate::disk::file::Access;
 use crate::disk::vhd::Footer;
-use crate::fleet::image::FIRST_VERSION;
+use crate::fleet::image::{FIRST_VERSION, master_file};
 use crate::fleet::{Client, ClientName, Event, Fleet, Holder, ImageName, Stage, Timestamp};
 use crate::store::{Store, StoreError};
 
@@ -289,7 +289,7 @@ pub fn previous_path(state: &Path, client: &ClientName) -> PathBuf {
 /// Where the version of an image is that clients boot: `STATE/images/NAME/1.vhd`.
 #[must_use]
 pub fn master_path(state: &Path, image: &ImageName) -> PathBuf {
-    state.join("images").join(image.as_str()).join(format!("{FIRST_VERSION}.vhd"))
+    state.join("images").join(image.as_str()).join(master_file(FIRST_VERSION))
 }
 
 /// What a file takes up, in bytes; `None` where there is no such file.

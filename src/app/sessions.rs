@@ -37,8 +37,9 @@ pub enum Control {
     Probe(oneshot::Sender<()>),
     /// End, and tell when nothing of the session can touch the disk any more.
     End(&'static str, oneshot::Sender<()>),
-    /// The logical unit is being reset by another session: stop all tasks, and tell when that is done.
-    Reset(oneshot::Sender<()>),
+    /// Another session resets the logical unit, or clears its task set: stop all tasks, and tell when that is done, and
+    /// whether there were any.
+    Reset(oneshot::Sender<bool>),
 }
 
 /// A session that is logged in.
@@ -237,19 +238,24 @@ impl Sessions {
         while asked.join_next().await.is_some() {}
     }
 
-    /// Stops the tasks of every other session on this one's logical unit; ends those sessions too, where `end` says so.
-    pub async fn reset_others(&self, actor: &Entry, end: bool) {
+    /// Stops the tasks of every other session on this one's logical unit; ends those sessions too, where `end` says so. Those
+    /// that go on, and had tasks.
+    pub async fn reset_others(&self, actor: &Entry, end: bool) -> Vec<Nexus> {
         let mut asked = JoinSet::new();
         for other in self.of(&actor.client).into_iter().filter(|other| other.nexus != actor.nexus) {
             asked.spawn(async move {
                 if end {
                     other.end("another initiator reset the target").await;
-                } else {
-                    other.ask(Control::Reset).await;
+                    return None;
                 }
+                other.ask(Control::Reset).await.filter(|had_tasks| *had_tasks).map(|_| other.nexus)
             });
         }
-        while asked.join_next().await.is_some() {}
+        let mut stopped = Vec::new();
+        while let Some(done) = asked.join_next().await {
+            stopped.extend(done.ok().flatten());
+        }
+        stopped
     }
 }
 
@@ -321,20 +327,21 @@ async fn depart(sessions: &Sessions, entry: &Entry, disk: &ClientDisk) {
 }
 
 impl Entry {
-    /// Sends a request and waits for its answer; false if the session ended instead.
-    async fn ask(&self, request: impl FnOnce(oneshot::Sender<()>) -> Control) -> bool {
+    /// Sends a request and waits for its answer; `None` if the session ended instead.
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Control) -> Option<T> {
         let (sender, answer) = oneshot::channel();
-        self.mailbox.send(request(sender)).await.is_ok() && answer.await.is_ok()
+        self.mailbox.send(request(sender)).await.ok()?;
+        answer.await.ok()
     }
 
     /// Whether the initiator gives a sign of life within [`PROBE`].
     pub async fn lives(&self) -> bool {
-        tokio::time::timeout(PROBE, self.ask(Control::Probe)).await.unwrap_or(false)
+        tokio::time::timeout(PROBE, self.ask(Control::Probe)).await.is_ok_and(|answer| answer.is_some())
     }
 
     /// Ends the session and waits until it has left.
     pub async fn end(&self, why: &'static str) {
-        if self.ask(|done| Control::End(why, done)).await {
+        if self.ask(|done| Control::End(why, done)).await.is_some() {
             return;
         }
         // Its task is on its way out by itself; the mailbox closes once nothing of it can touch the disk.

@@ -6,14 +6,15 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::error::Kind;
 use crate::config::{self, Loaded, Report, Settings};
 use crate::fleet::ImageName;
 
 /// Exit code where nothing is wrong.
-pub const FINE: u8 = 0;
+pub const FINE: u8 = super::DONE;
 
 /// Exit code where the file has errors.
-pub const CONFIGURATION: u8 = 3;
+pub const CONFIGURATION: u8 = Kind::Configuration.code();
 
 /// How the answer is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

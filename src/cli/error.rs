@@ -5,6 +5,7 @@ use std::io::Write;
 
 use serde::Serialize;
 
+use crate::disk::{DiskError, ErrorKind};
 use crate::store::{LockError, StoreError};
 
 /// The kinds of failure. Scripts tell them apart by the exit code.
@@ -23,7 +24,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// The exit code. 0 is success; 2, a wrong command line, is clap's.
-    pub(super) fn code(self) -> u8 {
+    pub(super) const fn code(self) -> u8 {
         match self {
             Self::Failed => 1,
             Self::Configuration => 3,
@@ -77,6 +78,27 @@ impl fmt::Display for Error {
     }
 }
 
+impl From<DiskError> for Error {
+    fn from(error: DiskError) -> Self {
+        let hint = of_disk(&error);
+        let error = Self::failed(error);
+        hint.into_iter().fold(error, Self::help)
+    }
+}
+
+/// What a person can do about a disk file, where the words of the error do not say it.
+pub(super) fn of_disk(error: &DiskError) -> Option<&'static str> {
+    match error.kind() {
+        ErrorKind::Parent => Some(BRING_PARENT_BACK),
+        ErrorKind::Corrupt => Some("copy it again from where it came from: damaged disks are not mended here"),
+        _ => None,
+    }
+}
+
+/// About a differencing disk whose chain is broken.
+pub(super) const BRING_PARENT_BACK: &str =
+    "bring its parent back: a differencing disk is of use only over the very file that it was made of";
+
 impl From<LockError> for Error {
     fn from(error: LockError) -> Self {
         let kind = match error {
@@ -93,6 +115,8 @@ impl From<StoreError> for Error {
             StoreError::Busy(_) | StoreError::Newer { .. } => Kind::Refused,
             _ => Kind::Failed,
         };
-        Self::new(kind, error)
+        let full = error.is_full();
+        let error = Self::new(kind, error);
+        if full { error.help("free some space there; what was stored before is safe") } else { error }
     }
 }

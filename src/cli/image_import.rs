@@ -16,8 +16,9 @@ use super::output::{bytes, print, print_json, seconds};
 use super::{Globals, lab};
 use crate::app::report::{StatusReport, bytes_on_host, master_path};
 use crate::disk;
+use crate::disk::import::ImportError;
 use crate::fleet::ImageName;
-use crate::fleet::image::FIRST_VERSION;
+use crate::fleet::image::{FIRST_VERSION, master_file};
 use crate::store::{LockError, StateLock};
 
 /// How the folder of an import under way begins; no image's name has a dot.
@@ -42,11 +43,14 @@ pub(super) fn run(globals: &Globals, source: &Path, name: &ImageName) -> Result<
 
     let started = Instant::now();
     let mut progress = Progress::new(globals.json);
-    let imported = disk::import::import(source, &staging.0.join(format!("{FIRST_VERSION}.vhd")), &mut |done, total| {
+    let imported = disk::import::import(source, &staging.0.join(master_file(FIRST_VERSION)), &mut |done, total| {
         progress.tell(done, total);
     });
     progress.end();
-    let imported = imported.map_err(Error::failed)?;
+    let imported = imported.map_err(|error| match error {
+        ImportError::Disk(error) => error.into(),
+        error => Error::failed(error),
+    })?;
     sync_folder(&staging.0)?;
     match fs::rename(&staging.0, &folder) {
         Ok(()) => {}

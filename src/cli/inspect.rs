@@ -6,12 +6,12 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::Globals;
-use super::error::Error;
+use super::error::{BRING_PARENT_BACK, Error};
 use super::output::{bytes, print, print_json};
 use crate::disk::inspect::{DiskFormat, Inspection, LayerFacts, ParentFacts, inspect};
 
 pub(super) fn run(globals: &Globals, file: &Path) -> Result<(), Error> {
-    let inspection = inspect(file).map_err(Error::failed)?;
+    let inspection = inspect(file)?;
     if globals.json { print_json(&value(&inspection)) } else { print(&page(&inspection)) }
 }
 
@@ -28,6 +28,9 @@ fn page(inspection: &Inspection) -> String {
         page += &format!("chain of {} files, {all}\n", inspection.layers.len());
     }
     inspection.warnings.iter().for_each(|warning| page += &format!("warning: {warning}\n"));
+    if !inspection.complete && inspection.layers.iter().any(|layer| layer.parent.is_some()) {
+        page += &format!("  help: {BRING_PARENT_BACK}\n");
+    }
     page
 }
 
@@ -45,6 +48,9 @@ fn layer(facts: &LayerFacts) -> String {
     }
     if let Some(id) = facts.unique_id {
         line("identity", id.to_string());
+    }
+    if let Some(id) = facts.data_write_id {
+        line("contents", id.to_string());
     }
     if let Some(creator) = &facts.creator {
         line("made by", creator.clone());
@@ -82,7 +88,11 @@ fn layer_value(facts: &LayerFacts) -> Value {
         "file_size": facts.file_size,
         "bytes_on_host": facts.allocated,
         "blocks": facts.blocks.map(|(present, all)| json!({ "present": present, "all": all })),
+        "block_size": facts.block_size,
+        "logical_sector": facts.sectors.0,
+        "physical_sector": facts.sectors.1,
         "identity": facts.unique_id.map(|id| id.to_string()),
+        "data_write": facts.data_write_id.map(|id| id.to_string()),
         "creator": facts.creator,
         "parent": facts.parent.as_ref().map(|parent| json!({
             "name": parent.name,
@@ -99,5 +109,8 @@ fn word(format: DiskFormat) -> &'static str {
         DiskFormat::VhdFixed => "vhd-fixed",
         DiskFormat::VhdDynamic => "vhd-dynamic",
         DiskFormat::VhdDifferencing => "vhd-differencing",
+        DiskFormat::VhdxFixed => "vhdx-fixed",
+        DiskFormat::VhdxDynamic => "vhdx-dynamic",
+        DiskFormat::VhdxDifferencing => "vhdx-differencing",
     }
 }

@@ -24,7 +24,19 @@ fn why(error: anyhow::Error) -> Error {
     };
     match error.downcast::<Misfit>() {
         Ok(misfit) => Error::new(Kind::Configuration, misfit.to_string().trim_end()),
-        // With all its causes, on one line.
-        Err(error) => Error::failed(format!("{error:#}")),
+        Err(error) => Error::failed(with_causes(&error)),
     }
+}
+
+/// What happened with all its causes, on one line. Many of our messages end in their cause already.
+fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
+        if text.contains(&cause) {
+            text
+        } else if text.is_empty() {
+            cause
+        } else {
+            format!("{text}: {cause}")
+        }
+    })
 }

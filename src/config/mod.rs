@@ -34,7 +34,8 @@ use self::walk::{Located, Section, Walker};
 use crate::fleet::{Fleet, ImageName, Pool};
 
 pub use self::report::{MAX_LINE_SHOWN, MAX_SHOWN, Note, Place, Problem, Report, Severity};
-pub use self::values::{MAX_LEASE, MAX_POOL, MIN_LEASE};
+pub use self::values::{MAX_LEASE, MAX_POOL};
+pub use crate::fleet::lease::{MAX_DNS, MIN_LEASE};
 
 /// Largest mapping file in bytes. [`MAX_CLIENTS`] with a long note each fit well; more is not a mapping file.
 pub const MAX_FILE: u64 = 1 << 20;
@@ -44,9 +45,6 @@ pub const MAX_CLIENTS: usize = 4096;
 
 /// Most MAC addresses of one client: a machine has a few adapters, not a switch full of them.
 pub const MAX_MACS: usize = 16;
-
-/// Most name servers that are handed to clients: resolvers ask three (glibc's `MAXNS`) and replies have little room.
-pub const MAX_DNS: usize = 8;
 
 /// Longest host name that Windows keeps whole (a NetBIOS name has 15 characters).
 pub const MAX_WINDOWS_NAME: usize = 15;

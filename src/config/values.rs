@@ -5,13 +5,11 @@ use std::time::Duration;
 
 use super::report::quoted;
 use crate::fleet::iqn::MAX_ISCSI_NAME;
+use crate::fleet::lease::MIN_LEASE;
 use crate::fleet::{ImageName, client};
 
 /// Most addresses in a pool, a /16: it is walked to find a free one.
 pub const MAX_POOL: u32 = 65_536;
-
-/// Shortest lease. Firmware and boot loaders never renew theirs, and it must still hold when the operating system asks.
-pub const MIN_LEASE: Duration = Duration::from_secs(120);
 
 /// Longest lease: a year; what should stay for good is an `ip`.
 pub const MAX_LEASE: Duration = Duration::from_secs(365 * 86_400);

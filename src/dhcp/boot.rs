@@ -14,7 +14,7 @@ use std::fmt;
 use super::reply::Encoder;
 use super::scope::{Role, Site};
 use super::wire::{Request, code};
-use crate::fleet::Client;
+use crate::fleet::{Client, web};
 
 /// The loader for BIOS machines, which uses the network driver of the card's own ROM.
 pub const BIOS_LOADER: &str = "undionly.kpxe";
@@ -109,10 +109,10 @@ pub(super) fn hand_out(
             }
         }
         Handout::LoaderUrl(name) => {
-            reply.boot_file(site.server, &site.url(name)).option(code::VENDOR_CLASS, HTTP_CLIENT);
+            reply.boot_file(site.server, &web::url(site.http(), name)).option(code::VENDOR_CLASS, HTTP_CLIENT);
         }
         Handout::Script => {
-            reply.boot_file(site.server, &site.script_url());
+            reply.boot_file(site.server, &web::script_url(site.http()));
             match site.role {
                 Role::Server => reply.option(code::IPXE, &NO_PROXY),
                 // By this iPXE knows a proxy's offer, which it must go on waiting for.

@@ -25,10 +25,11 @@ pub use leases::{
     LeaseChange, Leases, MAX_OFFERS, MAX_QUARANTINED, MAX_STRANGERS, NoAddress, OFFER_HOLD, Obstacle, QUARANTINE,
 };
 use reply::{Answer, Encoder};
-pub use scope::{Role, SHORTEST_LEASE, Scope, ScopeError, Site};
+pub use scope::{Role, Scope, ScopeError, Site};
 pub use wire::{Kind, Malformed};
 use wire::{Request, code};
 
+use crate::fleet::lease::MAX_DNS;
 use crate::fleet::policy::{Plan, boot_plan};
 use crate::fleet::{Client, ClientName, Fleet, Holder, Mac, Stage, Timestamp};
 
@@ -38,9 +39,6 @@ pub const SERVER_PORT: u16 = 67;
 pub const CLIENT_PORT: u16 = 68;
 /// The port where firmware asks for its boot file once it has an address (PXE 2.1 §2.2.3).
 pub const BOOT_SERVER_PORT: u16 = 4011;
-
-/// Most name servers that are told; clients use three.
-const MAX_NAME_SERVERS: usize = 8;
 
 /// How a packet came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -472,7 +470,7 @@ impl<'a> Exchange<'a> {
             reply.option(code::HOST_NAME, client.name.as_str().as_bytes());
         }
         if !pool.dns.is_empty() {
-            let servers: Vec<u8> = pool.dns.iter().take(MAX_NAME_SERVERS).flat_map(Ipv4Addr::octets).collect();
+            let servers: Vec<u8> = pool.dns.iter().take(MAX_DNS).flat_map(Ipv4Addr::octets).collect();
             reply.option(code::NAME_SERVERS, &servers);
         }
         reply.option(code::BROADCAST, &scope.broadcast().octets());

@@ -1,12 +1,10 @@
 //! The wire that we serve: our address on it, who gives addresses there, and, where we do, its subnet and the pool.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use crate::fleet::lease::MIN_LEASE;
 use crate::fleet::{Naming, Pool};
-
-/// Shortest lease: below it, renewals would be most of the traffic.
-pub const SHORTEST_LEASE: Duration = Duration::from_secs(60);
 
 /// Who gives addresses on a wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,17 +29,10 @@ pub struct Site {
 }
 
 impl Site {
-    /// Where iPXE finds its script. iPXE itself expands `${mac:hexhyp}`.
+    /// Where machines reach us by HTTP.
     #[must_use]
-    pub fn script_url(&self) -> String {
-        self.url("boot.ipxe?mac=${mac:hexhyp}")
-    }
-
-    /// Where firmware that boots by HTTP finds a file. The address is a literal, so that it needs no name server.
-    #[must_use]
-    pub fn url(&self, file: &str) -> String {
-        let port = if self.http_port == 80 { String::new() } else { format!(":{}", self.http_port) };
-        format!("http://{}{port}/{file}", self.server)
+    pub fn http(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.server, self.http_port)
     }
 }
 
@@ -82,13 +73,13 @@ pub enum ScopeError {
         prefix: u8,
     },
     /// Too short.
-    #[error("a lease of {0:?} is too short; use at least {SHORTEST_LEASE:?}")]
+    #[error("a lease of {0:?} is too short; use at least {MIN_LEASE:?}")]
     Lease(Duration),
 }
 
 impl Scope {
-    /// The subnet of our address `server`/`prefix`, with this pool. Loaders come by TFTP from `server`, scripts from
-    /// `script_url`; `naming` makes the initiator names that iPXE is told.
+    /// The subnet of our address `server`/`prefix`, with this pool. Loaders come by TFTP from `server`, scripts
+    /// by HTTP from `http_port`; `naming` makes the initiator names that iPXE is told.
     ///
     /// # Errors
     /// A [`ScopeError`]; `config` reports most of them with their place before it comes to this.
@@ -105,7 +96,7 @@ impl Scope {
         if !scope.contains(first) || !scope.contains(last) {
             return Err(ScopeError::Outside { first, last, server, prefix });
         }
-        if lease < SHORTEST_LEASE {
+        if lease < MIN_LEASE {
             return Err(ScopeError::Lease(lease));
         }
         Ok(scope)
@@ -204,15 +195,5 @@ mod tests {
         assert!(matches!(of("10.20.0.9", "10.20.1.8"), Err(ScopeError::Outside { .. })));
         let short = Pool { lease: Duration::from_secs(1), ..pool("10.20.0.9", "10.20.0.9") };
         assert!(matches!(new(us, 24, short, 80), Err(ScopeError::Lease(_))));
-    }
-
-    #[test]
-    fn the_scripts_address_names_a_port_only_where_it_must() {
-        let us = "10.20.0.2";
-        let url = |port| new(us, 24, pool("10.20.0.9", "10.20.0.9"), port).unwrap().site().script_url();
-        assert_eq!(url(80), "http://10.20.0.2/boot.ipxe?mac=${mac:hexhyp}");
-        assert_eq!(url(8080), "http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp}");
-        let loader = new(us, 24, pool("10.20.0.9", "10.20.0.9"), 80).unwrap().site().url("snponly.efi");
-        assert_eq!(loader, "http://10.20.0.2/snponly.efi");
     }
 }

@@ -16,6 +16,9 @@ use super::iovec::{self, Scatter};
 use super::pending::PendingMap;
 use super::vhd::sparse::{Sparse, Wait};
 use super::vhd::wire::{Footer, Header, Kind, LocatorKind};
+use super::vhdx::Vhdx;
+use super::vhdx::engine::At;
+use super::vhdx::wire::{ParentLocator, SIGNATURE};
 use super::{Disk, SECTOR, Stretch};
 
 /// Layers that a chain may have. Each costs a lookup per request; more than this is a loop or an accident.
@@ -48,6 +51,7 @@ enum Layer {
     /// The disk's bytes as they are: raw, or a fixed VHD before its footer.
     Flat(Flat),
     Sparse(Sparse),
+    Vhdx(Vhdx),
 }
 
 #[derive(Debug)]
@@ -102,14 +106,22 @@ impl Chain {
         parent: Arc<Chain>,
         pending: Option<(Box<dyn Media>, String)>,
     ) -> Result<Self, DiskError> {
-        let (footer, _) = Footer::read(&*media)?;
-        if footer.kind() != Kind::Differencing {
-            let what = "is a disk of its own, not a differencing disk".to_owned();
-            return Err(DiskError::Unsupported { path: media.path().into(), what });
-        }
         let below = std::iter::successors(Some(&parent), |chain| chain.parent.as_ref()).count();
         if below >= MAX_DEPTH {
             return Err(too_deep(media.path()));
+        }
+        if is_vhdx(&*media)? {
+            let vhdx = Vhdx::open(media, false)?;
+            check_vhdx_parent(&vhdx, &parent)?;
+            if let Some((media, boot_id)) = pending {
+                let (map, records) = PendingMap::open(media, vhdx.metadata().id, &boot_id)?;
+                vhdx.attach(map, &records)?;
+            }
+            return Ok(Self::of(Layer::Vhdx(vhdx), Some(parent)));
+        }
+        let (footer, _) = Footer::read(&*media)?;
+        if footer.kind() != Kind::Differencing {
+            return Err(no_child(media.path()));
         }
         let sparse = Sparse::open(media, footer, false)?;
         check_parent(&sparse, &parent)?;
@@ -132,7 +144,13 @@ impl Chain {
     /// The same, on any media.
     pub(super) fn volatile_on(media: Box<dyn Media>, parent: Arc<Chain>) -> Result<Self, DiskError> {
         let chain = Self::child_on(media, parent, None)?;
+        if let Layer::Sparse(sparse) = &chain.layer {
+            sparse.make_volatile();
+        }
         chain.volatile.store(true, Ordering::Release);
+        if let Layer::Vhdx(vhdx) = &chain.layer {
+            vhdx.set_volatile(true);
+        }
         Ok(chain)
     }
 
@@ -154,9 +172,17 @@ impl Chain {
 
     /// The same, with its map on any media.
     pub(super) fn keep_on(&self, map: Box<dyn Media>, boot_id: &str) -> Result<(), DiskError> {
-        if let Layer::Sparse(sparse) = &self.layer {
-            let (map, runs) = PendingMap::open(map, sparse.footer().id(), boot_id)?;
-            sparse.attach(map, &runs)?;
+        match &self.layer {
+            Layer::Flat(_) => {}
+            Layer::Sparse(sparse) => {
+                let (map, runs) = PendingMap::open(map, sparse.footer().id(), boot_id)?;
+                sparse.attach(map, &runs)?;
+            }
+            Layer::Vhdx(vhdx) => {
+                let (map, records) = PendingMap::open(map, vhdx.metadata().id, boot_id)?;
+                vhdx.set_volatile(false);
+                vhdx.attach(map, &records).inspect_err(|_| vhdx.set_volatile(true))?;
+            }
         }
         self.volatile.store(false, Ordering::Release);
         Ok(())
@@ -167,13 +193,17 @@ impl Chain {
     }
 
     /// Opens a file that has no parent, on any media.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn base_on(media: Box<dyn Media>, access: Access) -> Result<Self, DiskError> {
         let layer = open_layer(media, access)?;
         match layer {
             Layer::Sparse(sparse) if sparse.footer().kind() == Kind::Differencing => {
                 let (child, id) = (sparse.media().path().into(), sparse.header().parent_id());
                 Err(DiskError::ParentMissing { child, id, tried: Vec::new() })
+            }
+            Layer::Vhdx(vhdx) if vhdx.metadata().parent.is_some() => {
+                let child = vhdx.media().path().into();
+                Err(DiskError::ParentMissing { child, id: linkage(&vhdx), tried: Vec::new() })
             }
             layer => Ok(Self::of(layer, None)),
         }
@@ -191,17 +221,26 @@ impl Chain {
         }
         above.push(identity);
         let layer = open_layer(Box::new(file), access)?;
-        let Layer::Sparse(sparse) = &layer else { return Ok(Self::of(layer, None)) };
-        if sparse.footer().kind() != Kind::Differencing {
-            return Ok(Self::of(layer, None));
-        }
-        let tried = parent_candidates(sparse.media(), sparse.header())?;
+        let (id, tried) = match &layer {
+            Layer::Sparse(sparse) if sparse.footer().kind() == Kind::Differencing => {
+                (sparse.header().parent_id(), parent_candidates(sparse.media(), sparse.header())?)
+            }
+            Layer::Vhdx(vhdx) => match &vhdx.metadata().parent {
+                Some(locator) => (linkage(vhdx), vhdx_parent_candidates(path, locator)),
+                None => return Ok(Self::of(layer, None)),
+            },
+            _ => return Ok(Self::of(layer, None)),
+        };
         let Some(found) = tried.iter().find(|path| path.exists()) else {
-            return Err(DiskError::ParentMissing { child: path.into(), id: sparse.header().parent_id(), tried });
+            return Err(DiskError::ParentMissing { child: path.into(), id, tried });
         };
         let access = if access == Access::Peek { Access::Peek } else { Access::Read };
         let parent = Arc::new(Self::open_below(found, access, above)?);
-        check_parent(sparse, &parent)?;
+        match &layer {
+            Layer::Vhdx(vhdx) => check_vhdx_parent(vhdx, &parent)?,
+            Layer::Sparse(sparse) => check_parent(sparse, &parent)?,
+            Layer::Flat(_) => {}
+        }
         Ok(Self::of(layer, Some(parent)))
     }
 
@@ -214,7 +253,10 @@ impl Chain {
     /// The identity of the top file; raw files have none.
     #[must_use]
     pub fn unique_id(&self) -> Option<Uuid> {
-        self.footer().map(Footer::id)
+        match &self.layer {
+            Layer::Vhdx(vhdx) => Some(vhdx.metadata().id),
+            _ => self.footer().map(Footer::id),
+        }
     }
 
     /// What lies below.
@@ -229,6 +271,7 @@ impl Chain {
         match &self.layer {
             Layer::Flat(flat) => flat.unsettled.load(Ordering::Acquire),
             Layer::Sparse(sparse) => sparse.is_unsettled(),
+            Layer::Vhdx(vhdx) => vhdx.is_unsettled(),
         }
     }
 
@@ -238,16 +281,32 @@ impl Chain {
         match &self.layer {
             Layer::Flat(flat) => flat.footer.as_ref(),
             Layer::Sparse(sparse) => Some(sparse.footer()),
+            Layer::Vhdx(_) => None,
         }
     }
 
-    /// The dynamic or differencing disk on top, if it is one.
+    /// The dynamic or differencing VHD on top, if it is one.
     #[must_use]
     pub fn sparse(&self) -> Option<&Sparse> {
         match &self.layer {
-            Layer::Flat(_) => None,
             Layer::Sparse(sparse) => Some(sparse),
+            Layer::Flat(_) | Layer::Vhdx(_) => None,
         }
+    }
+
+    /// The VHDX on top, if it is one.
+    #[must_use]
+    pub fn vhdx(&self) -> Option<&Vhdx> {
+        match &self.layer {
+            Layer::Vhdx(vhdx) => Some(vhdx),
+            Layer::Flat(_) | Layer::Sparse(_) => None,
+        }
+    }
+
+    /// Whether the disk's bytes are the file's, from its first one on: raw, or a fixed VHD.
+    #[must_use]
+    pub fn is_flat(&self) -> bool {
+        matches!(self.layer, Layer::Flat(_))
     }
 
     /// The top file.
@@ -256,6 +315,7 @@ impl Chain {
         match &self.layer {
             Layer::Flat(flat) => &*flat.media,
             Layer::Sparse(sparse) => sparse.media(),
+            Layer::Vhdx(vhdx) => vhdx.media(),
         }
     }
 
@@ -279,30 +339,121 @@ impl Chain {
         wait: Wait,
         extents: &mut Vec<Extent<'a>>,
     ) -> Result<bool, DiskError> {
-        let sparse = match &self.layer {
-            Layer::Flat(flat) => {
-                push(extents, Extent { len, at: Some((&*flat.media, offset)) });
-                return Ok(true);
-            }
-            Layer::Sparse(sparse) => sparse,
-        };
-        let Some(runs) = sparse.map_range(offset, len, wait)? else { return Ok(false) };
-        for run in runs {
-            match (run.at, &self.parent) {
-                (Some(at), _) => push(extents, Extent { len: run.len, at: Some((sparse.media(), at)) }),
-                (None, None) => push(extents, Extent { len: run.len, at: None }),
-                (None, Some(parent)) => {
-                    let within = parent.size().saturating_sub(run.offset).min(run.len);
-                    if within > 0 && !parent.resolve_into(run.offset, within, wait, extents)? {
-                        return Ok(false);
+        match &self.layer {
+            Layer::Flat(flat) => push(extents, Extent { len, at: Some((&*flat.media, offset)) }),
+            Layer::Sparse(sparse) => {
+                let Some(runs) = sparse.map_range(offset, len, wait)? else { return Ok(false) };
+                for run in runs {
+                    match run.at {
+                        Some(at) => push(extents, Extent { len: run.len, at: Some((sparse.media(), at)) }),
+                        None if !self.resolve_below(run.offset, run.len, wait, extents)? => return Ok(false),
+                        None => {}
                     }
-                    if within < run.len {
-                        push(extents, Extent { len: run.len - within, at: None });
+                }
+            }
+            Layer::Vhdx(vhdx) => {
+                let Some(runs) = vhdx.map_range(offset, len, wait)? else { return Ok(false) };
+                for run in runs {
+                    match run.at {
+                        At::Here(at) => push(extents, Extent { len: run.len, at: Some((vhdx.media(), at)) }),
+                        At::Zero => push(extents, Extent { len: run.len, at: None }),
+                        At::Below if !self.resolve_below(run.offset, run.len, wait, extents)? => return Ok(false),
+                        At::Below => {}
                     }
                 }
             }
         }
         Ok(true)
+    }
+
+    /// The same for a range that this layer does not hold.
+    fn resolve_below<'a>(
+        &'a self,
+        offset: u64,
+        len: u64,
+        wait: Wait,
+        extents: &mut Vec<Extent<'a>>,
+    ) -> Result<bool, DiskError> {
+        let within = self.parent.as_ref().map_or(0, |parent| parent.size().saturating_sub(offset).min(len));
+        if let Some(parent) = &self.parent
+            && within > 0
+            && !parent.resolve_into(offset, within, wait, extents)?
+        {
+            return Ok(false);
+        }
+        if within < len {
+            push(extents, Extent { len: len - within, at: None });
+        }
+        Ok(true)
+    }
+
+    /// Cuts a range at multiples of `step`, so that a request for the whole disk takes no memory by its size.
+    fn zero_steps(
+        &self,
+        offset: u64,
+        len: u64,
+        step: u64,
+        zero: &mut dyn FnMut(u64, u64) -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let next = (at - at % step + step).min(end);
+            zero(at, next - at)?;
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// What reads as zeros because nothing below holds it may stay as it is: no bit, no block, no space.
+    fn zero_held(
+        &self,
+        offset: u64,
+        len: u64,
+        zero: &mut dyn FnMut(u64, u64) -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        let mut at = offset;
+        for extent in self.resolve(offset, len)? {
+            if extent.at.is_some() {
+                zero(at, extent.len)?;
+            }
+            at += extent.len;
+        }
+        Ok(())
+    }
+
+    /// Writes on a disk whose sectors are larger than a request's unit: the rest of the first and last sector is read.
+    fn write_sectors(&self, vhdx: &Vhdx, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
+        let sector = u64::from(vhdx.metadata().logical_sector);
+        let end = offset + iovec::len(bufs);
+        let (before, after) = (offset % sector, end.next_multiple_of(sector) - end);
+        if before == 0 && after == 0 {
+            return vhdx.write(offset, bufs);
+        }
+        let edge = |at, len: u64| {
+            let mut bytes = vec![0; usize::try_from(len).expect("under 4096")];
+            self.read(at, &mut [IoSliceMut::new(&mut bytes)]).map(|()| bytes)
+        };
+        let (first, last) = (edge(offset - before, before)?, edge(end, after)?);
+        let bufs = bufs.iter().map(|buf| IoSlice::new(buf));
+        let bufs: Vec<_> = std::iter::once(IoSlice::new(&first)).chain(bufs).chain([IoSlice::new(&last)]).collect();
+        vhdx.write(offset - before, &bufs)
+    }
+
+    /// Zeroes on such a disk.
+    fn zero_sectors(&self, vhdx: &Vhdx, offset: u64, len: u64) -> Result<(), DiskError> {
+        let sector = u64::from(vhdx.metadata().logical_sector);
+        let zeros = [0; 4096];
+        let edge = |at: u64, end: u64| match usize::try_from(end.saturating_sub(at)).expect("under 4096") {
+            0 => Ok(()),
+            len => self.write_sectors(vhdx, at, &[IoSlice::new(&zeros[..len])]),
+        };
+        let end = offset + len;
+        let (first, last) = (offset.next_multiple_of(sector).min(end), end - end % sector);
+        edge(offset, first)?;
+        if first < last {
+            vhdx.zero(first, last - first)?;
+        }
+        edge(last.max(first), end)
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<(), DiskError> {
@@ -320,6 +471,7 @@ impl Disk for Chain {
         match &self.layer {
             Layer::Flat(flat) => flat.size,
             Layer::Sparse(sparse) => sparse.size(),
+            Layer::Vhdx(vhdx) => vhdx.size(),
         }
     }
 
@@ -369,35 +521,41 @@ impl Disk for Chain {
                 flat.media.write(offset, bufs)
             }
             Layer::Sparse(sparse) => sparse.write(offset, bufs),
+            Layer::Vhdx(vhdx) if vhdx.metadata().logical_sector == 512 => vhdx.write(offset, bufs),
+            Layer::Vhdx(vhdx) => {
+                let _edges = vhdx.edges.lock().expect("no writer panicked");
+                self.write_sectors(vhdx, offset, bufs)
+            }
         }
     }
 
     fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.check(offset, len)?;
-        let sparse = match &self.layer {
-            Layer::Flat(flat) => {
-                flat.begin_change()?;
-                return flat.media.zero(offset, len);
-            }
-            Layer::Sparse(sparse) => sparse,
-        };
-        if sparse.read_only() {
+        if self.read_only() {
             return Err(DiskError::ReadOnly { path: self.path().into() });
         }
-        let mut at = offset;
-        while at < offset + len {
-            let step = ZERO_STEP.min(offset + len - at);
-            let mut end = at;
-            // What reads as zeros because nothing below holds it may stay as it is: no bit, no block, no space.
-            for extent in self.resolve(at, step)? {
-                if extent.at.is_some() {
-                    sparse.zero(end, extent.len)?;
-                }
-                end += extent.len;
+        match &self.layer {
+            Layer::Flat(flat) => {
+                flat.begin_change()?;
+                flat.media.zero(offset, len)
             }
-            at += step;
+            Layer::Sparse(sparse) => self.zero_steps(offset, len, ZERO_STEP, &mut |at, len| {
+                self.zero_held(at, len, &mut |at, len| sparse.zero(at, len))
+            }),
+            Layer::Vhdx(vhdx) => {
+                let _edges = vhdx.edges.lock().expect("no writer panicked");
+                let block = u64::from(vhdx.metadata().block_size);
+                self.zero_steps(offset, len, block, &mut |at, len| {
+                    let end = (at - at % block + block).min(self.size());
+                    if at.is_multiple_of(block) && at + len == end {
+                        // One word in the table says that a whole block is zeros.
+                        let held = self.resolve(at, len)?.iter().any(|extent| extent.at.is_some());
+                        return if held { vhdx.zero(at, len) } else { Ok(()) };
+                    }
+                    self.zero_held(at, len, &mut |at, len| self.zero_sectors(vhdx, at, len))
+                })
+            }
         }
-        Ok(())
     }
 
     fn flush(&self) -> Result<(), DiskError> {
@@ -407,6 +565,7 @@ impl Disk for Chain {
         match &self.layer {
             Layer::Flat(flat) => flat.flush(),
             Layer::Sparse(sparse) => sparse.flush(),
+            Layer::Vhdx(vhdx) => vhdx.flush(),
         }
     }
 
@@ -414,6 +573,7 @@ impl Disk for Chain {
         match &self.layer {
             Layer::Flat(flat) => flat.read_only,
             Layer::Sparse(sparse) => sparse.read_only(),
+            Layer::Vhdx(vhdx) => vhdx.read_only(),
         }
     }
 
@@ -508,6 +668,9 @@ fn push<'a>(extents: &mut Vec<Extent<'a>>, new: Extent<'a>) {
 fn open_layer(media: Box<dyn Media>, access: Access) -> Result<Layer, DiskError> {
     use super::file::read_vec;
     let read_only = access != Access::Write;
+    if is_vhdx(&*media)? {
+        return Ok(Layer::Vhdx(Vhdx::open(media, read_only)?));
+    }
     let len = media.len()?;
     let claimed = len >= 512 && {
         let (first, last) = (read_vec(&*media, 0, 512)?, read_vec(&*media, len - 512, 512)?);
@@ -536,6 +699,15 @@ fn open_layer(media: Box<dyn Media>, access: Access) -> Result<Layer, DiskError>
     flat(media, size, Some(footer))
 }
 
+/// Whether a file says that it is a VHDX.
+pub(super) fn is_vhdx(media: &dyn Media) -> Result<bool, DiskError> {
+    Ok(media.len()? >= 8 && super::file::read_vec(media, 0, 8)? == SIGNATURE)
+}
+
+fn no_child(path: &Path) -> DiskError {
+    DiskError::Unsupported { path: path.into(), what: "is a disk of its own, not a differencing disk".to_owned() }
+}
+
 fn too_deep(path: &Path) -> DiskError {
     DiskError::Chain { path: path.into(), what: format!("with it the chain has more than {MAX_DEPTH} layers") }
 }
@@ -543,6 +715,10 @@ fn too_deep(path: &Path) -> DiskError {
 fn check_parent(child: &Sparse, parent: &Chain) -> Result<(), DiskError> {
     let path = || child.media().path().to_path_buf();
     let wanted = child.header().parent_id();
+    if parent.vhdx().is_some() {
+        let what = format!("is a VHDX, which cannot be the parent of a VHD such as {}", path().display());
+        return Err(DiskError::Unsupported { path: parent.path().into(), what });
+    }
     let Some(found) = parent.unique_id() else {
         let what = format!("is raw, so it cannot be the parent with id {wanted} that {} wants", path().display());
         return Err(DiskError::Unsupported { path: parent.path().into(), what });
@@ -555,6 +731,72 @@ fn check_parent(child: &Sparse, parent: &Chain) -> Result<(), DiskError> {
         return Err(DiskError::Chain { path: path(), what });
     }
     Ok(())
+}
+
+/// The DataWriteGuid that a differencing VHDX wants of its parent.
+fn linkage(child: &Vhdx) -> Uuid {
+    child.metadata().parent.as_ref().and_then(ParentLocator::linkage).unwrap_or_default()
+}
+
+fn check_vhdx_parent(child: &Vhdx, parent: &Chain) -> Result<(), DiskError> {
+    let path = || child.media().path().to_path_buf();
+    let Some(locator) = &child.metadata().parent else { return Err(no_child(&path())) };
+    // A VHDX knows its parent by the DataWriteGuid, which no other format has; Windows mixes no formats either.
+    let Some(below) = parent.vhdx() else {
+        let what = format!("is no VHDX, so it cannot be the parent of {}", path().display());
+        return Err(DiskError::Unsupported { path: parent.path().into(), what });
+    };
+    let found = below.header().data_write;
+    if !locator.accepts(found) {
+        let (parent, wanted) = (parent.path().into(), linkage(child));
+        return Err(DiskError::ParentChanged { child: path(), parent, wanted, found });
+    }
+    let sectors = (child.metadata().logical_sector, below.metadata().logical_sector);
+    if sectors.0 != sectors.1 {
+        let what = format!("has logical sectors of {} bytes, its parent of {}", sectors.0, sectors.1);
+        return Err(DiskError::Chain { path: path(), what });
+    }
+    if child.size() < parent.size() {
+        let what = format!("has {} bytes, fewer than the {} of its parent", child.size(), parent.size());
+        return Err(DiskError::Chain { path: path(), what });
+    }
+    Ok(())
+}
+
+/// Where a differencing VHDX's parent may be, in the order that the format gives: relative, on a volume, absolute. Of a
+/// path of another host the bare name is tried, beside the child.
+#[must_use]
+pub fn vhdx_parent_candidates(child: &Path, locator: &ParentLocator) -> Vec<PathBuf> {
+    let folder = folder_of(child);
+    let slashes = |text: &str| text.replace('\\', "/");
+    let mut candidates: Vec<PathBuf> = Vec::new();
+    if let Some(text) = locator.value("relative_path") {
+        let path = folder.join(slashes(text).trim_start_matches('/'));
+        candidates.push(path.components().collect()); // drops the "." that Windows begins with
+    }
+    let keys = ["volume_path", "absolute_win32_path"];
+    for text in keys.iter().filter_map(|key| locator.value(key)) {
+        // A path of this kind of host may hold a backslash as a letter.
+        match text.starts_with('/') {
+            true => candidates.push(PathBuf::from(text)),
+            false => candidates.extend(Path::new(&slashes(text)).file_name().map(|name| folder.join(name))),
+        }
+    }
+    candidates.extend(
+        locator.value("relative_path").and_then(|text| Some(folder.join(Path::new(&slashes(text)).file_name()?))),
+    );
+    distinct(folder, candidates)
+}
+
+/// Drops what is no path of a file, and what was named before.
+fn distinct(folder: &Path, candidates: Vec<PathBuf>) -> Vec<PathBuf> {
+    let mut seen: Vec<PathBuf> = Vec::new();
+    for path in candidates {
+        if path != folder && !path.as_os_str().as_encoded_bytes().contains(&0) && !seen.contains(&path) {
+            seen.push(path);
+        }
+    }
+    seen
 }
 
 /// Where a differencing disk's parent may be, in the order to try: relative, absolute, and the parent's bare name beside
@@ -579,13 +821,5 @@ pub fn parent_candidates(media: &dyn Media, header: &Header) -> Result<Vec<PathB
         }
     }
     candidates.extend(Path::new(&slashes(&header.parent_name())).file_name().map(|name| folder.join(name)));
-    candidates.retain(|path| path != folder && !path.as_os_str().as_encoded_bytes().contains(&0));
-    let mut seen = Vec::new();
-    candidates.retain(|path| {
-        !seen.contains(path) && {
-            seen.push(path.clone());
-            true
-        }
-    });
-    Ok(candidates)
+    Ok(distinct(folder, candidates))
 }

@@ -1,5 +1,7 @@
 //! A file double that remembers every change and every barrier, so that a test can cut the power anywhere.
 
+#![expect(clippy::unwrap_used, reason = "a double of a test or a fuzzer fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::path::Path;
@@ -80,11 +82,18 @@ impl Contents {
     }
 
     fn zero(&mut self, offset: u64, len: u64) {
-        for (page, within, range) in Self::page_pieces(offset, usize::try_from(len).unwrap()) {
-            if range.len() == PAGE {
+        let (end, page_size) = (offset + len, PAGE as u64);
+        // Only the pages that there are: a hole may be as long as it likes.
+        let pages: Vec<u64> =
+            self.pages.range(offset / page_size..end.div_ceil(page_size)).map(|(&page, _)| page).collect();
+        for page in pages {
+            let start = page * page_size;
+            if offset <= start && start + page_size <= end {
                 self.pages.remove(&page);
-            } else if let Some(bytes) = self.pages.get_mut(&page) {
-                Arc::make_mut(bytes)[within..within + range.len()].fill(0);
+            } else {
+                let within = |at: u64| usize::try_from(at.clamp(start, start + page_size) - start).unwrap();
+                let bytes = self.pages.get_mut(&page).expect("it was just found");
+                Arc::make_mut(bytes)[within(offset)..within(end)].fill(0);
             }
         }
     }

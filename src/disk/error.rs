@@ -95,6 +95,19 @@ pub enum DiskError {
         /// The identity of the file.
         found: Uuid,
     },
+    /// The parent of a differencing VHDX was written to since the child was made, or is another disk.
+    #[error("{}: its parent {} was changed since the child was made, or is another disk: its DataWriteGuid is {found}, \
+        the child's parent_linkage {wanted}", child.display(), parent.display())]
+    ParentChanged {
+        /// The differencing disk.
+        child: PathBuf,
+        /// The file that was found.
+        parent: PathBuf,
+        /// The DataWriteGuid that the child names.
+        wanted: Uuid,
+        /// The DataWriteGuid of the file.
+        found: Uuid,
+    },
     /// A disk is its own ancestor, or has too many of them.
     #[error("{}: {what}", path.display())]
     Chain {
@@ -138,7 +151,10 @@ impl DiskError {
             Self::ReadOnly { .. } => ErrorKind::ReadOnly,
             Self::OutOfRange { .. } => ErrorKind::OutOfRange,
             Self::Locked { .. } => ErrorKind::Locked,
-            Self::ParentMissing { .. } | Self::ParentMismatch { .. } | Self::Chain { .. } => ErrorKind::Parent,
+            Self::ParentMissing { .. }
+            | Self::ParentMismatch { .. }
+            | Self::ParentChanged { .. }
+            | Self::Chain { .. } => ErrorKind::Parent,
         }
     }
 

@@ -105,7 +105,10 @@ pub enum Access {
     Peek,
 }
 
-/// A file of the host, with an advisory lock (`flock`) that lasts as long as it is open.
+/// A file of the host, with an advisory lock (`flock`) that ends when this is dropped.
+///
+/// It is given up in so many words, not by the close alone: a process that is just being started elsewhere in the program
+/// holds a copy of every descriptor until it has become another program, and such a copy would keep the lock for a moment.
 #[derive(Debug)]
 pub struct File {
     file: fs::File,
@@ -333,6 +336,13 @@ impl File {
     }
 }
 
+impl Drop for File {
+    fn drop(&mut self) {
+        // Where it fails, the close that follows does it.
+        let _ = self.file.unlock();
+    }
+}
+
 /// Makes the entries of a folder durable, so that a rename in it survives power loss.
 ///
 /// # Errors
@@ -395,6 +405,19 @@ mod tests {
         let _reader = File::open(&path, Access::Read).unwrap();
         File::open(&path, Access::Read).unwrap();
         assert!(matches!(File::open(&path, Access::Write), Err(DiskError::Locked { .. })));
+    }
+
+    #[test]
+    fn a_closed_file_is_free_at_once_even_while_a_starting_process_holds_a_copy_of_its_descriptor() {
+        let (_dir, path) = scratch();
+        let writer = File::open_or_create(&path).unwrap();
+        let inherited = writer.file.try_clone().unwrap();
+        drop(writer);
+        let again = File::open(&path, Access::Write).unwrap();
+        drop(inherited);
+        assert!(matches!(File::open(&path, Access::Read), Err(DiskError::Locked { .. })), "the new lock stays");
+        drop(again);
+        File::open(&path, Access::Read).unwrap();
     }
 
     #[test]

@@ -127,7 +127,7 @@ pub fn import(source: &Path, into: &Path, progress: &mut dyn FnMut(u64, u64)) ->
 
 /// If a block of the source needs no reading: how many bytes from its start are zeros, in whole blocks.
 fn hole_at(disk: &Chain, at: u64, len: u64) -> Result<Option<u64>, DiskError> {
-    if disk.sparse().is_none() {
+    if disk.is_flat() {
         // The file's bytes are the disk's, so one question answers for all of a long hole.
         let data = disk.media().next_data(at)?.unwrap_or(u64::MAX);
         let blocks = (data - at) / Builder::BLOCK_SIZE;
@@ -230,7 +230,7 @@ mod tests {
         for (magic, word) in [
             (&b"QFI\xfb"[..], "qemu-img convert -O raw"),
             (b"KDMV", "qemu-img convert -O raw"),
-            (b"vhdxfile", "qemu-img convert -O raw"),
+            (b"vhdxfile", "ends within its headers"),
             (b"\x1f\x8b\x08", "gunzip"),
             (b"\xfd7zXZ\0", "unxz"),
             (b"\x28\xb5\x2f\xfd", "unzstd"),

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::SECTOR;
-use super::chain::{Chain, MAX_DEPTH, parent_candidates};
+use super::chain::{Chain, MAX_DEPTH, is_vhdx, parent_candidates, vhdx_parent_candidates};
 use super::error::DiskError;
 use super::file::{Access, File, Media, read_vec};
 use super::vhd::sparse::Sparse;
 use super::vhd::wire::{Footer, Geometry, Kind};
+use super::vhdx::{Metadata, Vhdx, wire};
 
 /// Bytes at the front of a file in which other formats say what they are; an ISO 9660 image does so at 32 KiB.
 const FRONT: u64 = 34 * 1024;
@@ -27,6 +28,12 @@ pub enum DiskFormat {
     VhdDynamic,
     /// A differencing VHD.
     VhdDifferencing,
+    /// A fixed VHDX.
+    VhdxFixed,
+    /// A dynamic VHDX.
+    VhdxDynamic,
+    /// A differencing VHDX.
+    VhdxDifferencing,
 }
 
 impl std::fmt::Display for DiskFormat {
@@ -36,6 +43,9 @@ impl std::fmt::Display for DiskFormat {
             Self::VhdFixed => "VHD, fixed",
             Self::VhdDynamic => "VHD, dynamic",
             Self::VhdDifferencing => "VHD, differencing",
+            Self::VhdxFixed => "VHDX, fixed",
+            Self::VhdxDynamic => "VHDX, dynamic",
+            Self::VhdxDifferencing => "VHDX, differencing",
         })
     }
 }
@@ -46,6 +56,16 @@ impl From<Kind> for DiskFormat {
             Kind::Fixed => Self::VhdFixed,
             Kind::Dynamic => Self::VhdDynamic,
             Kind::Differencing => Self::VhdDifferencing,
+        }
+    }
+}
+
+impl From<&Metadata> for DiskFormat {
+    fn from(metadata: &Metadata) -> Self {
+        match metadata {
+            Metadata { parent: Some(_), .. } => Self::VhdxDifferencing,
+            Metadata { leave_allocated: true, .. } => Self::VhdxFixed,
+            Metadata { .. } => Self::VhdxDynamic,
         }
     }
 }
@@ -89,6 +109,10 @@ impl Foreign {
 pub fn identify(path: &Path) -> Result<Result<DiskFormat, Option<Foreign>>, DiskError> {
     let file = File::open(path, Access::Peek)?;
     let len = file.len()?;
+    if is_vhdx(&file)? {
+        let disk = Vhdx::open(Box::new(file), true)?;
+        return Ok(Ok(disk.metadata().into()));
+    }
     let front = read_vec(&file, 0, usize::try_from(len.min(FRONT)).expect("34 KiB"))?;
     let back = read_vec(&file, len - len.min(512), usize::try_from(len.min(512)).expect("512"))?;
     if Footer::claimed(&front, &back) {
@@ -102,9 +126,6 @@ pub fn identify(path: &Path) -> Result<Result<DiskFormat, Option<Foreign>>, Disk
     }
     if begins(b"KDMV") || begins(b"COWD") || begins(b"# Disk DescriptorFile") {
         return foreign("a VMDK image", Convert::QemuImg);
-    }
-    if begins(b"vhdxfile") {
-        return foreign("a VHDX image", Convert::QemuImg);
     }
     if front.get(64..68) == Some(&[0x7f, 0x10, 0xda, 0xbe]) {
         return foreign("a VDI image", Convert::QemuImg);
@@ -169,6 +190,12 @@ pub struct LayerFacts {
     pub blocks: Option<(u32, u32)>,
     /// The identity; raw files have none.
     pub unique_id: Option<Uuid>,
+    /// The mark of a VHDX's contents, which children name: its DataWriteGuid.
+    pub data_write_id: Option<Uuid>,
+    /// Bytes of a block, for disks that have blocks.
+    pub block_size: Option<u64>,
+    /// Bytes of a logical sector, and of a physical one where the file says.
+    pub sectors: (u32, Option<u32>),
     /// The program that made it.
     pub creator: Option<String>,
     /// The parent of a differencing disk.
@@ -180,7 +207,7 @@ pub struct LayerFacts {
 pub struct ParentFacts {
     /// The parent's name, often a path.
     pub name: String,
-    /// The parent's identity.
+    /// The parent's identity; of a VHDX, the mark of its contents.
     pub id: Uuid,
     /// Where it was looked for.
     pub tried: Vec<PathBuf>,
@@ -235,9 +262,15 @@ fn layer(path: &Path, warnings: &mut Vec<String>) -> Result<LayerFacts, DiskErro
         allocated: meta.blocks() * 512,
         blocks: None,
         unique_id: None,
+        data_write_id: None,
+        block_size: None,
+        sectors: (512, None),
         creator: None,
         parent: None,
     };
+    if is_vhdx(&file)? {
+        return describe_vhdx(file, facts, warnings);
+    }
     if !matches!(identify(path)?, Ok(format) if format != DiskFormat::Raw) {
         let boot_sector = meta.len() < 512 || read_vec(&file, 510, 2)? != [0x55, 0xaa];
         if boot_sector {
@@ -267,12 +300,33 @@ fn layer(path: &Path, warnings: &mut Vec<String>) -> Result<LayerFacts, DiskErro
     }
     let sparse = Sparse::open(Box::new(file), footer, true)?;
     facts.blocks = Some((sparse.blocks_present(), sparse.header().blocks()));
+    facts.block_size = Some(sparse.header().block_size());
     if facts.format == DiskFormat::VhdDifferencing {
         let tried = parent_candidates(sparse.media(), sparse.header())?;
         let found = tried.iter().find(|path| path.exists()).cloned();
         facts.parent =
             Some(ParentFacts { name: sparse.header().parent_name(), id: sparse.header().parent_id(), tried, found });
     }
+    Ok(facts)
+}
+
+fn describe_vhdx(file: File, mut facts: LayerFacts, warnings: &mut Vec<String>) -> Result<LayerFacts, DiskError> {
+    facts.creator = Some(wire::creator(&file)?);
+    let disk = Vhdx::open(Box::new(file), true)?;
+    let metadata = disk.metadata();
+    warnings.extend(disk.warnings().iter().map(|warning| format!("{}: {warning}", facts.path.display())));
+    (facts.format, facts.virtual_size) = (metadata.into(), metadata.size);
+    (facts.unique_id, facts.data_write_id) = (Some(metadata.id), Some(disk.header().data_write));
+    facts.blocks = Some((disk.blocks_present(), metadata.blocks()));
+    facts.block_size = Some(metadata.block_size.into());
+    facts.sectors = (metadata.logical_sector, Some(metadata.physical_sector));
+    facts.parent = metadata.parent.as_ref().map(|locator| {
+        let tried = vhdx_parent_candidates(&facts.path, locator);
+        let found = tried.iter().find(|path| path.exists()).cloned();
+        let keys = ["absolute_win32_path", "volume_path", "relative_path"];
+        let name = keys.iter().find_map(|key| locator.value(key)).unwrap_or_default().to_owned();
+        ParentFacts { name, id: locator.linkage().unwrap_or_default(), tried, found }
+    });
     Ok(facts)
 }
 

@@ -1,6 +1,6 @@
 //! Layers of bytes: what lies under a logical unit.
 //!
-//! A [`Chain`] is a disk file and the parents below it: raw, or a VHD that is fixed, dynamic or differencing. It maps a
+//! A [`Chain`] is a disk file and the parents below it: raw, or a VHD or VHDX that is fixed, dynamic or differencing. It maps a
 //! whole request to [`Extent`](chain::Extent)s once and moves the bytes by position. A client's disk is a differencing
 //! VHD over a master that all clients share; [`vhd::create_child`] says how it is laid out and [`vhd::sparse`] in
 //! which order its writes become durable.
@@ -8,7 +8,8 @@
 //! Everything here is synchronous and knows neither SCSI nor clients. Nothing but [`mod@file`] touches a file's bytes, so the
 //! same code runs on a double that loses power.
 //!
-//! Standard: *Virtual Hard Disk Image Format Specification* 1.0 (2006), with the practice of Windows where the two differ.
+//! Standard: *Virtual Hard Disk Image Format Specification* 1.0 (2006), with the practice of Windows where the two differ;
+//! \[MS-VHDX\] *Virtual Hard Disk v2 (VHDX) File Format*.
 
 use std::fmt::Debug;
 use std::io::{IoSlice, IoSliceMut};
@@ -21,9 +22,14 @@ pub mod inspect;
 mod iovec;
 pub mod pending;
 pub mod vhd;
+pub mod vhdx;
 
 #[cfg(test)]
+mod conformance;
+#[cfg(any(test, fuzzing))]
 mod double;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]

@@ -1,13 +1,11 @@
-//! The conformance suite that every disk format runs: random work on a disk and on a plain vector of bytes, which must
-//! agree at every step, after a reopening, and after the process died.
+//! What the tests of disks share: patterned sectors, reads both ways, a master and its children. And what a VHD does in
+//! single, telling cases; the suite that every format passes is in [`super::conformance`].
 
 use std::io::{IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use proptest::prelude::*;
-
-use super::chain::{Chain, PendingPath};
+use super::chain::Chain;
 use super::file::Access;
 use super::vhd::{Builder, create_child, create_dynamic, create_fixed};
 use super::{Disk, SECTOR};
@@ -22,47 +20,24 @@ pub(super) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-/// One step of work.
-#[derive(Debug, Clone)]
-pub(super) enum Step {
-    /// Sectors from a start, filled from a seed.
-    Write(u64, u64, u8),
-    Zero(u64, u64),
-    Read(u64, u64),
-    Flush,
-    /// Closed and opened again, with nothing flushed: what a killed process leaves.
-    Reopen,
-}
-
-pub(super) fn range() -> impl Strategy<Value = (u64, u64)> {
-    // Mostly short, near block borders and neighbours, so that bitmaps become a mixture.
-    let start = prop_oneof![0..SECTORS, 4000..4200u64, 0..64u64, SECTORS - 64..SECTORS];
-    let len = prop_oneof![6 => 1..24u64, 2 => 1..2048u64, 1 => Just(1u64)];
-    (start, len).prop_map(|(start, len)| (start, len.min(SECTORS - start)))
-}
-
-pub(super) fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        8 => (range(), 1..=255u8).prop_map(|((start, len), seed)| Step::Write(start, len, seed)),
-        2 => range().prop_map(|(start, len)| Step::Zero(start, len)),
-        6 => range().prop_map(|(start, len)| Step::Read(start, len)),
-        1 => Just(Step::Flush),
-        1 => Just(Step::Reopen),
-    ]
-}
-
 /// Bytes that tell their sector and seed, none of them all zero.
 pub(super) fn pattern(start: u64, len: u64, seed: u8) -> Vec<u8> {
-    (start..start + len)
-        .flat_map(|sector| {
-            let mut bytes = [seed; 512];
-            bytes[..8].copy_from_slice(&sector.to_le_bytes());
-            bytes
-        })
-        .collect()
+    let mut bytes = vec![seed; at(len)];
+    for (sector, bytes) in (start..).zip(bytes.chunks_exact_mut(512)) {
+        bytes[..8].copy_from_slice(&sector.to_le_bytes());
+    }
+    bytes
 }
 
-fn at(sectors: u64) -> usize {
+/// How many times more than in a quick run a randomized test is to be run: `ROOST_ROUNDS`, or 10 where `ROOST_LONG=1`.
+pub(super) fn rounds() -> u32 {
+    let long = std::env::var("ROOST_LONG").is_ok_and(|value| value == "1");
+    let rounds = std::env::var("ROOST_ROUNDS").ok().and_then(|value| value.parse().ok());
+    rounds.unwrap_or(if long { 10 } else { 1 })
+}
+
+/// Bytes of so many sectors.
+pub(super) fn at(sectors: u64) -> usize {
     usize::try_from(sectors * SECTOR).unwrap()
 }
 
@@ -89,37 +64,10 @@ pub(super) fn write(disk: &dyn Disk, start: u64, bytes: &[u8]) {
     disk.write(start * SECTOR, &[IoSlice::new(one), IoSlice::new(two)]).unwrap();
 }
 
-/// Does the steps on the disk that `open` gives, and compares.
-fn run(open: &dyn Fn() -> Chain, model: &mut [u8], steps: Vec<Step>) {
-    let mut disk = open();
-    assert_eq!(disk.size(), model.len() as u64);
-    for step in steps {
-        match step {
-            Step::Write(start, len, seed) => {
-                let bytes = pattern(start, len, seed);
-                write(&disk, start, &bytes);
-                model[at(start)..at(start + len)].copy_from_slice(&bytes);
-            }
-            Step::Zero(start, len) => {
-                disk.zero(start * SECTOR, len * SECTOR).unwrap();
-                model[at(start)..at(start + len)].fill(0);
-            }
-            Step::Read(start, len) => {
-                let bytes = read(&disk, start, len);
-                assert!(bytes == model[at(start)..at(start + len)], "sectors {start}..{} differ", start + len);
-            }
-            Step::Flush => {
-                disk.flush().unwrap();
-                assert!(!disk.dirty());
-            }
-            Step::Reopen => {
-                drop(disk);
-                disk = open();
-            }
-        }
-    }
-    drop(disk);
-    assert!(read(&open(), 0, SECTORS) == model, "the disk differs at the end");
+/// Writes one sector's bytes to each of many.
+pub(super) fn same(disk: &dyn Disk, start: u64, len: u64, sector: &[u8]) {
+    let bufs: Vec<_> = (0..len).map(|_| IoSlice::new(sector)).collect();
+    disk.write(start * SECTOR, &bufs).unwrap();
 }
 
 /// A dynamic master with data in places, and what it reads as.
@@ -156,46 +104,6 @@ pub(super) fn children(dir: &Path, depth: u64, model: &mut [u8]) -> PathBuf {
         parent = path;
     }
     parent
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
-
-    #[test]
-    fn a_raw_disk_is_a_vector_of_bytes(steps in proptest::collection::vec(step(), 1..40)) {
-        let dir = scratch();
-        let path = dir.path().join("disk.raw");
-        std::fs::File::create(&path).unwrap().set_len(SECTORS * SECTOR).unwrap();
-        run(&|| Chain::open(&path, Access::Write).unwrap(), &mut vec![0; at(SECTORS)], steps);
-    }
-
-    #[test]
-    fn a_fixed_vhd_is_a_vector_of_bytes(steps in proptest::collection::vec(step(), 1..40)) {
-        let dir = scratch();
-        let path = dir.path().join("disk.vhd");
-        create_fixed(&path, SECTORS * SECTOR).unwrap();
-        run(&|| Chain::open(&path, Access::Write).unwrap(), &mut vec![0; at(SECTORS)], steps);
-    }
-
-    #[test]
-    fn a_dynamic_vhd_is_a_vector_of_bytes(steps in proptest::collection::vec(step(), 1..40)) {
-        let dir = scratch();
-        let path = dir.path().join("disk.vhd");
-        create_dynamic(&path, SECTORS * SECTOR).unwrap();
-        run(&|| Chain::open(&path, Access::Write).unwrap(), &mut vec![0; at(SECTORS)], steps);
-    }
-
-    #[test]
-    fn a_child_is_a_vector_of_bytes_with_and_without_a_pending_map(
-        steps in proptest::collection::vec(step(), 1..40), depth in 1..4u64, pending in any::<bool>(),
-    ) {
-        let dir = scratch();
-        let mut model = master(&dir.path().join("master.vhd"));
-        let path = children(dir.path(), depth, &mut model);
-        let parent = Arc::clone(Chain::open(&path, Access::Read).unwrap().parent().unwrap());
-        let pending = pending.then(|| PendingPath { path: dir.path().join("pending"), boot_id: BOOT.into() });
-        run(&|| Chain::open_child(&path, Arc::clone(&parent), pending.clone()).unwrap(), &mut model, steps);
-    }
 }
 
 #[test]

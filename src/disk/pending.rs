@@ -141,6 +141,12 @@ impl PendingMap {
         Ok(())
     }
 
+    /// Whether it tells nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len <= FRONT
+    }
+
     /// Whether the disk should settle before the map grows further.
     #[must_use]
     pub fn is_full(&self) -> bool {

@@ -5,6 +5,12 @@ use std::time::Duration;
 
 use super::{ClientName, Mac, Timestamp};
 
+/// Shortest lease. Firmware and boot loaders never renew theirs, and it must still hold when the operating system asks.
+pub const MIN_LEASE: Duration = Duration::from_secs(120);
+
+/// Most name servers that are handed to clients: resolvers ask three (glibc's `MAXNS`) and replies have little room.
+pub const MAX_DNS: usize = 8;
+
 /// The addresses that Roost gives out, and what goes with them: `[server.pool]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {

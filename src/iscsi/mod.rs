@@ -9,9 +9,6 @@ pub mod pdu;
 pub mod session;
 pub mod text;
 
-/// The port that initiators connect to (RFC 7143 §4.2.1).
-pub const PORT: u16 = 3260;
-
 /// The one target portal group there is.
 pub const PORTAL_GROUP: u16 = 1;
 

@@ -22,8 +22,6 @@ use crate::sys::{Taken, Transport};
 use crate::tftp::packet::{self, ErrorCode, Mode, printable};
 use crate::tftp::{Effect, End, Inbound, Limits, Request, Transfer, parse};
 
-/// The port of TFTP (RFC 1350 §4).
-pub const PORT: u16 = 69;
 /// Most transfers at once: every machine of a large lab in the same minute, within the 1,024 descriptors that a process
 /// usually has.
 pub const MAX_TRANSFERS: usize = 512;
@@ -198,7 +196,8 @@ impl TftpServer {
         match self.boot.lookup(&request.name, who) {
             Ok(Some(file)) => Some((file, who)),
             Ok(None) => {
-                tracing::info!(%peer, name, "TFTP: no such boot file");
+                let there = self.boot.names().collect::<Vec<_>>().join(", ");
+                tracing::info!("TFTP: {peer} asked for `{name}`: there is no such boot file; there are {there}");
                 self.refuse(peer, ErrorCode::NotFound, "no such boot file").await;
                 None
             }

@@ -11,12 +11,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use askama::Template;
 
 use crate::fleet::policy::Plan;
+use crate::fleet::web::{ISCSI_PORT, authority, script_url};
 use crate::fleet::{Client, Mac, Naming};
 
-/// The port of iSCSI (RFC 7143 §1), which a root path leaves out.
-pub const ISCSI_PORT: u16 = 3260;
-/// The port of HTTP, which a URL leaves out.
-const HTTP_PORT: u16 = 80;
 /// How often a client tries to open its disk. With [`PAUSE_S`] these are two and a half minutes: a server that starts
 /// again, with its file systems to check, is back by then.
 pub const TRIES: u32 = 30;
@@ -128,13 +125,6 @@ pub fn chain(server: &Server) -> Result<String, ScriptError> {
     text(&Chain { authority: &authority, url: &url, reading: READING_S })
 }
 
-/// The URL of a machine's own script on this HTTP server, in which iPXE fills in the MAC. It serves as DHCP's boot file
-/// name too.
-#[must_use]
-pub fn script_url(http: SocketAddrV4) -> String {
-    format!("http://{}/boot.ipxe?mac=${{mac:hexhyp}}", authority(http))
-}
-
 /// DHCP's root path and `sanboot`'s argument for this client: `iscsi:SERVER:PROTOCOL:PORT:LUN:TARGET` (RFC 4173 §5). The
 /// disk is LUN 0 and the protocol TCP, which are what empty fields mean; the LUN is written out for the reader.
 #[must_use]
@@ -161,13 +151,6 @@ fn boot(client: &Client, server: &Server) -> Result<String, ScriptError> {
         pause: PAUSE_S,
         reading: READING_S,
     })
-}
-
-fn authority(http: SocketAddrV4) -> String {
-    match http.port() {
-        HTTP_PORT => http.ip().to_string(),
-        _ => http.to_string(),
-    }
 }
 
 fn one_word(value: &str) -> Result<(), ScriptError> {
@@ -329,8 +312,6 @@ exit 1
         let client = fleet.by_mac(mac()).unwrap();
         assert_eq!(root_path(client, &server(3260, 80)), "iscsi:10.20.0.2:::0:iqn.2026-11.internal.roost:pc-01");
         assert_eq!(root_path(client, &server(3261, 80)), "iscsi:10.20.0.2::3261:0:iqn.2026-11.internal.roost:pc-01");
-        assert_eq!(script_url(server(3260, 80).http), "http://10.20.0.2/boot.ipxe?mac=${mac:hexhyp}");
-        assert_eq!(script_url(server(3260, 8080).http), "http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp}");
     }
 
     #[test]

@@ -109,6 +109,8 @@ impl Sense {
     pub const COPY_ABORTED: Self = Self::new(Key::CopyAborted, 0x00, 0x00);
     /// The unit is being sanitized.
     pub const SANITIZE_IN_PROGRESS: Self = Self::new(Key::NotReady, 0x04, 0x1B);
+    /// Another initiator cleared the task set, and with it commands of this one (SAM-5 §7.4).
+    pub const COMMANDS_CLEARED: Self = Self::new(Key::UnitAttention, 0x2F, 0x00);
     /// Unsolicited data that was not agreed on arrived (RFC 7143 §11.4.7.2).
     pub const UNEXPECTED_UNSOLICITED_DATA: Self = Self::new(Key::AbortedCommand, 0x0C, 0x0C);
     /// Data arrived in an amount that was not agreed on (RFC 7143 §11.4.7.2).

@@ -31,6 +31,9 @@ pub const LUNS: [u8; 1] = [0];
 /// Copies whose results are remembered, of all initiators.
 const MAX_COPIES: usize = 16;
 
+/// Commands that report no unit attention (SAM-5 §5.14.4): INQUIRY, REPORT LUNS, and REQUEST SENSE, which returns it as data.
+const SILENT: [u8; 3] = [0x12, 0xA0, 0x03];
+
 /// What a command needs done. Ranges are checked: they lie within the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plan {
@@ -283,6 +286,13 @@ impl LogicalUnit {
         }
     }
 
+    /// The task set was cleared by another nexus: those whose commands were in it are told once.
+    pub fn cleared(&mut self, theirs: &[Nexus]) {
+        for (_, session) in self.sessions.iter_mut().filter(|(nexus, _)| theirs.contains(nexus)) {
+            session.tell(Sense::COMMANDS_CLEARED);
+        }
+    }
+
     /// The disk begins to be erased. Until the end commands that need it are told so.
     ///
     /// # Errors
@@ -308,12 +318,12 @@ impl LogicalUnit {
         }
     }
 
-    /// What this command of this nexus needs done.
+    /// What this command of this nexus needs done. A unit attention that waits is told first, but by the three
+    /// commands that report none (SAM-5 §5.14.4).
     pub fn plan(&mut self, nexus: Nexus, command: Command) -> Plan {
-        // SAM-5 §5.14.4: these three report no unit attention, and REQUEST SENSE returns it as data.
-        let tells_attention =
-            !matches!(command, Command::Inquiry { .. } | Command::ReportLuns { .. } | Command::RequestSense { .. });
-        if tells_attention && let Some(sense) = self.take_attention(nexus) {
+        let silent =
+            matches!(command, Command::Inquiry { .. } | Command::ReportLuns { .. } | Command::RequestSense { .. });
+        if !silent && let Some(sense) = self.take_attention(nexus) {
             return Plan::Check(sense);
         }
         if !self.reservations.is_free() {
@@ -322,10 +332,17 @@ impl LogicalUnit {
                 return Plan::Conflict;
             }
         }
-        if self.sanitizing && tells_attention {
+        if self.sanitizing && !silent {
             return Plan::Check(Sense::SANITIZE_IN_PROGRESS);
         }
         self.plan_now(nexus, command).unwrap_or_else(Plan::from)
+    }
+
+    /// What a CDB with this operation code, which [`Command::parse`] refused, is answered: what the nexus must be told comes
+    /// first.
+    pub fn refuse(&mut self, nexus: Nexus, opcode: u8, why: Sense) -> Plan {
+        let attention = if SILENT.contains(&opcode) { None } else { self.take_attention(nexus) };
+        Plan::Check(attention.unwrap_or(why))
     }
 
     fn take_attention(&mut self, nexus: Nexus) -> Option<Sense> {
@@ -632,6 +649,17 @@ mod tests {
     }
 
     #[test]
+    fn a_unit_attention_comes_before_the_refusal_of_a_cdb_but_for_the_three_that_report_none() {
+        let mut unit = unit();
+        unit.attach(A, port(A));
+        for opcode in SILENT {
+            assert_eq!(unit.refuse(A, opcode, Sense::INVALID_FIELD_IN_CDB), Plan::Check(Sense::INVALID_FIELD_IN_CDB));
+        }
+        assert_eq!(unit.refuse(A, 0xC1, Sense::INVALID_OPCODE), Plan::Check(Sense::POWER_ON));
+        assert_eq!(unit.refuse(A, 0xC1, Sense::INVALID_OPCODE), Plan::Check(Sense::INVALID_OPCODE));
+    }
+
+    #[test]
     fn a_reset_is_told_to_all_once_and_ends_what_was_set() {
         let mut unit = settled();
         assert_eq!(unit.plan(A, Command::Reserve), Plan::Done);
@@ -790,6 +818,20 @@ mod tests {
         for (lba, count) in [(4, 8), (8, 4), (0, MAX_ATOMIC_BLOCKS + ATOMIC_BLOCKS)] {
             assert_eq!(unit.plan(A, atomic(lba, count)), Plan::Check(Sense::INVALID_FIELD_IN_CDB), "{lba} {count}");
         }
+    }
+
+    #[test]
+    fn a_cleared_task_set_is_told_to_those_whose_commands_were_in_it() {
+        let mut unit = unit();
+        for nexus in [A, B] {
+            unit.attach(nexus, port(nexus));
+            unit.plan(nexus, Command::TestUnitReady);
+        }
+        unit.cleared(&[B]);
+        unit.cleared(&[B]);
+        assert_eq!(unit.plan(A, Command::TestUnitReady), Plan::Done);
+        assert_eq!(unit.plan(B, Command::TestUnitReady), Plan::Check(Sense::COMMANDS_CLEARED));
+        assert_eq!(unit.plan(B, Command::TestUnitReady), Plan::Done);
     }
 
     #[test]

@@ -72,6 +72,9 @@ impl LockError {
             Self::Unusable { source, .. } if source.kind() == ErrorKind::ReadOnlyFilesystem => {
                 "mount it writable, or name another folder: --state DIR, or `state` under [server]".to_owned()
             }
+            Self::Unusable { source, .. } if source.kind() == ErrorKind::StorageFull => {
+                "free some space there, or name another folder: --state DIR, or `state` under [server]".to_owned()
+            }
             Self::Unusable { .. } => "name another folder: --state DIR, or `state` under [server]".to_owned(),
         }
     }

@@ -13,7 +13,8 @@ mod rows;
 mod writer;
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -100,6 +101,16 @@ pub enum StoreError {
     Failed(Box<redb::Error>),
 }
 
+impl StoreError {
+    /// Whether the host has no space left.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let (Self::Open { source, .. } | Self::Failed(source)) = self else { return false };
+        matches!(&**source, redb::Error::Io(error)
+            if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+    }
+}
+
 /// Turns each of redb's errors into [`StoreError::Failed`].
 fn failed(error: impl Into<redb::Error>) -> StoreError {
     StoreError::Failed(Box::new(error.into()))
@@ -147,19 +158,28 @@ impl Store {
     /// The file is another process's, a newer roost's, or cannot be read or written.
     pub fn open(state: &Path) -> Result<Self, StoreError> {
         let path = state.join(FILE);
-        let new = !path.exists();
+        if !path.exists() {
+            // Made beside its place: where the host is full, or the process dies, no half of a store is left there.
+            let made = path.with_extension("redb.new");
+            let io = |error: io::Error| StoreError::Open { path: path.clone(), source: Box::new(error.into()) };
+            match fs::remove_file(&made) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
+                _ => {}
+            }
+            drop(Self::at(made.clone())?);
+            // The file's name is durable only when its folder is.
+            fs::rename(&made, &path).and_then(|()| File::open(state)?.sync_all()).map_err(io)?;
+        }
+        Self::at(path)
+    }
+
+    fn at(path: PathBuf) -> Result<Self, StoreError> {
         let file = path.clone();
         let open = move || {
             // A lab's store is small: to read it whole once is cheap, and damage becomes an error instead of a panic.
             redb::Builder::new().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create(&file)
         };
-        let store = Self::with(path.clone(), Box::new(open))?;
-        if new {
-            // The file's name is durable only when its folder is.
-            let synced = File::open(state).and_then(|folder| folder.sync_all());
-            synced.map_err(|error| StoreError::Open { path, source: Box::new(error.into()) })?;
-        }
-        Ok(store)
+        Self::with(path, Box::new(open))
     }
 
     fn with(

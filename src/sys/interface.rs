@@ -131,7 +131,7 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
             mac: None,
             addresses: Vec::new(),
             up: entry.has(libc::IFF_UP),
-            carrier: entry.has(libc::IFF_RUNNING),
+            carrier: carrier(&entry.name).unwrap_or_else(|| entry.has(libc::IFF_RUNNING)),
             wired: false,
             mtu: mtu(&entry.name),
         });
@@ -148,6 +148,13 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
     let mut interfaces: Vec<Interface> = found.into_values().filter(|interface| interface.index != 0).collect();
     interfaces.sort_by_key(|interface| interface.index);
     Ok(interfaces)
+}
+
+/// Whether something answers at the other end of the wire, as the driver knows it now: `IFF_RUNNING` follows up to a second
+/// later (RFC 2863's operational state, `net/core/link_watch.c`). `None` where the interface is down, or there is no `/sys`.
+fn carrier(name: &str) -> Option<bool> {
+    let text = std::fs::read_to_string(Path::new("/sys/class/net").join(name).join("carrier")).ok()?;
+    Some(text.trim() == "1")
 }
 
 /// The interface's MTU; that of Ethernet where the kernel does not say. The loopback interface's does not fit 16 bits.

@@ -3,7 +3,8 @@
 
 Fleets: three machines, one for each way into a boot, and a fourth whose disk is reset, power-cycled in between, with their
 disks then read by two programs that nobody here wrote; every firmware beside another DHCP server, on another host and on
-Roost's own; one that boots by HTTP; and two machines that read a master of 2 GiB to its end, while Roost's memory is watched.
+Roost's own; one that boots by HTTP; two Debian systems that write while Roost is killed and their network cut; and two
+machines that read a master of 2 GiB to its end, while Roost's memory is watched.
 """
 
 import subprocess
@@ -18,6 +19,7 @@ from report import TESTER, Report, arguments, no_panic, same, sha256_by_7zip, sh
 
 from machine import Machine  # noqa: E402
 from server import INTERFACE, IQN, POOL, Dnsmasq, Roost, bytes_on_host, sha256_file, wait_for  # noqa: E402
+from writer import Writer  # noqa: E402
 
 LAB = Path(__file__).resolve().parent.parent.parent / "appliance" / "lab"
 IMAGE = "lab-linux"
@@ -27,7 +29,15 @@ LOADERS = {"bios": None, "bios-chain": "undionly.kpxe", "uefi": "snponly.efi", "
 TWICE = ["bios", "bios-chain", "uefi"]
 # A client whose disk is clean at every boot, on this firmware.
 RESET = "bios:reset"
-MARKER_SECONDS = 240
+MARKER_SECONDS = 300
+
+# Seconds for a Debian system that has lost its disk to write again, once the disk is back. iscsid waits two between tries.
+RETURN_SECONDS = 60
+# How long its network is cut, and in one restart Roost away: longer than iscsid waits for the answer to a NOP-Out.
+OUTAGE_SECONDS = 10
+SETTLE_SECONDS = 3
+# How Roost ends under them, and for how long it is away.
+RESTARTS = [("SIGKILL", 0), ("SIGTERM", 0), ("SIGKILL", OUTAGE_SECONDS), ("SIGTERM", 0)]
 
 BULK_MIB = 640
 BIG_DISK_MIB = 2048
@@ -87,6 +97,12 @@ def resets(machine):
 def master_path(bulk_mib=0):
     """The lab's master disk, built on first use."""
     built = subprocess.run([LAB / "image.sh", str(bulk_mib)], stdout=subprocess.PIPE, text=True, check=True)
+    return Path(built.stdout.strip())
+
+
+def debian_master_path():
+    """The lab's Debian disk, built on first use."""
+    built = subprocess.run([LAB / "debian.sh"], stdout=subprocess.PIPE, text=True, check=True)
     return Path(built.stdout.strip())
 
 
@@ -284,6 +300,104 @@ def by_http(options, report):
         fleet.roost.kill()
 
 
+def writes_through_restarts(fleet, writers):
+    """Roost is killed and stopped under systems that write. They wait, and go on."""
+    returns = []
+    for signal_name, seconds in RESTARTS:
+        for writer in writers:
+            writer.wait_more(3, RETURN_SECONDS)
+        if signal_name == "SIGKILL":
+            fleet.roost.kill()
+        else:
+            fleet.roost.stop()
+        time.sleep(seconds)
+        fleet.roost.start()
+        began = time.monotonic()
+        for writer in writers:
+            writer.wait_more(1, RETURN_SECONDS)
+            returns.append(time.monotonic() - began)
+    return f"{len(RESTARTS)} restarts; writing again after {min(returns):.1f} to {max(returns):.1f} s"
+
+
+def writes_through_a_cut(fleet, writers):
+    """The cables of running systems are pulled for a while. They keep their disks, and Roost does not take it for a boot."""
+    disks = {writer.machine.name: fleet.roost.disk(writer.machine.name) for writer in writers}
+    before = {name: disk.stat().st_ino for name, disk in disks.items()}
+    plug = ["ip", "-n", fleet.options.switch, "link", "set"]
+    for writer in writers:
+        subprocess.run([*plug, writer.machine.tap, "nomaster"], check=True)
+    try:
+        # What was on the disk already may still be told.
+        time.sleep(SETTLE_SECONDS)
+        cut = [len(writer.look()) for writer in writers]
+        time.sleep(OUTAGE_SECONDS)
+        same([len(writer.look()) for writer in writers], cut, "files written without a network")
+    finally:
+        for writer in writers:
+            subprocess.run([*plug, writer.machine.tap, "master", "br0"], check=True)
+    began = time.monotonic()
+    for writer in writers:
+        writer.wait_more(3, RETURN_SECONDS)
+    seconds = time.monotonic() - began
+    same({name: disk.stat().st_ino for name, disk in disks.items()}, before, "the files of their disks")
+    return f"cut for {SETTLE_SECONDS + OUTAGE_SECONDS} s; 3 files each {seconds:.1f} s after it"
+
+
+def met_no_error(fleet, writer):
+    """Through all of it: no error in the program, none in the kernel, and the disk holds what it wrote."""
+    writer.stop()
+    lost = writer.saw_no_error()
+    # Else nothing was proven: its system never had to log in again.
+    assert lost >= len(RESTARTS), f"{writer.machine.name}'s kernel lost {lost} connections"
+    files = writer.finds_all()
+    words = [stage for stage, _ in fleet.stages_of_this_boot(writer.machine)]
+    assert "refused" not in words, f"a login was refused: {words}"
+    return f"{files}, {lost} connections lost"
+
+
+def comes_back(fleet, writer):
+    """After the plug was pulled amid its writing: a disk that is kept has its files, a disk that is reset has none."""
+    figures = boots_to_its_marker(fleet, writer.machine, 2)
+    if resets(writer.machine):
+        same(writer.machine.shell("ls -A /var/written")[0], 2, "the exit code of ls, as for a folder that is not there")
+        return f"clean, {figures}"
+    files = writer.finds_all()
+    writer.saw_no_error()
+    return f"{files}, {figures}"
+
+
+def debian(options, report):
+    """Systems with systemd and iscsid, one of each disk policy, that write while they lose the server and the network."""
+    fleet = Fleet(options, Path(options.disk) / "debian", ["bios", "uefi:reset"], debian_master_path())
+    writers = [Writer(machine) for machine in fleet.machines]
+    try:
+        fleet.start_all()
+        for machine in fleet.machines:
+            if not report.test(f"debian-{name_of(machine)}-boots", boots_to_its_marker, fleet, machine, 1):
+                return
+        for writer in writers:
+            writer.start()
+        report.test("debian-restart", writes_through_restarts, fleet, writers)
+        report.test("debian-network-cut", writes_through_a_cut, fleet, writers)
+        for writer in writers:
+            report.test(f"debian-{name_of(writer.machine)}-met-no-error", met_no_error, fleet, writer)
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.wait_more(3, RETURN_SECONDS)
+        fleet.power_off_all()
+        for writer in writers:
+            writer.look()
+        fleet.start_all()
+        for writer in writers:
+            report.test(f"debian-{name_of(writer.machine)}-comes-back", comes_back, fleet, writer)
+        report.test("debian-master-unchanged", master_unchanged, fleet)
+        report.test("no-panic-under-debian", no_panic, fleet.roost)
+    finally:
+        fleet.power_off_all()
+        fleet.roost.kill()
+
+
 def reads_everything(machine, results):
     """One machine reads its whole disk; its verdict goes to `results`."""
     try:
@@ -332,7 +446,7 @@ def little_memory(options, report):
 def main():
     options = arguments()
     report = Report()
-    for part in (every_firmware, beside_another_host, beside_on_this_host, by_http, little_memory):
+    for part in (every_firmware, beside_another_host, beside_on_this_host, by_http, debian, little_memory):
         # Where one fleet cannot even be made, the other is still tested.
         report.part(part.__name__.replace("_", "-"), part, options, report)
     return report.exit_code()

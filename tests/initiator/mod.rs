@@ -93,6 +93,16 @@ impl Initiator {
         Self { stream, waiting: VecDeque::new(), cmd_sn: 1, last_itt: 0, tsih: 0 }
     }
 
+    /// Sends these bytes as they are, be they a PDU or not.
+    pub(crate) fn send_bytes(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// Sends nothing more; what the target still says can be read.
+    pub(crate) fn hang_up(&mut self) {
+        self.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
     /// Logs in to a target in one step; its status, 0 if it is in.
     pub(crate) fn log_in(&mut self, initiator: &str, target: &str, isid: Isid) -> u16 {
         let text = format!(
@@ -220,6 +230,13 @@ impl Initiator {
     pub(crate) fn start_lun_reset(&mut self) {
         let header = self.header(0x42, 0x85);
         self.send(header, &[]);
+    }
+
+    /// CLEAR TASK SET, until it is done.
+    pub(crate) fn clear_task_set(&mut self) {
+        let header = self.header(0x42, 0x84);
+        self.send(header, &[]);
+        assert_eq!(self.take_answer(0x22).header[2], 0, "function complete");
     }
 
     /// ABORT TASK, until it is done.

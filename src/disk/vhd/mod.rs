@@ -11,5 +11,7 @@ pub mod create;
 pub mod sparse;
 pub mod wire;
 
-pub use create::{Builder, create_child, create_dynamic, create_fixed};
+pub use create::{
+    Builder, Layout, NewChild, create_child, create_child_as, create_dynamic, create_dynamic_as, create_fixed,
+};
 pub use wire::{Footer, Header, Kind, MAX_SIZE};

@@ -8,15 +8,23 @@
 //! | a sector that is here already | the data, no metadata at all |
 //! | a sector that is not | data; a record in the [pending map](crate::disk::pending); the bit in memory. At the next flush: barrier, bits, barrier |
 //! | the same, without a pending map | data; the bit straight into the file. Outlives the process, may tear with the power |
-//! | a block that is not in the file | bitmap and a new footer behind all blocks; barrier; the table's entry; then as above |
+//! | a block that is not in the file | the table's entry, straight into the file; then as above |
+//! | the same, and no space is kept for it | what lies behind all blocks becomes zeros, bitmaps and a new footer behind them, for [many blocks](RESERVE_BLOCKS) at once; barrier; then as above |
+//! | a block of a dynamic disk whose bitmap has gaps | the gaps become zeros; barrier; bits; then its sectors are here |
 //!
-//! A new block's bitmap is all ones in a dynamic disk (its data is a hole and reads as the zeros it replaces) and all
-//! zeros in a differencing one. Disks made by [`create_child`](super::create_child) map every block from the start and
-//! never take the last row.
+//! A table's entry needs no order of its own, because the space that it points to was made durable beforehand, and says
+//! "nothing here": in a differencing disk its bitmap is zero and every sector is the parent's; in a dynamic one the bitmap
+//! is all ones and the data a hole, the zeros that were there before. So whichever of entry and data the power lets
+//! through, each sector is old or new. Entries and, in a dynamic disk, data need nothing but the flush's one barrier, and
+//! outlive the process at once. A thousand first writes to fresh blocks cost five barriers together; what is left of the
+//! space when the disk is closed is cut off again, and what a power cut leaves is zeroed before it is used.
+//!
+//! While the footer is on its way to its new end, the copy at the front stands in for it. Disks made by
+//! [`create_child`](super::create_child) map every block from the start and never take the last rows.
 
 use std::collections::BTreeSet;
 use std::io::{IoSlice, IoSliceMut};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, RwLock};
 
@@ -26,10 +34,16 @@ use super::super::file::{Media, read_vec, write_all};
 use super::super::iovec::{self, Gather};
 use super::super::pending::PendingMap;
 use super::bits::Bits;
-use super::wire::{ABSENT, FOOTER, Footer, HEADER, Header, Kind};
+use super::wire::{ABSENT, FOOTER, Footer, HEADER, Header, Kind, MAX_FILE};
 
 /// Data of new blocks starts at a multiple of this, the page and block size of hosts.
 pub const ALIGN: u64 = 4096;
+
+/// Blocks that space is kept for at once, at the cost of one barrier: as many as there are, within these bounds, so that
+/// barriers become rarer while the file, of which the new part is a hole, at most doubles in length.
+pub const RESERVE_BLOCKS: RangeInclusive<u64> = 64..=1024;
+/// The most that a file grows ahead of its blocks: 1024 blocks of the usual 2 MiB.
+pub const RESERVE_BYTES: u64 = 1024 * (2 << 20) + 1024 * ALIGN;
 
 /// Runs that go into the pending map at once.
 const MAX_APPEND: usize = 4096;
@@ -100,6 +114,8 @@ struct Writer {
     dirty: BTreeSet<u32>,
     /// Where the next new block may begin: behind everything that the file's structures know of.
     end: u64,
+    /// How many blocks the file has durable, empty space for from there on.
+    reserved: u64,
 }
 
 /// A dynamic or differencing VHD.
@@ -115,6 +131,8 @@ pub struct Sparse {
     failed: AtomicBool,
     /// Something was acknowledged since the last flush.
     unsettled: AtomicBool,
+    /// Nobody wants this to outlive the power: no barrier for new blocks.
+    volatile: AtomicBool,
 }
 
 impl Sparse {
@@ -123,25 +141,30 @@ impl Sparse {
     /// # Errors
     /// [`DiskError::Corrupt`], or the system's error.
     pub fn open(media: Box<dyn Media>, footer: Footer, read_only: bool) -> Result<Self, DiskError> {
-        let len = media.len()?;
-        if !read_only && read_vec(&*media, 0, 512)? != footer.as_bytes() {
-            // A new block goes over the footer at the end; until the next one is durable the copy must do.
-            write_all(&*media, 0, footer.as_bytes())?;
-            media.sync()?;
+        let (header, table, end) = read_structures(&*media, &footer, media.len()?)?;
+        if !read_only {
+            repair_footers(&*media, &footer, end)?;
         }
-        let (header, table, end) = read_structures(&*media, &footer, len)?;
         let mut bits = Bits::new(header.blocks(), header.block_size());
         skip_holes(&*media, &table, &header, &mut bits)?;
+        let writer = Writer { pending: None, dirty: BTreeSet::new(), end, reserved: 0 };
         Ok(Self {
             map: RwLock::new(Map { table, bits }),
-            writer: Mutex::new(Writer { pending: None, dirty: BTreeSet::new(), end }),
+            writer: Mutex::new(writer),
             media,
             footer,
             header,
             read_only,
             failed: AtomicBool::new(false),
             unsettled: AtomicBool::new(!read_only),
+            volatile: AtomicBool::new(false),
         })
+    }
+
+    /// Says that what is written here need not outlive the power, until a pending map is [attached](Sparse::attach): new
+    /// blocks wait for no barrier. The caller sees to it that nobody believes the disk after a power loss.
+    pub(in crate::disk) fn make_volatile(&self) {
+        self.volatile.store(true, Ordering::Release);
     }
 
     /// Puts a pending map under the disk, and first what the map tells into the bitmaps.
@@ -150,6 +173,7 @@ impl Sparse {
     /// The system's.
     pub fn attach(&self, mut pending: PendingMap, runs: &[Range<u64>]) -> Result<(), DiskError> {
         let mut writer = self.writer();
+        self.volatile.store(false, Ordering::Release);
         for run in runs {
             // No disk of this id acknowledged such a run: the map is not to be believed from here on.
             if run.start >= run.end || run.end > self.size() / SECTOR {
@@ -381,43 +405,104 @@ impl Sparse {
             None => self.allocate(writer, block)?,
         };
         self.load(block)?;
-        Ok(at + self.header.bitmap_size())
+        let data_at = at + self.header.bitmap_size();
+        if self.footer.kind() == Kind::Dynamic {
+            self.fill_gaps(block, at, data_at)?;
+        }
+        Ok(data_at)
     }
 
-    /// Gives a block a place behind all others, durably, so that a cut leaves at most unused space.
+    /// Gives a block the next place of those that are kept.
     fn allocate(&self, writer: &mut Writer, block: u32) -> Result<u64, DiskError> {
-        let bitmap_size = self.header.bitmap_size();
-        let data_at = (writer.end + bitmap_size).next_multiple_of(ALIGN);
-        let (at, end) = (data_at - bitmap_size, data_at + self.header.block_size());
-        let entry = u32::try_from(at / SECTOR).ok().filter(|&entry| entry != ABSENT);
-        let Some(entry) = entry else {
-            let what = "the file would grow beyond the 2 TiB of its format".to_owned();
-            return Err(DiskError::Unsupported { path: self.media.path().into(), what });
-        };
-        let len = self.media.len()?;
-        if len > at {
-            // The old footer, or a block that a cut kept out of the table.
-            self.media.zero(at, len.min(end) - at)?;
+        if writer.reserved == 0 {
+            self.reserve(writer)?;
         }
-        let bitmap = match self.footer.kind() {
-            Kind::Differencing => 0,
-            _ => 0xff,
-        };
-        let bitmap = vec![bitmap; usize::try_from(bitmap_size).expect("at most 64 KiB")];
-        write_all(&*self.media, at, &bitmap)?;
-        if len < end + FOOTER {
-            self.media.set_len(end + FOOTER)?;
-        }
-        write_all(&*self.media, self.media.len()? - FOOTER, self.footer.as_bytes())?;
-        self.barrier()?;
+        let at = self.first_place(writer.end);
+        let entry = u32::try_from(at / SECTOR).expect("space was kept for it");
         write_all(&*self.media, self.header.table_offset() + u64::from(block) * 4, &entry.to_be_bytes())?;
-        writer.end = end;
+        writer.end = at + self.header.bitmap_size() + self.header.block_size();
+        writer.reserved -= 1;
+        let bitmap = self.empty_bitmap();
         let mut map = self.map_mut();
         if let Table::Entries(entries) = &mut map.table {
             entries[block as usize] = entry;
         }
         map.bits.learn(block, &bitmap);
         Ok(at)
+    }
+
+    /// Keeps empty, durable space behind all blocks for some more. Nothing points there yet, so that a cut on the way
+    /// leaves at most a longer file.
+    fn reserve(&self, writer: &mut Writer) -> Result<(), DiskError> {
+        let bitmap_size = self.header.bitmap_size();
+        let stride = (bitmap_size + self.header.block_size()).next_multiple_of(ALIGN);
+        let first = self.first_place(writer.end);
+        let present = u64::from(self.blocks_present());
+        let absent = u64::from(self.header.blocks()) - present;
+        let wanted = present.clamp(*RESERVE_BLOCKS.start(), *RESERVE_BLOCKS.end());
+        let wanted = wanted.min(RESERVE_BYTES / stride).clamp(1, absent.max(1));
+        // The last place whose sector number the table can hold, with a footer behind it.
+        let room = (MAX_FILE - FOOTER).saturating_sub(first) / stride;
+        let blocks = wanted.min(room);
+        if blocks == 0 {
+            let what = "the file would grow beyond the 2 TiB of its format".to_owned();
+            return Err(DiskError::Unsupported { path: self.media.path().into(), what });
+        }
+        let end = first + (blocks - 1) * stride + bitmap_size + self.header.block_size();
+        let len = self.media.len()?;
+        if len > first {
+            // The old footer, and blocks that a cut kept out of the table.
+            self.media.zero(first, len.min(end) - first)?;
+        }
+        let footer_at = end.max(last_sector(len));
+        if footer_at + FOOTER > len {
+            self.media.set_len(footer_at + FOOTER)?;
+        }
+        if self.footer.kind() == Kind::Dynamic {
+            let bitmap = self.empty_bitmap();
+            for n in 0..blocks {
+                write_all(&*self.media, first + n * stride, &bitmap)?;
+            }
+        }
+        write_all(&*self.media, footer_at, self.footer.as_bytes())?;
+        if !self.volatile.load(Ordering::Acquire) {
+            self.barrier()?;
+        }
+        writer.reserved = blocks;
+        Ok(())
+    }
+
+    /// The first place for a block at or after `end`: its bitmap lies right before its data.
+    fn first_place(&self, end: u64) -> u64 {
+        (end + self.header.bitmap_size()).next_multiple_of(ALIGN) - self.header.bitmap_size()
+    }
+
+    /// The bitmap of a block that holds nothing yet: a dynamic disk's is all ones, for readers disagree about what a zero
+    /// means there, and its data is a hole.
+    fn empty_bitmap(&self) -> Vec<u8> {
+        let bits = if self.footer.kind() == Kind::Differencing { 0 } else { 0xff };
+        vec![bits; usize::try_from(self.header.bitmap_size()).expect("at most 64 KiB")]
+    }
+
+    /// Makes all sectors of a dynamic disk's block say "here", as they do in every block of ours: what may lie where a bit
+    /// is missing must not come to light with a bit that outruns its data.
+    fn fill_gaps(&self, block: u32, bitmap_at: u64, data_at: u64) -> Result<(), DiskError> {
+        let start = u64::from(block) * self.header.block_size();
+        let len = self.header.block_size().min(self.size() - start);
+        let mut gaps = Vec::new();
+        self.pieces(start, len).for_each(|piece| self.collect_new(&piece, &mut gaps));
+        if gaps.is_empty() {
+            return Ok(());
+        }
+        for (_, from, to) in gaps {
+            self.media.zero(data_at + u64::from(from) * SECTOR, u64::from(to - from) * SECTOR)?;
+        }
+        self.barrier()?;
+        let bitmap = self.empty_bitmap();
+        write_all(&*self.media, bitmap_at, &bitmap)?;
+        let sectors = u32::try_from(self.header.block_size() / SECTOR).expect("a block is at most 256 MiB");
+        self.map_mut().bits.set(block, 0, sectors);
+        Ok(())
     }
 
     /// Loads a block's bitmap if it is not known.
@@ -504,6 +589,18 @@ impl Sparse {
     }
 }
 
+impl Drop for Sparse {
+    /// Gives the space back that was kept for more blocks. It is empty, so the order of the two does not matter.
+    fn drop(&mut self) {
+        let Ok(writer) = self.writer.get_mut() else { return };
+        if writer.reserved > 0 && !self.failed.load(Ordering::Acquire) {
+            // A file that stays longer than it need be is as good.
+            let _ = write_all(&*self.media, writer.end, self.footer.as_bytes())
+                .and_then(|()| self.media.set_len(writer.end + FOOTER));
+        }
+    }
+}
+
 /// A part of a request within one block.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
@@ -527,6 +624,7 @@ fn read_structures(media: &dyn Media, footer: &Footer, len: u64) -> Result<(Head
     let damaged = |offset, what: String| DiskError::corrupt(media.path(), offset, what);
     let header_at = footer.header_offset();
     if header_at < FOOTER || header_at.checked_add(HEADER).is_none_or(|end| end > len) {
+        // Offset 16 of the footer's copy.
         return Err(damaged(16, format!("the dynamic header lies outside of the file, at {header_at}")));
     }
     let bytes = read_vec(media, header_at, usize::try_from(HEADER).expect("1024"))?;
@@ -539,37 +637,88 @@ fn read_structures(media: &dyn Media, footer: &Footer, len: u64) -> Result<(Head
             format!("the block allocation table lies outside of the file, at {table_at}"),
         ));
     };
+    let header_end = header_at + HEADER;
+    if table_at < header_end && header_at < table_end {
+        let what = format!("the block allocation table lies over the dynamic header, at {table_at}");
+        return Err(damaged(header_at + 16, what));
+    }
     let bytes = read_vec(media, table_at, usize::try_from(header.table_size()).expect("at most 16 MiB"))?;
     let entries: Vec<u32> = bytes.chunks_exact(4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]])).collect();
+    // Where no block may reach: the footer, or the end of a file that lost it.
+    let blocks_end = Footer::place_at_end(media)?.unwrap_or(len);
+    let fixed =
+        [("footer's copy", 0, FOOTER), ("dynamic header", header_at, header_end), ("table", table_at, table_end)];
+    let end = check_blocks(&entries, &header, footer.size(), blocks_end, &fixed)
+        .map_err(|(block, what)| damaged(table_at + u64::from(block) * 4, what))?;
+    // A locator that points anywhere else than into the file is no place to put blocks behind.
+    let texts = header.locator_ends().into_iter().map(|end| end.min(blocks_end));
+    let end = texts.fold(end.max(table_end).max(header_end), u64::max).next_multiple_of(SECTOR);
+    Ok((header, Table::of(entries), end))
+}
 
-    let mut used = vec![(0, FOOTER), (header_at, header_at + HEADER), (table_at, table_end)];
-    let mut end = table_end.max(header_at + HEADER);
-    let span = header.bitmap_size() + header.block_size();
+/// Checks that each block has a place of its own, and says where the last one ends; or which entry is wrong, and how.
+fn check_blocks(
+    entries: &[u32],
+    header: &Header,
+    size: u64,
+    file_end: u64,
+    fixed: &[(&str, u64, u64)],
+) -> Result<u64, (u32, String)> {
     let last = header.blocks() - 1;
+    let span = header.bitmap_size() + header.block_size();
     // The tail of the last block, beyond the disk, may be missing.
-    let last_span = header.bitmap_size() + (footer.size() - u64::from(last) * header.block_size());
-    for (block, &entry) in (0u32..).zip(&entries) {
-        if entry != ABSENT {
-            let at = u64::from(entry) * SECTOR;
-            let needed = at + if block == last { last_span } else { span };
-            if needed > len {
-                let place = table_at + u64::from(block) * 4;
-                return Err(damaged(place, format!("block {block} lies beyond the end of the file, at {at}")));
-            }
-            used.push((at, needed));
-            end = end.max(at + span);
+    let last_span = header.bitmap_size() + (size - u64::from(last) * header.block_size());
+    let place = |block: u32| {
+        let at = u64::from(entries[block as usize]) * SECTOR;
+        (at, at + if block == last { last_span } else { span })
+    };
+    let mut present: Vec<u32> = (0..header.blocks()).filter(|&block| entries[block as usize] != ABSENT).collect();
+    for &block in &present {
+        let (at, end) = place(block);
+        if end > file_end {
+            return Err((block, format!("block {block} lies beyond the end of the file, at {at}")));
+        }
+        if let Some((name, ..)) = fixed.iter().find(|(_, from, to)| at < *to && *from < end) {
+            return Err((block, format!("block {block} lies over the {name}, at {at}")));
         }
     }
-    used.sort_unstable();
-    if let Some(pair) = used.windows(2).find(|pair| pair[0].1 > pair[1].0) {
-        return Err(damaged(pair[1].0, "two structures of the file lie over each other here".into()));
+    // In most files they are in order already, which this finds out fast.
+    present.sort_by_key(|&block| entries[block as usize]);
+    for pair in present.windows(2) {
+        let ((at, end), (next, _)) = (place(pair[0]), place(pair[1]));
+        let (one, other) = (pair[0].min(pair[1]), pair[0].max(pair[1]));
+        if at == next {
+            return Err((other, format!("the table gives blocks {one} and {other} the same place, {at}")));
+        }
+        if end > next {
+            return Err((other, format!("blocks {one} and {other} lie over each other, at {at} and {next}")));
+        }
     }
-    for locator in header.locators() {
-        // One that points anywhere else than into the file is no place to put blocks behind.
-        let text_end = locator.offset.saturating_add(locator.space.max(locator.len).into());
-        end = end.max(text_end.min(len - FOOTER));
+    Ok(present.last().map_or(0, |&block| place(block).0 + span))
+}
+
+/// Puts a footer that is missing, short or another back in its place, at the front and at the end: a new block goes over
+/// the one at the end, and until the next one is durable the copy must do.
+fn repair_footers(media: &dyn Media, footer: &Footer, end: u64) -> Result<(), DiskError> {
+    let len = media.len()?;
+    let mut changed = false;
+    if read_vec(media, 0, 512)? != footer.as_bytes() {
+        write_all(media, 0, footer.as_bytes())?;
+        changed = true;
     }
-    Ok((header, Table::of(entries), end))
+    if read_vec(media, len - FOOTER, 512)? != footer.as_bytes() {
+        // Nothing points behind `end`. A footer of 511 bytes begins at its place and gets its last byte.
+        let at = Footer::place_at_end(media)?.unwrap_or(end.max(last_sector(len)));
+        media.set_len(at + FOOTER)?;
+        write_all(media, at, footer.as_bytes())?;
+        changed = true;
+    }
+    if changed { media.sync() } else { Ok(()) }
+}
+
+/// Where the last sector of a file of this length begins, one that is cut short counted.
+fn last_sector(len: u64) -> u64 {
+    len.next_multiple_of(SECTOR) - SECTOR
 }
 
 /// Spares the reading of bitmaps that are holes: in a fresh child that is all of them.

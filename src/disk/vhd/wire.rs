@@ -16,6 +16,8 @@ pub const FOOTER: u64 = 512;
 pub const HEADER: u64 = 1024;
 /// The largest disk of the format: a file has at most 2³² sectors, and Windows stops here.
 pub const MAX_SIZE: u64 = 2040 << 30;
+/// The longest file: a table's entry is a sector number of 32 bits.
+pub const MAX_FILE: u64 = SECTOR << 32;
 /// Blocks that a table may have: a disk of [`MAX_SIZE`] in blocks of 512 KiB, the smallest that Windows takes. Bounds
 /// the memory that a file can make its reader take, to 16 MiB.
 pub const MAX_BLOCKS: u32 = 2040 << 11;
@@ -292,6 +294,17 @@ impl Footer {
         }
     }
 
+    /// Where the footer at the end of a file begins, if there is a sound one, of 512 or 511 bytes.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn place_at_end(media: &dyn Media) -> Result<Option<u64>, DiskError> {
+        let Some(at) = media.len()?.checked_sub(FOOTER) else { return Ok(None) };
+        let tail = read_vec(media, at, 512)?;
+        let place = [(at, &tail[..]), (at + 1, &tail[1..])];
+        Ok(place.into_iter().find(|(_, bytes)| Self::parse(bytes).is_ok()).map(|(at, _)| at))
+    }
+
     /// Whether these first and last bytes of a file (at least 512 each) claim to be a VHD's.
     #[must_use]
     pub fn claimed(first: &[u8], last: &[u8]) -> bool {
@@ -320,11 +333,18 @@ pub struct Locator {
     pub offset: u64,
     /// Its bytes, at most [`MAX_LOCATOR`].
     pub len: u32,
-    /// Bytes set aside for it (the specification counts sectors, Windows writes bytes; nothing depends on it).
+    /// What is set aside for it: in sectors by the specification, in bytes as Windows writes it. See [`Locator::room`].
     pub space: u32,
 }
 
 impl Locator {
+    /// Bytes set aside for the text. A number that is no multiple of a sector, or too small for the text, counts sectors.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        let space = u64::from(self.space);
+        if space.is_multiple_of(SECTOR) && self.space >= self.len { space } else { space * SECTOR }
+    }
+
     /// Reads the text: UTF-16, little-endian. Text that is none has replacement characters in it.
     ///
     /// # Errors
@@ -477,6 +497,18 @@ impl Header {
         let units: Vec<_> =
             self.bytes.parent_name.iter().map(|unit| unit.get()).take_while(|&unit| unit != 0).collect();
         String::from_utf16_lossy(&units)
+    }
+
+    /// Where the place of each locator ends, those that are not understood with them: nothing else may lie there.
+    #[must_use]
+    pub fn locator_ends(&self) -> Vec<u64> {
+        let used = self.bytes.locators.iter().filter(|bytes| bytes.code != [0; 4]);
+        used.map(|bytes| {
+            let (offset, len, space) = (bytes.offset.get(), bytes.len.get(), bytes.space.get());
+            let locator = Locator { kind: LocatorKind::Absolute, offset, len, space };
+            offset.saturating_add(locator.room().max(len.into()))
+        })
+        .collect()
     }
 
     /// The locators that are understood, relative ones first: a moved folder takes its parent along.

@@ -176,7 +176,9 @@ pub struct Abort {
 pub enum Scope {
     /// This session's tasks only.
     Session,
-    /// The tasks of every session on the logical unit; the others get a unit attention.
+    /// The tasks of every session on the logical unit; others that had some get a unit attention.
+    TaskSet,
+    /// The tasks of every session on the logical unit, which is reset; the others get a unit attention.
     Unit,
     /// As `Unit`, and all sessions end.
     Sessions,
@@ -513,8 +515,10 @@ impl Session {
             2 | 4 | 5 if !ours => return self.function_done(itt, function::NO_SUCH_UNIT),
             // ABORT TASK SET
             2 => (Scope::Session, self.forget(|task| lun_number(task.lun()) == lun_number(lun))),
-            // CLEAR TASK SET, LOGICAL UNIT RESET
-            4 | 5 => (Scope::Unit, self.forget(|task| lun_number(task.lun()) == lun_number(lun))),
+            // CLEAR TASK SET
+            4 => (Scope::TaskSet, self.forget(|task| lun_number(task.lun()) == lun_number(lun))),
+            // LOGICAL UNIT RESET
+            5 => (Scope::Unit, self.forget(|task| lun_number(task.lun()) == lun_number(lun))),
             6 => (Scope::Unit, self.forget(|_| true)),     // TARGET WARM RESET
             7 => (Scope::Sessions, self.forget(|_| true)), // TARGET COLD RESET
             8 => return self.function_done(itt, function::REASSIGNMENT_NOT_SUPPORTED),

@@ -112,7 +112,10 @@ impl Session {
             (command, Some(unit)) => {
                 let mut unit = unit.lock().unwrap_or_else(PoisonError::into_inner);
                 descriptor_sense = unit.descriptor_sense();
-                command.map_or_else(Plan::Check, |command| unit.plan(self.nexus, command))
+                match command {
+                    Ok(command) => unit.plan(self.nexus, command),
+                    Err(sense) => unit.refuse(self.nexus, cdb[0], sense),
+                }
             }
         };
         self.next_id += 1;

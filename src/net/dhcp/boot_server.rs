@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use tracing::{debug, warn};
 
-use super::{AFTER_ERROR, Alarms, DhcpError, LARGEST_PACKET, tell};
+use super::{AFTER_ERROR, Alarms, DhcpError, LARGEST_PACKET, is_neighbour, tell};
 use crate::app::App;
 use crate::app::recorder::now;
 use crate::dhcp::{Arrival, BOOT_SERVER_PORT, Destination, Site, proxy};
-use crate::fleet::Mac;
 use crate::net::udp::Udp;
-use crate::sys::{self, Interface};
+use crate::sys::Interface;
 
 /// A boot server that listens.
 #[derive(Debug)]
@@ -49,11 +48,7 @@ impl BootServer {
             };
             let arrival = Arrival { from: received.from, to: received.to };
             let outcome = proxy::asked(&app.fleet(), &site, &arrival, &buffer[..received.len]);
-            // One datagram proves nothing of who sent it; what the kernel knows of that address does. Who asks us has just
-            // asked for our hardware address, from its own.
-            tell(&app, received.from, &outcome, |asker| {
-                asker.address.and_then(sys::neighbour).and_then(Mac::from_octets) == Some(asker.mac)
-            });
+            tell(&app, received.from, &outcome, is_neighbour);
             alarms.sound(&outcome, now());
             if let Some(reply) = outcome.reply
                 && let Destination::Asker(to) = reply.to

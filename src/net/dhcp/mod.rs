@@ -23,11 +23,11 @@ use super::udp::{BindError, Udp};
 use crate::app::App;
 use crate::app::recorder::now;
 use crate::dhcp::{
-    self, Arrival, Asker, CLIENT_PORT, Destination, LeaseChange, Leases, Outcome, Reason, Reply, SERVER_PORT, Scope,
-    ScopeError,
+    self, Arrival, Asker, CLIENT_PORT, Destination, Kind, LeaseChange, Leases, Outcome, Reason, Reply, SERVER_PORT,
+    Scope, ScopeError,
 };
-use crate::fleet::{Naming, Pool, Timestamp};
-use crate::sys::{Interface, Local, PacketSocket};
+use crate::fleet::{Mac, Naming, Pool, Timestamp};
+use crate::sys::{self, Interface, Local, PacketSocket};
 
 /// Largest packet that is read; no client sends more than an Ethernet frame holds.
 const LARGEST_PACKET: usize = 2_048;
@@ -149,7 +149,8 @@ impl<D: Durable> Server<D> {
                 let arrival = Arrival { from: received.from, to: received.to };
                 let now = now();
                 let outcome = dhcp::handle(&mut leases, &app.fleet(), &scope, now, &arrival, &buffer[..received.len]);
-                tell(&app, received.from, &outcome, |_| true);
+                // An address that we give is its machine's; what an INFORM says of one, anybody can say.
+                tell(&app, received.from, &outcome, |asker| asker.kind != Kind::Inform || is_neighbour(asker));
                 alarms.sound(&outcome, now);
                 let Outcome { persist, reply, .. } = outcome;
                 match reply {
@@ -241,7 +242,8 @@ impl Wire {
 fn tell(app: &App, from: SocketAddrV4, outcome: &Outcome, proven: impl Fn(&Asker) -> bool) {
     let left_out = outcome.reply.as_ref().map(|reply| reply.left_out.as_slice()).unwrap_or_default();
     match &outcome.asker {
-        None => trace!(%from, reason = %outcome.reason, "DHCP"),
+        // Who sent it, no field of it can be believed to say.
+        None => debug!("DHCP: a packet from {from} was {}", outcome.reason),
         Some(asker) => {
             trace!(
                 mac = %asker.mac,
@@ -262,6 +264,12 @@ fn tell(app: &App, from: SocketAddrV4, outcome: &Outcome, proven: impl Fn(&Asker
     if let Some(note) = &outcome.note {
         app.recorder.note(Some(note.mac), note.client.as_ref(), note.stage, &note.detail);
     }
+}
+
+/// Whether the kernel knows the asker at the address that it says it uses. One datagram proves nothing of who sent it; whoever
+/// asks us by unicast has just asked for our hardware address, from its own.
+fn is_neighbour(asker: &Asker) -> bool {
+    asker.address.and_then(sys::neighbour).and_then(Mac::from_octets) == Some(asker.mac)
 }
 
 /// Warns of what an operator should look at, seldom enough that strangers cannot fill the log.

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::serve::breaks_protocol;
 use crate::app::App;
 use crate::app::access::Refusal;
 use crate::app::recorder::now;
@@ -56,7 +57,12 @@ pub(super) async fn log_in(
         }
         bail!("the login took too long");
     };
-    let Some(agreed) = agreed? else { return Ok(None) };
+    let agreed = agreed.inspect_err(|error| {
+        if breaks_protocol(error) {
+            arrival.note(&format!("a connection from {} was closed before it had logged in: {error}", arrival.from));
+        }
+    })?;
+    let Some(agreed) = agreed else { return Ok(None) };
     let Some(place) = arrival.place else {
         let session = Session::new(Nexus(0), &agreed);
         return Ok(Some(Entered::Discovery(Box::new(session), agreed.who.initiator)));

@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -24,8 +24,10 @@ use crate::app::lanes::Lane;
 use crate::app::queue::{Done, Failed, Job, OWN, Ticket};
 use crate::app::report::SessionKind;
 use crate::app::sessions::{Control, Place};
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Disk, DiskError, ErrorKind};
 use crate::fleet::{ClientName, Mac, Stage};
+use crate::iscsi::frame::FrameError;
+use crate::iscsi::login::LoginError;
 use crate::iscsi::pdu::{NO_TAG, Pdu, opcode};
 use crate::iscsi::session::{Effect, Layout, ProtocolError, Report, Scope, Session, TaskId, Which};
 use crate::iscsi::{MAX_DATA_SEGMENT, PORTAL_GROUP, frame};
@@ -78,6 +80,7 @@ struct Running {
     misses: usize,
     missed_bytes: usize,
     probes: Vec<oneshot::Sender<()>>,
+    troubles: Arc<Troubles>,
     /// By when the last answer must be fetched.
     closing: Option<Instant>,
     /// Where the initiator reached us, as SendTargets tells it.
@@ -101,6 +104,7 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
         misses: 0,
         missed_bytes: 0,
         probes: Vec::new(),
+        troubles: Arc::new(Troubles { client: place.entry.client.clone(), last: Mutex::default() }),
         closing: None,
         portal: portal(&stream)?,
         read_yet: false,
@@ -112,6 +116,12 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
     };
     running.note_login();
     let ended = running.run(stream, input).await;
+    if let Err(error) = &ended
+        && breaks_protocol(error)
+    {
+        let why = format!("{}: its session was ended: {error}; it may log in again", running.place.entry.initiator);
+        running.note(Stage::Refused, &why);
+    }
     let place = running.place;
     let (client, initiator) = (place.entry.client.clone(), place.entry.initiator.clone());
     place.leave().await;
@@ -121,6 +131,47 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
         let _ = done.send(());
     }
     Ok(())
+}
+
+/// Errors of a session's disk, for the log. One that stays comes with every command, and must not fill the host with its log,
+/// which may be full already.
+struct Troubles {
+    client: ClientName,
+    last: Mutex<Option<(ErrorKind, Instant)>>,
+}
+
+impl Troubles {
+    /// Shortest time between two lines about one kind of error.
+    const BETWEEN: Duration = Duration::from_secs(10);
+
+    fn tell(&self, error: &DiskError) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match *last {
+            Some((kind, at)) if kind == error.kind() && at.elapsed() < Self::BETWEEN => {
+                tracing::debug!("{}: {error} (again)", self.client);
+            }
+            _ => {
+                *last = Some((error.kind(), Instant::now()));
+                tracing::error!("{}: {error}", self.client);
+            }
+        }
+    }
+
+    /// What an initiator is told of an operation that was not done.
+    fn sense_of(&self, failed: Failed) -> Sense {
+        match failed {
+            Failed::Disk(error) => {
+                self.tell(&error);
+                Sense::of_disk(&error, true)
+            }
+            Failed::Differs(at) => Sense::miscompare(at),
+        }
+    }
+}
+
+/// Whether the other end sent what it must not: a connection that merely broke is no news.
+pub(super) fn breaks_protocol(error: &anyhow::Error) -> bool {
+    error.is::<FrameError>() || error.is::<ProtocolError>() || error.is::<LoginError>()
 }
 
 /// Why a session ended in order, and who is told once it has.
@@ -158,7 +209,7 @@ impl Running {
                         let cancelled = self.place.disk.writes.cancel(self.place.entry.nexus, Some(&tasks));
                         tokio::spawn(async move {
                             cancelled.await;
-                            let _ = done.send(());
+                            let _ = done.send(!tasks.is_empty());
                         });
                     }
                 },
@@ -167,7 +218,12 @@ impl Running {
                 ready = stream.readable(), if self.output.length() < MAX_OUTPUT && self.closing.is_none() => {
                     ready?;
                     if !take_bytes(&stream, &mut input)? {
-                        return Ok(End { why: "the initiator closed the connection", done: None });
+                        let why = if input.is_empty() {
+                            "the initiator closed the connection"
+                        } else {
+                            "the initiator closed the connection in the middle of a PDU, which does not count"
+                        };
+                        return Ok(End { why, done: None });
                     }
                 }
                 () = tokio::time::sleep_until(farewell), if self.closing.is_some() => {
@@ -310,8 +366,12 @@ impl Running {
                         own.await;
                     } else {
                         // At once: while one session's write is waited for, the others' must not go on.
-                        tokio::join!(own, app.sessions.reset_others(&entry, abort.scope == Scope::Sessions));
-                        disk.unit().reset();
+                        let others = app.sessions.reset_others(&entry, abort.scope == Scope::Sessions);
+                        let ((), stopped) = tokio::join!(own, others);
+                        match abort.scope {
+                            Scope::TaskSet => disk.unit().cleared(&stopped),
+                            _ => disk.unit().reset(),
+                        }
                     }
                     let _ = finish.send(Finished::Aborted(abort.request, abort.scope));
                 });
@@ -349,7 +409,7 @@ impl Running {
             Ok(true) => {}
             Ok(false) => self.deferred.push_back((task, range)),
             Err(error) => {
-                tracing::error!("{}: {error}", self.place.entry.client);
+                self.troubles.tell(&error);
                 self.session.complete(task, Err(Sense::of_disk(&error, false)));
             }
         }
@@ -371,13 +431,13 @@ impl Running {
         self.misses += 1;
         self.missed_bytes += bytes;
         let (disk, lanes) = (Arc::clone(&self.place.disk), Arc::clone(&self.app.lanes));
-        let (finish, client) = (self.finish.clone(), self.place.entry.client.clone());
+        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         tokio::spawn(async move {
             let work = move || {
                 let mut buffer = vec![0; layout.wire_length()];
                 let _reading = disk.writes.reading();
                 let result = read_into(&*disk.disk, range, layout, &mut buffer, true).map(|_| ()).map_err(|error| {
-                    tracing::error!("{client}: {error}");
+                    troubles.tell(&error);
                     Sense::of_disk(&error, false)
                 });
                 (buffer, result)
@@ -389,9 +449,9 @@ impl Running {
     }
 
     fn change(&mut self, task: TaskId, job: Job) {
-        let (finish, client) = (self.finish.clone(), self.place.entry.client.clone());
+        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         let done = move |result: Result<(), Failed>| {
-            let _ = finish.send(Finished::Other(task, result.map_err(|failed| sense_of(&client, failed))));
+            let _ = finish.send(Finished::Other(task, result.map_err(|failed| troubles.sense_of(failed))));
         };
         self.writes.push((Ticket { nexus: self.place.entry.nexus, task: task.0 }, job, Box::new(done)));
     }
@@ -404,24 +464,24 @@ impl Running {
 
     /// Nobody can cancel it: a unit that is half erased would stay so.
     fn erase(&mut self, task: TaskId, range: ByteRange) {
-        let (finish, client) = (self.finish.clone(), self.place.entry.client.clone());
+        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         let disk = Arc::clone(&self.place.disk);
         let done = move |result: Result<(), Failed>| {
             disk.unit().sanitized();
-            let _ = finish.send(Finished::Other(task, result.map_err(|failed| sense_of(&client, failed))));
+            let _ = finish.send(Finished::Other(task, result.map_err(|failed| troubles.sense_of(failed))));
         };
         self.place.disk.writes.submit([(OWN, Job::Erase(range), Box::new(done) as Done)]);
     }
 
     fn copy(&mut self, task: TaskId, copy: Copy) {
-        let (finish, client) = (self.finish.clone(), self.place.entry.client.clone());
+        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         let nexus = self.place.entry.nexus;
         let mut record = CopyRecord { disk: Arc::clone(&self.place.disk), nexus, list: copy.list, done: false };
         let done = move |result: Result<(), Failed>| {
             record.done = result.is_ok();
             drop(record);
             let told = result.map_err(|failed| {
-                sense_of(&client, failed);
+                troubles.sense_of(failed);
                 Sense::COPY_ABORTED
             });
             let _ = finish.send(Finished::Other(task, told));
@@ -432,7 +492,7 @@ impl Running {
     /// Which parts of the disk take space. To find out may wait for the device.
     fn look_up(&mut self, task: TaskId, range: ByteRange, most: usize, report: Report) {
         let (disk, lanes) = (Arc::clone(&self.place.disk.disk), Arc::clone(&self.app.lanes));
-        let (finish, client) = (self.finish.clone(), self.place.entry.client.clone());
+        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         tokio::spawn(async move {
             let work = move || disk.provisioning(range.offset, range.length, most);
             let found = match lanes.run(Lane::Miss { bytes: 0 }, work).await {
@@ -447,7 +507,7 @@ impl Running {
                     },
                 ),
                 Some(Err(error)) => {
-                    tracing::error!("{client}: {error}");
+                    troubles.tell(&error);
                     Finished::Other(task, Err(Sense::of_disk(&error, false)))
                 }
                 None => Finished::Other(task, Err(Sense::INTERNAL_FAILURE)),
@@ -458,14 +518,15 @@ impl Running {
 
     fn reserved(&mut self, task: TaskId, keep: bool, abort: Vec<Nexus>) {
         let (disk, app) = (Arc::clone(&self.place.disk), Arc::clone(&self.app));
-        let (finish, client) = (self.finish.clone(), self.place.entry.client.clone());
+        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
+        let entry = Arc::clone(&self.place.entry);
         // Of its own tasks only those before it are meant, and this one is their end.
         let abort: Vec<Nexus> = abort.into_iter().filter(|nexus| *nexus != self.place.entry.nexus).collect();
         tokio::spawn(async move {
             let kept = if keep { disk.keep_reservations(&app.lanes).await } else { Ok(()) };
-            app.sessions.stop_tasks(&client, &abort).await;
+            app.sessions.stop_tasks(&entry.client, &abort).await;
             let told = kept.map_err(|error| {
-                tracing::error!("{client}: {error}");
+                troubles.tell(&error);
                 Sense::of_disk(&error, true)
             });
             let _ = finish.send(Finished::Other(task, told));
@@ -518,17 +579,6 @@ struct CopyRecord {
 impl Drop for CopyRecord {
     fn drop(&mut self) {
         self.disk.unit().copied(self.nexus, self.list, self.done);
-    }
-}
-
-/// What an initiator is told of an operation that was not done.
-fn sense_of(client: &ClientName, failed: Failed) -> Sense {
-    match failed {
-        Failed::Disk(error) => {
-            tracing::error!("{client}: {error}");
-            Sense::of_disk(&error, true)
-        }
-        Failed::Differs(at) => Sense::miscompare(at),
     }
 }
 

@@ -275,7 +275,7 @@ impl Pair {
             Effect::Reserved { task, .. } => self.session.complete(task, Ok(())),
             Effect::Flush(task) => self.session.complete(task, Ok(())),
             Effect::Abort(Abort { request, scope, .. }) => {
-                if scope != Scope::Session {
+                if matches!(scope, Scope::Unit | Scope::Sessions) {
                     self.unit.lock().unwrap().reset();
                 }
                 self.session.aborted(request, scope);

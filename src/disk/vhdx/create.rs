@@ -1,0 +1,207 @@
+//! New VHDX files.
+//!
+//! ```text
+//! 0        file identifier
+//! 64 KiB   headers, at 64 and 128 KiB
+//! 192 KiB  region table, and again at 256 KiB
+//! 1 MiB    log, 4 MiB: an empty one is a hole
+//! 5 MiB    metadata, 1 MiB
+//! 6 MiB    block allocation table; of a new dynamic or differencing disk a hole
+//! ...      payload blocks and sector bitmap blocks, as they come
+//! ```
+//!
+//! A table of zeros says "no block is here", so a new child is a few KiB of structures whatever its size.
+
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::log::MAX_LOG;
+use super::wire::{
+    BLOCK_SIZES, Entry, HEADERS, Header, MAX_SIZE, MIB, Metadata, ParentLocator, REGION_TABLES, Regions, State,
+    identifier,
+};
+use crate::disk::Disk;
+use crate::disk::chain::Chain;
+use crate::disk::error::DiskError;
+use crate::disk::file::{Media, write_all};
+use crate::disk::vhd::create::TempFile;
+
+/// Four times what Windows makes: so many more allocations go by before the log must be emptied.
+const LOG_LENGTH: u32 = 4 << 20;
+const _: () = assert!(LOG_LENGTH <= MAX_LOG);
+/// Blocks of a new child. What one sector of a new block costs is a table entry, so they can be small.
+const CHILD_BLOCK: u32 = 2 << 20;
+/// Bytes of a table that are written at once.
+const TABLE_STEP: usize = 1 << 20;
+
+/// What a new disk without a parent is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spec {
+    /// The capacity in bytes: whole logical sectors, at most [`MAX_SIZE`].
+    pub size: u64,
+    /// All blocks are in the file from the start.
+    pub fixed: bool,
+    /// Bytes of a block: a power of two from 1 to 256 MiB.
+    pub block_size: u32,
+    /// 512 or 4096.
+    pub logical_sector: u32,
+    /// 512 or 4096, and no less than the logical one.
+    pub physical_sector: u32,
+}
+
+impl Spec {
+    /// A dynamic disk as Windows makes it: blocks of 32 MiB, sectors of 512 bytes on 4096.
+    #[must_use]
+    pub fn dynamic(size: u64) -> Self {
+        Self { size, fixed: false, block_size: 32 << 20, logical_sector: 512, physical_sector: 4096 }
+    }
+
+    /// The same, fixed.
+    #[must_use]
+    pub fn fixed(size: u64) -> Self {
+        Self { fixed: true, ..Self::dynamic(size) }
+    }
+}
+
+/// Makes an empty disk, and renames it into place when it is durable. What was at `path` is replaced. The disk's identity.
+///
+/// # Errors
+/// A disk that the format does not know, or the system's error. Nothing is left behind.
+pub fn create(path: &Path, spec: &Spec) -> Result<Uuid, DiskError> {
+    let temp = TempFile::beside(path)?;
+    let id = create_on(&temp.file, spec)?;
+    temp.keep()?;
+    Ok(id)
+}
+
+/// Writes an empty disk into an empty file. The disk's identity.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_on(media: &dyn Media, spec: &Spec) -> Result<Uuid, DiskError> {
+    let refuse = |what: String| Err(DiskError::Unsupported { path: media.path().into(), what });
+    let sectors = [spec.logical_sector, spec.physical_sector];
+    if sectors.iter().any(|size| ![512, 4096].contains(size)) || spec.physical_sector < spec.logical_sector {
+        return refuse(format!("a VHDX with sectors of {} on {} bytes cannot be", sectors[0], sectors[1]));
+    }
+    if !spec.block_size.is_power_of_two() || !BLOCK_SIZES.contains(&spec.block_size) {
+        return refuse(format!(
+            "a VHDX with blocks of {} bytes cannot be: powers of two, 1 to 256 MiB",
+            spec.block_size
+        ));
+    }
+    if spec.size == 0 || spec.size > MAX_SIZE || !spec.size.is_multiple_of(spec.logical_sector.into()) {
+        return refuse(format!("a VHDX of {} bytes cannot be: whole sectors, at most 64 TiB", spec.size));
+    }
+    let metadata = Metadata {
+        block_size: spec.block_size,
+        leave_allocated: spec.fixed,
+        size: spec.size,
+        id: Uuid::new_v4(),
+        logical_sector: spec.logical_sector,
+        physical_sector: spec.physical_sector,
+        parent: None,
+    };
+    write_structures(media, &metadata)?;
+    Ok(metadata.id)
+}
+
+/// Makes a child that reads as its parent, and renames it into place when it is durable. What was at `path` is replaced.
+/// The parent's size and sectors are the child's. `relative` leads from the child's folder to the parent, written as
+/// Windows does: `..\images\debian\1.vhdx`.
+///
+/// # Errors
+/// A parent that is no VHDX, a path too long, or the system's error. Nothing is left behind.
+pub fn create_child(path: &Path, parent: &Chain, relative: &str) -> Result<Uuid, DiskError> {
+    let temp = TempFile::beside(path)?;
+    let absolute =
+        std::path::absolute(parent.path()).map_err(|source| DiskError::io(parent.path(), "resolve", source))?;
+    let id = create_child_on(&temp.file, parent, relative, &absolute.to_string_lossy())?;
+    temp.keep()?;
+    Ok(id)
+}
+
+/// Writes a child's structures into an empty file. The child's identity.
+///
+/// # Errors
+/// As [`create_child`].
+pub fn create_child_on(media: &dyn Media, parent: &Chain, relative: &str, absolute: &str) -> Result<Uuid, DiskError> {
+    write_child(media, parent, relative, absolute, CHILD_BLOCK)
+}
+
+/// The same, with blocks of any size.
+pub(in crate::disk) fn write_child(
+    media: &dyn Media,
+    parent: &Chain,
+    relative: &str,
+    absolute: &str,
+    block_size: u32,
+) -> Result<Uuid, DiskError> {
+    let unsupported = |what: &str| DiskError::Unsupported { path: parent.path().into(), what: what.to_owned() };
+    let below = parent
+        .vhdx()
+        .ok_or_else(|| unsupported("is no VHDX: its contents have no mark that a VHDX child could name"))?;
+    let locator = ParentLocator::new(below.header().data_write, relative, absolute);
+    if !locator.fits() {
+        return Err(unsupported("lies at a path too long for a parent locator"));
+    }
+    let metadata = Metadata {
+        block_size,
+        leave_allocated: false,
+        size: parent.size(),
+        id: Uuid::new_v4(),
+        logical_sector: below.metadata().logical_sector,
+        physical_sector: below.metadata().physical_sector,
+        parent: Some(locator),
+    };
+    write_structures(media, &metadata)?;
+    Ok(metadata.id)
+}
+
+fn write_structures(media: &dyn Media, metadata: &Metadata) -> Result<(), DiskError> {
+    let log_offset = MIB;
+    let metadata_at = log_offset + u64::from(LOG_LENGTH);
+    let bat_at = metadata_at + MIB;
+    let bat = bat_at..bat_at + (u64::from(metadata.bat_entries()) * 8).next_multiple_of(MIB);
+    let block_size = u64::from(metadata.block_size);
+    let blocks = if metadata.leave_allocated { u64::from(metadata.blocks()) } else { 0 };
+    media.set_len(bat.end + blocks * block_size)?;
+
+    write_all(media, 0, &identifier())?;
+    let header = Header {
+        sequence: 0,
+        file_write: Uuid::new_v4(),
+        data_write: Uuid::new_v4(),
+        log: Uuid::nil(),
+        log_length: LOG_LENGTH,
+        log_offset,
+    };
+    for (at, sequence) in HEADERS.into_iter().zip(1..) {
+        write_all(media, at, &Header { sequence, ..header }.to_bytes())?;
+    }
+    let regions = Regions::to_bytes(&bat, &(metadata_at..bat_at));
+    for at in REGION_TABLES {
+        write_all(media, at, &regions)?;
+    }
+    write_all(media, metadata_at, &metadata.to_bytes())?;
+    if metadata.leave_allocated {
+        let mut at = bat.start;
+        let mut piece = Vec::with_capacity(TABLE_STEP);
+        for index in 0..metadata.bat_entries() {
+            let ratio = metadata.chunk_ratio();
+            let is_bitmap = index % (ratio + 1) == ratio;
+            let block = u64::from(index - index / (ratio + 1));
+            let entry =
+                if is_bitmap { Entry::default() } else { Entry::new(State::Full, bat.end + block * block_size) };
+            piece.extend_from_slice(&entry.0.to_le_bytes());
+            if piece.len() == TABLE_STEP {
+                write_all(media, at, &piece)?;
+                at += piece.len() as u64;
+                piece.clear();
+            }
+        }
+        write_all(media, at, &piece)?;
+    }
+    media.sync()
+}

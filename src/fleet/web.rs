@@ -1,0 +1,47 @@
+//! Where machines reach this server: its ports, and the URLs that they are told.
+//!
+//! Not here: what stands behind them.
+
+use std::net::SocketAddrV4;
+
+/// The port of loaders by TFTP (RFC 1350 §4).
+pub const TFTP_PORT: u16 = 69;
+/// The port of boot scripts and loaders by HTTP, which a URL leaves out (RFC 9110 §4.2.1).
+pub const HTTP_PORT: u16 = 80;
+/// The port of iSCSI (RFC 7143 §4.2.1), which a root path leaves out.
+pub const ISCSI_PORT: u16 = 3260;
+
+/// This HTTP server as a URL names it: `10.20.0.2`, `10.20.0.2:8080`. The address is a literal, so that it needs no name
+/// server.
+#[must_use]
+pub fn authority(http: SocketAddrV4) -> String {
+    match http.port() {
+        HTTP_PORT => http.ip().to_string(),
+        _ => http.to_string(),
+    }
+}
+
+/// The URL of a file on this HTTP server.
+#[must_use]
+pub fn url(http: SocketAddrV4, file: &str) -> String {
+    format!("http://{}/{file}", authority(http))
+}
+
+/// The URL of a machine's own script, in which iPXE itself expands `${mac:hexhyp}`. It serves as DHCP's boot file name too.
+#[must_use]
+pub fn script_url(http: SocketAddrV4) -> String {
+    url(http, "boot.ipxe?mac=${mac:hexhyp}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_names_a_port_only_where_it_must() {
+        let at = |port| SocketAddrV4::new([10, 20, 0, 2].into(), port);
+        assert_eq!(script_url(at(80)), "http://10.20.0.2/boot.ipxe?mac=${mac:hexhyp}");
+        assert_eq!(script_url(at(8080)), "http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp}");
+        assert_eq!(url(at(80), "snponly.efi"), "http://10.20.0.2/snponly.efi");
+    }
+}
