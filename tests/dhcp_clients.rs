@@ -118,6 +118,7 @@ fn app() -> App {
         image: "debian-12".parse().unwrap(),
         disk: DiskPolicy::Keep,
         initiators: Initiators::OwnOnly,
+        read_only: false,
         off: false,
         title: None,
         note: None,

@@ -136,6 +136,7 @@ impl Life {
             image: "linux".parse().unwrap(),
             disk: policy,
             initiators: Initiators::OwnOnly,
+            read_only: false,
             off: false,
             title: None,
             note: None,

@@ -1,15 +1,17 @@
 //! The clients' disks: one open chain for each client, all over one shared master for each image.
 
 use std::collections::HashMap;
-use std::io;
-use std::path::PathBuf;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, OnceCell, Semaphore};
 use tokio::task::JoinSet;
 
+use super::atomic::Note;
 use super::children::{ChildFiles, Gate, Masters};
-use super::lanes::Lanes;
+use super::lanes::{Lane, Lanes};
 use super::queue::{SETTLE_AFTER, WriteQueue};
 use super::report::{disk_path, master_path};
 use crate::disk::checksum::{Fitness, fitness};
@@ -37,6 +39,8 @@ pub struct ClientDisk {
     pub unit: Mutex<LogicalUnit>,
     /// The one way to change it.
     pub writes: Arc<WriteQueue>,
+    /// Where persistent reservations are kept that must outlive the power.
+    reservations: Option<ReservationFile>,
 }
 
 /// Why a client's disk cannot be served.
@@ -95,22 +99,99 @@ fn advice(error: &DiskError) -> String {
 }
 
 impl ClientDisk {
-    fn of_file(overlay: Arc<Overlay>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
-        Self::new(Arc::clone(&overlay) as Arc<dyn Disk>, Some(overlay), target, lanes)
+    fn of_file(overlay: Arc<Overlay>, target: &str, lanes: &Arc<Lanes>, beside: Beside) -> Arc<Self> {
+        let disk = Arc::clone(&overlay) as Arc<dyn Disk>;
+        let unit = Self::unit_of(&*disk, target, beside.text.as_deref());
+        let writes = WriteQueue::with_note(Arc::clone(&disk), Arc::clone(lanes), beside.note);
+        let reservations = Some(beside.reservations);
+        Arc::new(Self { overlay: Some(overlay), unit: Mutex::new(unit), writes, disk, reservations })
     }
 
-    fn new(disk: Arc<dyn Disk>, overlay: Option<Arc<Overlay>>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
-        Arc::new(Self {
-            overlay,
-            unit: Mutex::new(LogicalUnit::new(target, disk.size(), disk.read_only())),
-            writes: WriteQueue::new(Arc::clone(&disk), Arc::clone(lanes)),
-            disk,
-        })
+    /// A disk that is no file.
+    fn of_disk(disk: Arc<dyn Disk>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
+        let unit = Mutex::new(Self::unit_of(&*disk, target, None));
+        let writes = WriteQueue::new(Arc::clone(&disk), Arc::clone(lanes));
+        Arc::new(Self { overlay: None, unit, writes, disk, reservations: None })
+    }
+
+    fn unit_of(disk: &dyn Disk, target: &str, reservations: Option<&str>) -> LogicalUnit {
+        let mut unit = LogicalUnit::new(target, disk.size(), disk.read_only());
+        if let Some(text) = reservations
+            && !unit.restore(text)
+        {
+            tracing::warn!("{target}: the reservations that were kept cannot be read, and are forgotten");
+        }
+        unit
+    }
+
+    /// Keeps the unit's reservations, as they are now, for the time after a loss of power.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn keep_reservations(self: &Arc<Self>, lanes: &Arc<Lanes>) -> Result<(), DiskError> {
+        let Some(file) = &self.reservations else { return Ok(()) };
+        let (path, disk) = (file.path.clone(), Arc::clone(self));
+        let keep = move || match &disk.reservations {
+            Some(file) => file.keep(|| disk.unit().kept_reservations()),
+            None => Ok(()),
+        };
+        let kept = lanes.run(Lane::Sync, keep).await;
+        kept.unwrap_or_else(|| Err(DiskError::io(&path, "write", io::Error::other("a defect of Roost"))))
     }
 
     /// The logical unit, for a moment: never across an await.
     pub fn unit(&self) -> MutexGuard<'_, LogicalUnit> {
         self.unit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What lies beside a disk's pending map.
+struct Beside {
+    reservations: ReservationFile,
+    text: Option<String>,
+    note: Option<Note>,
+}
+
+/// The file beside a disk's pending map in which persistent reservations outlive the power.
+#[derive(Debug)]
+struct ReservationFile {
+    path: PathBuf,
+    /// One change at a time.
+    turn: Mutex<()>,
+}
+
+impl ReservationFile {
+    fn of(state: &Path, client: &ClientName) -> Self {
+        Self { path: state.join("pending").join(format!("{client}.reservations")), turn: Mutex::default() }
+    }
+
+    /// What was kept.
+    fn text(&self) -> Result<Option<String>, DiskError> {
+        match fs::read_to_string(&self.path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(DiskError::io(&self.path, "read", error)),
+        }
+    }
+
+    /// Keeps what is to be kept once it is its turn, durably; or nothing any more.
+    fn keep(&self, text: impl FnOnce() -> Option<String>) -> Result<(), DiskError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = |error| DiskError::io(&self.path, "write", error);
+        match text() {
+            None => match fs::remove_file(&self.path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                removed => removed.map_err(failed)?,
+            },
+            Some(text) => {
+                let next = self.path.with_extension("reservations.next");
+                let mut file = fs::File::create(&next).map_err(failed)?;
+                file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+                fs::rename(&next, &self.path).map_err(failed)?;
+            }
+        }
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
 }
 
@@ -157,19 +238,30 @@ impl Disks {
         self.image_is_fit(client).await?;
         let slot = Arc::clone(self.slots().entry(client.name.clone()).or_default());
         let (files, policy) = (self.files(client), client.disk);
+        let (state, name, read_only) = (self.state.clone(), client.name.clone(), client.read_only);
         let (target, lanes, openings) = (target.to_owned(), Arc::clone(&self.lanes), Arc::clone(&self.openings));
         // In a task of its own: a login that is given up meanwhile must not leave a file half open, for the next one to
         // find locked.
         self.detached(client, "open", async move {
             let _turn = openings.acquire().await.expect("never closed");
             let opening = files.clone();
+            let reservations = ReservationFile::of(&state, &name);
+            let note = state.join("pending").join(format!("{name}.atomic"));
             let open = || async move {
                 let path = opening.disk().to_owned();
-                let opened = tokio::task::spawn_blocking(move || opening.open()).await;
-                let overlay = opened.map_err(|panic| DiskError::io(&path, "open", io::Error::other(panic)))??;
-                Ok::<_, ServeError>(ClientDisk::of_file(Arc::new(overlay), &target, &lanes))
+                let open = move || {
+                    let overlay = Arc::new(opening.open()?);
+                    let note = Note::open(note, &overlay)?;
+                    let text = reservations.text()?;
+                    Ok::<_, ServeError>((overlay, Beside { reservations, text, note: Some(note) }))
+                };
+                let opened = tokio::task::spawn_blocking(open).await;
+                let (overlay, beside) =
+                    opened.map_err(|panic| DiskError::io(&path, "open", io::Error::other(panic)))??;
+                Ok::<_, ServeError>(ClientDisk::of_file(overlay, &target, &lanes, beside))
             };
             let disk = Arc::clone(slot.get_or_try_init(open).await?);
+            disk.unit().set_read_only(read_only || disk.disk.read_only());
             let volatile = disk.overlay.clone().filter(|overlay| overlay.is_volatile());
             if let Some(overlay) = volatile.filter(|_| policy == DiskPolicy::Keep) {
                 let path = files.disk().to_owned();
@@ -228,7 +320,13 @@ impl Disks {
     pub async fn make_anew(&self, client: &Client) -> Result<bool, ServeError> {
         self.image_is_fit(client).await?;
         let files = self.put_away(client).await;
-        self.on_files(client, files, "make anew", |files| files.make_anew(&mut |_| ())).await
+        let reservations = ReservationFile::of(&self.state, &client.name);
+        self.on_files(client, files, "make anew", move |files| {
+            // Whoever reserved the old disk has nothing to do with the new one.
+            reservations.keep(|| None)?;
+            files.make_anew(&mut |_| ())
+        })
+        .await
     }
 
     /// Replaces the client's disk by a new child of one of its checkpoints, as [`make_anew`](Disks::make_anew) does.
@@ -240,7 +338,12 @@ impl Disks {
     pub(super) async fn roll_back(&self, client: &Client, to: Layer) -> Result<bool, ServeError> {
         self.image_is_fit(client).await?;
         let files = self.put_away(client).await;
-        self.on_files(client, files, "roll back", move |files| files.roll_back(&to, &mut |_| ())).await
+        let reservations = ReservationFile::of(&self.state, &client.name);
+        self.on_files(client, files, "roll back", move |files| {
+            reservations.keep(|| None)?;
+            files.roll_back(&to, &mut |_| ())
+        })
+        .await
     }
 
     /// The client's checkpoints and other layers, as they lie there.
@@ -332,7 +435,7 @@ impl Disks {
 
     /// Serves this disk as the client's from now on, where the state folder has none to open: for disks that are no files.
     pub fn put(&self, client: ClientName, target: &str, disk: Arc<dyn Disk>) -> Arc<ClientDisk> {
-        let served = ClientDisk::new(disk, None, target, &self.lanes);
+        let served = ClientDisk::of_disk(disk, target, &self.lanes);
         self.slots().insert(client, Arc::new(OnceCell::new_with(Some(Arc::clone(&served)))));
         served
     }

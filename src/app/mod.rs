@@ -3,6 +3,7 @@
 //! Not here: sockets and wire formats. An adapter holds an `Arc<App>` and asks it.
 
 pub mod access;
+mod atomic;
 pub mod bootfiles;
 pub mod boots;
 mod children;

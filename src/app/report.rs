@@ -651,6 +651,7 @@ mod tests {
             image: "debian-12".parse().unwrap(),
             disk: crate::fleet::DiskPolicy::Keep,
             initiators: crate::fleet::Initiators::OwnOnly,
+            read_only: false,
             off: false,
             title: None,
             note: None,

@@ -20,22 +20,30 @@ use crate::fleet::{Client, ClientName, DiskPolicy, Fleet, ImageName, Initiators,
 struct Common {
     image: Given<ImageName>,
     disk: Given<DiskPolicy>,
+    /// Whether the disk may only be read.
+    mode: Given<bool>,
     off: Given<bool>,
 }
 
 impl Common {
-    const NOTHING: Self = Self { image: Given::Absent, disk: Given::Absent, off: Given::Absent };
+    const NOTHING: Self = Self { image: Given::Absent, disk: Given::Absent, mode: Given::Absent, off: Given::Absent };
 
     fn read<'a>(walker: &mut Walker<'a>, section: &Section<'a>) -> Self {
         Self {
             image: walker.parsed(section, "image", values::image),
             disk: walker.parsed(section, "disk", disk_policy),
+            mode: walker.parsed(section, "mode", read_only),
             off: walker.flag(section, "off"),
         }
     }
 
     fn or(&self, farther: &Self) -> Self {
-        Self { image: self.image.or(&farther.image), disk: self.disk.or(&farther.disk), off: self.off.or(&farther.off) }
+        Self {
+            image: self.image.or(&farther.image),
+            disk: self.disk.or(&farther.disk),
+            mode: self.mode.or(&farther.mode),
+            off: self.off.or(&farther.off),
+        }
     }
 }
 
@@ -374,10 +382,19 @@ impl Entry {
             image: self.all.image.value()?,
             disk: self.all.disk.value().unwrap_or_default(),
             initiators,
+            read_only: self.all.mode.value().unwrap_or(false),
             off: self.all.off.value().unwrap_or(false),
             title: self.title.value(),
             note: self.note.value(),
         })
+    }
+}
+
+fn read_only(text: &str) -> Result<bool, Refusal> {
+    match text {
+        "read-only" => Ok(true),
+        "read-write" => Ok(false),
+        _ => Err(unknown_word("mode", text, &["read-only", "read-write"])),
     }
 }
 

@@ -19,7 +19,7 @@ use super::vhd::wire::{Footer, Header, Kind, LocatorKind};
 use super::vhdx::Vhdx;
 use super::vhdx::engine::At;
 use super::vhdx::wire::{ParentLocator, SIGNATURE};
-use super::{Disk, SECTOR};
+use super::{Disk, SECTOR, Stretch};
 
 /// Layers that a chain may have. Each costs a lookup per request; more than this is a loop or an accident.
 pub const MAX_DEPTH: usize = 64;
@@ -595,6 +595,47 @@ impl Disk for Chain {
             Layer::Sparse(sparse) => sparse.read_only(),
             Layer::Vhdx(vhdx) => vhdx.read_only(),
         }
+    }
+
+    fn provisioning(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Stretch>, DiskError> {
+        self.check(offset, len)?;
+        let (mut stretches, mut at) = (Vec::<Stretch>::new(), offset);
+        while at < offset + len {
+            let step = ZERO_STEP.min(offset + len - at);
+            for extent in self.resolve(at, step)? {
+                let Some((media, start)) = extent.at else {
+                    add_stretch(&mut stretches, Stretch { len: extent.len, mapped: false });
+                    continue;
+                };
+                // What a file has may be a hole in it: zeros that were written, or freed.
+                let (mut here, end) = (start, start + extent.len);
+                while here < end && stretches.len() <= most {
+                    let data = media.next_data(here)?.unwrap_or(end).clamp(here, end);
+                    let hole = if data < end { media.next_hole(data)?.clamp(data + 1, end) } else { end };
+                    add_stretch(&mut stretches, Stretch { len: data - here, mapped: false });
+                    add_stretch(&mut stretches, Stretch { len: hole - data, mapped: true });
+                    here = hole;
+                }
+                if here < end {
+                    break;
+                }
+            }
+            if stretches.len() > most {
+                stretches.truncate(most);
+                break;
+            }
+            at += step;
+        }
+        Ok(stretches)
+    }
+}
+
+/// Adds a stretch, or lengthens the last one where it is alike.
+fn add_stretch(stretches: &mut Vec<Stretch>, new: Stretch) {
+    match stretches.last_mut() {
+        _ if new.len == 0 => {}
+        Some(last) if last.mapped == new.mapped => last.len += new.len,
+        _ => stretches.push(new),
     }
 }
 

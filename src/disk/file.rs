@@ -72,6 +72,14 @@ pub trait Media: Send + Sync + Debug {
     /// # Errors
     /// The system's.
     fn next_data(&self, offset: u64) -> Result<Option<u64>, DiskError>;
+    /// The first byte at or after `offset`, which is not in a hole, from which a hole goes on; at most the file's end.
+    ///
+    /// # Errors
+    /// The system's.
+    fn next_hole(&self, offset: u64) -> Result<u64, DiskError> {
+        let _ = offset;
+        self.len()
+    }
 }
 
 /// Reads `len` bytes; the caller has bounded `len`.
@@ -310,6 +318,14 @@ impl Media for File {
             Err(Errno::NXIO) => Ok(None),
             Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(offset)),
             Err(errno) => Err(self.error("look for data", errno)),
+        }
+    }
+
+    fn next_hole(&self, offset: u64) -> Result<u64, DiskError> {
+        match rustix::fs::seek(&self.file, SeekFrom::Hole(offset)) {
+            Ok(at) => Ok(at),
+            Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NXIO) => self.len(),
+            Err(errno) => Err(self.error("look for a hole", errno)),
         }
     }
 }

@@ -134,6 +134,7 @@ mod tests {
             image: "debian-12".parse().unwrap(),
             disk: DiskPolicy::Keep,
             initiators: Initiators::OwnOnly,
+            read_only: false,
             off,
             title: None,
             note: Some("by the door".to_owned()),

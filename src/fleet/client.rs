@@ -122,6 +122,8 @@ pub struct Client {
     pub disk: DiskPolicy,
     /// Who else may log in.
     pub initiators: Initiators,
+    /// Its disk may be read, not written.
+    pub read_only: bool,
     /// Out of service: no offer, no login.
     pub off: bool,
     /// A title for lists.

@@ -402,6 +402,7 @@ mod tests {
             image: "debian-12".parse().unwrap(),
             disk: DiskPolicy::Keep,
             initiators: Initiators::OwnOnly,
+            read_only: false,
             off: false,
             title: None,
             note: None,

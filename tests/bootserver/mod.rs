@@ -119,6 +119,7 @@ fn fleet() -> Fleet {
         image: "debian-12".parse().unwrap(),
         disk: DiskPolicy::Keep,
         initiators: Initiators::OwnOnly,
+        read_only: false,
         off: false,
         title: None,
         note: None,

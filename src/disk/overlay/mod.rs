@@ -41,10 +41,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use super::Disk;
+use uuid::Uuid;
+
 use super::chain::{Chain, PendingPath};
 use super::error::DiskError;
 use super::file::{Access, File, Media};
+use super::{Disk, Stretch};
 use format::{Seen, look};
 use layers::open_layers;
 pub use layers::{Layer, MAX_NOTE, Note, Place, Step, Tree};
@@ -191,6 +193,15 @@ impl Overlay {
     #[must_use]
     pub fn base(&self) -> &Arc<Chain> {
         &self.base
+    }
+
+    /// The identity of the file that is on top now.
+    ///
+    /// # Panics
+    /// Never: the top is a child, and every child has one.
+    #[must_use]
+    pub fn unique_id(&self) -> Uuid {
+        self.top().unique_id().expect("a child has an identity")
     }
 
     /// Whether a flush waits for nothing, see [`Chain::open_volatile`].
@@ -454,5 +465,9 @@ impl Disk for Overlay {
 
     fn read_only(&self) -> bool {
         self.top().read_only()
+    }
+
+    fn provisioning(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Stretch>, DiskError> {
+        self.top().provisioning(offset, len, most)
     }
 }
