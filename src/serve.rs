@@ -139,6 +139,7 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     };
     tokio::join!(serving, told);
 
+    app.works.stop();
     app.disks.close_all().await;
     writer.flush().await.context("what was seen last could not be stored")?;
     tracing::info!("stopped; every disk is settled");
@@ -150,8 +151,8 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
 fn raise_descriptor_limit(clients: usize) {
     /// The store, logs, images, listening sockets, TFTP and HTTP transfers.
     const OTHER: usize = 512;
-    /// A client's disk and its pending map.
-    const PER_DISK: usize = 2;
+    /// A client's disk, its pending map, and a checkpoint or two.
+    const PER_DISK: usize = 4;
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

@@ -357,7 +357,10 @@ fn the_running_process_is_asked_where_there_is_one() {
         assert!(out.contains("script after 2.5 s"), "{out}");
 
         let (out, _) = expect(&lab.roost(&["client", "show", "pc-01"]), DONE);
-        assert!(out.contains("  address    10.0.0.7\n") && out.contains("   2.5 s  script      boot.ipxe\n"), "{out}");
+        assert!(
+            out.contains("  address      10.0.0.7\n") && out.contains("   2.5 s  script      boot.ipxe\n"),
+            "{out}"
+        );
         let (out, _) = expect(&lab.roost(&["client", "show", "pc-01", "--json"]), DONE);
         assert_eq!(serde_json::from_str::<ClientReport>(&out).unwrap().name, "pc-01");
 

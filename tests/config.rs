@@ -103,6 +103,27 @@ fn each_commented_key_of_the_example_works_or_is_refused_by_name() {
 }
 
 #[test]
+fn a_disk_is_read_only_where_the_nearest_level_says_so() {
+    let text = r#"
+        [server]
+        dhcp = "off"
+        [defaults]
+        image = "debian-12"
+        [clients]
+        a = "52:54:00:aa:00:01"
+        b = { mac = "52:54:00:aa:00:02", mode = "read-only" }
+        [group.kiosk]
+        mode = "read-only"
+        [group.kiosk.clients]
+        c = "52:54:00:aa:00:03"
+        d = { mac = "52:54:00:aa:00:04", mode = "read-write" }
+    "#;
+    let loaded = parse(text).unwrap_or_else(|report| panic!("{report}"));
+    let read_only: Vec<bool> = loaded.config.fleet.clients().map(|client| client.read_only).collect();
+    assert_eq!(read_only, [false, true, true, false]);
+}
+
+#[test]
 fn what_happens_to_a_disk_is_said_at_three_levels_and_the_nearest_wins() {
     use roost::fleet::DiskPolicy::{Keep, Reset};
     let text = r#"

@@ -119,6 +119,7 @@ fn app() -> App {
         disk: DiskPolicy::Keep,
         initiators: Initiators::OwnOnly,
         chap: false,
+        read_only: false,
         off: false,
         title: None,
         note: None,

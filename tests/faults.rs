@@ -847,7 +847,7 @@ fn a_host_that_is_full_loses_nothing_and_recovers() {
     // A disk that is to be made cannot be, and says so.
     assert_eq!(connect(PC_02).log_in(&initiator_of("pc-02"), &target_of("pc-02"), Isid::system(1)), 0x0300);
     let form = "pc-02  refused     CHILD: no space left on the host: free some; what was acknowledged is safe";
-    server.says(&documented(form, &[("CHILD", &lab.name("state/disks/pc-02.vhd.next.new"))]));
+    server.says(&documented(form, &[("CHILD", &lab.name("state/disks/pc-02.vhd.next"))]));
     // A lease that cannot be stored is not given.
     let socket = dhcp_client();
     assert_eq!(offered(&socket, 2, 1), Some(PC_02), "an offer needs no space");

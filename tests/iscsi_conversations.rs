@@ -18,8 +18,8 @@ use roost::iscsi::login::{Login, Next, Verdict};
 use roost::iscsi::pdu::{Digests, Pdu, opcode};
 use roost::iscsi::session::Session;
 use roost::iscsi::{MAX_DATA_SEGMENT, frame};
-use roost::scsi::Nexus;
 use roost::scsi::unit::LogicalUnit;
+use roost::scsi::{InitiatorPort, Nexus};
 
 const UPDATE: &str = "ROOST_UPDATE";
 
@@ -75,7 +75,7 @@ fn lines(out: &[u8]) -> String {
 
 fn replay(folder: &Path) {
     let mut unit = LogicalUnit::new("iqn.2026-11.internal.roost:pc-01", 1 << 30, false);
-    unit.attach(Nexus(1));
+    unit.attach(Nexus(1), InitiatorPort { name: "i".to_owned(), isid: [0; 6] });
     let unit = Mutex::new(unit);
     let (mut login, mut session) = (Login::default(), None::<Session>);
     for number in 1.. {

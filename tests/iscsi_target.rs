@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use initiator::{Answer, Initiator, Isid, READ, cdb_read, status_of};
+use initiator::{Answer, CONFLICT, Initiator, Isid, READ, cdb_read, status_of};
 use roost::app::App;
 use roost::app::disks::ClientDisk;
 use roost::app::recorder::Recorder;
@@ -39,8 +39,8 @@ fn master_block(n: usize) -> Vec<u8> {
     vec![u8::try_from(n % 251).unwrap(); 512]
 }
 
-/// A target with four clients: `pc-01` at [`HOME`], `pc-02` that lets [`ADMIN`] in, `pc-03` that is switched off, and
-/// `pc-04` that must pass CHAP.
+/// A target with five clients: `pc-01` at [`HOME`], `pc-02` that lets [`ADMIN`] in, `pc-03` that is switched off, `pc-04` whose
+/// disk is read-only, and `pc-05` that must pass CHAP.
 struct Lab {
     state: TempDir,
     life: Option<Life>,
@@ -64,6 +64,7 @@ fn client(number: u8, initiators: Initiators, off: bool) -> Client {
         disk: DiskPolicy::Keep,
         initiators,
         chap: false,
+        read_only: false,
         off,
         title: None,
         note: None,
@@ -148,7 +149,8 @@ impl Life {
             client(1, Initiators::OwnOnly, false),
             client(2, admin, false),
             client(3, Initiators::Anyone, true),
-            Client { chap: true, ..client(4, Initiators::OwnOnly, false) },
+            Client { read_only: true, ..client(4, Initiators::OwnOnly, false) },
+            Client { chap: true, ..client(5, Initiators::OwnOnly, false) },
         ]);
         let app = Arc::new(App::new(settings, fleet.unwrap(), Recorder::detached(), "this-boot".to_owned()));
         let runtime = Runtime::new().unwrap();
@@ -437,7 +439,7 @@ fn no_write_lands_after_a_reset_and_the_others_are_told_once() {
     assert!(landed == [10] || landed == [10, 20], "{landed:?}");
     assert_eq!(other.test_unit_ready(), Some((6, 0x29, 0x03)));
     assert_eq!(other.test_unit_ready(), None, "once");
-    assert_eq!(actor.test_unit_ready(), None, "the one that reset it is not told");
+    assert_eq!(actor.test_unit_ready(), Some((6, 0x29, 0x03)), "the one that reset it, too");
     other.write(21, &[3; 512]);
     assert_eq!(gate.landed(), [landed, vec![21]].concat(), "no more of what was stopped, no answers of it either");
 }
@@ -683,7 +685,7 @@ fn bytes_of(hexadecimal: &str) -> Vec<u8> {
 /// Logs in to the client with CHAP as iPXE does, which asks on in every request; its status, and what the target proved.
 fn chap(session: &mut Initiator, name: &str, secret: &str, algorithm: Algorithm) -> (u16, Option<String>) {
     const ON: u8 = 0x81;
-    let (own, target) = names(4);
+    let (own, target) = names(5);
     let isid = Isid::loader(1);
     let first = format!("InitiatorName={own}\0TargetName={target}\0SessionType=Normal\0AuthMethod=CHAP,None\0");
     let (status, flags, text) = session.login_step(ON, isid, 0, &first);
@@ -714,13 +716,13 @@ fn chap(session: &mut Initiator, name: &str, secret: &str, algorithm: Algorithm)
 fn a_client_with_chap_opens_its_disk_to_who_knows_its_secret_and_proves_to_know_its_own() {
     let lab = Lab::new();
     let last = || lab.events(Stage::Refused).pop().unwrap();
-    let guess = chap(&mut lab.connect(HOME), "pc-04", "a-guess", Algorithm::Md5);
+    let guess = chap(&mut lab.connect(HOME), "pc-05", "a-guess", Algorithm::Md5);
     assert_eq!(guess.0, 0x0201);
     assert!(last().detail.contains("there is no CHAP secret yet"), "{}", last().detail);
-    let secrets = lab.life().runtime.block_on(lab.app().secrets.of(&name(4))).unwrap();
+    let secrets = lab.life().runtime.block_on(lab.app().secrets.of(&name(5))).unwrap();
     for algorithm in [Algorithm::Md5, Algorithm::Sha256, Algorithm::Sha3_256] {
         let mut session = lab.connect(HOME);
-        let (status, proved) = chap(&mut session, "pc-04", &secrets.machine, algorithm);
+        let (status, proved) = chap(&mut session, "pc-05", &secrets.machine, algorithm);
         assert_eq!(status, 0);
         let challenge: Vec<u8> = (0..16).map(|n| n * 0x11).collect();
         assert_eq!(proved, Some(hexadecimal(&algorithm.respond(77, &secrets.server, &challenge))));
@@ -728,28 +730,28 @@ fn a_client_with_chap_opens_its_disk_to_who_knows_its_secret_and_proves_to_know_
         assert_eq!(session.read(2, 1), master_block(2));
     }
     for (user, secret, why) in [
-        ("pc-04", "a-guess-of-many", "its CHAP secret is wrong"),
-        ("pc-04", secrets.server.as_str(), "its CHAP secret is wrong"),
+        ("pc-05", "a-guess-of-many", "its CHAP secret is wrong"),
+        ("pc-05", secrets.server.as_str(), "its CHAP secret is wrong"),
         ("pc-01", secrets.machine.as_str(), "its CHAP name is not this client's"),
     ] {
         assert_eq!(chap(&mut lab.connect(HOME), user, secret, Algorithm::Md5).0, 0x0201, "{why}");
         assert!(last().detail.contains(why), "{}", last().detail);
-        assert_eq!(last().client, Some(name(4)));
+        assert_eq!(last().client, Some(name(5)));
     }
     // The secret alone opens nothing, and neither do name and address.
-    assert_eq!(chap(&mut lab.connect(ELSEWHERE), "pc-04", &secrets.machine, Algorithm::Md5).0, 0x0202);
-    let (own, target) = names(4);
+    assert_eq!(chap(&mut lab.connect(ELSEWHERE), "pc-05", &secrets.machine, Algorithm::Md5).0, 0x0202);
+    let (own, target) = names(5);
     assert_eq!(lab.connect(HOME).log_in(&own, &target, Isid::system(1)), 0x0201);
     assert!(last().detail.contains("it offers no CHAP"), "{}", last().detail);
     // Whoever lists targets need not prove anything.
     assert_eq!(lab.connect(HOME).log_in_to_discovery(&own), 0);
     // A new machine gets another secret; what the old one knows is worth nothing.
-    lab.life().runtime.block_on(lab.app().secrets.forget(&name(4)));
-    assert_eq!(chap(&mut lab.connect(HOME), "pc-04", &secrets.machine, Algorithm::Md5).0, 0x0201);
-    let renewed = lab.life().runtime.block_on(lab.app().secrets.of(&name(4))).unwrap();
+    lab.life().runtime.block_on(lab.app().secrets.forget(&name(5)));
+    assert_eq!(chap(&mut lab.connect(HOME), "pc-05", &secrets.machine, Algorithm::Md5).0, 0x0201);
+    let renewed = lab.life().runtime.block_on(lab.app().secrets.of(&name(5))).unwrap();
     assert_ne!(renewed, secrets);
-    assert_eq!(chap(&mut lab.connect(HOME), "pc-04", &secrets.machine, Algorithm::Md5).0, 0x0201);
-    assert_eq!(chap(&mut lab.connect(HOME), "pc-04", &renewed.machine, Algorithm::Md5).0, 0);
+    assert_eq!(chap(&mut lab.connect(HOME), "pc-05", &secrets.machine, Algorithm::Md5).0, 0x0201);
+    assert_eq!(chap(&mut lab.connect(HOME), "pc-05", &renewed.machine, Algorithm::Md5).0, 0);
     assert_eq!(lab.app().tally.refused_logins.count(), 8);
     let told = lab.events(Stage::Refused);
     assert!(told.iter().all(|event| !event.detail.contains(&secrets.machine)), "no secret is ever told");
@@ -897,4 +899,184 @@ fn ten_thousand_login_attempts_exhaust_nothing() {
     assert!(lab.app().tally.turned_away.count() + lab.app().tally.broken.count() > 2_000);
     drop(open);
     eventually("they are gone", || lab.app().sessions.of(&name(1)).len() == 1);
+}
+
+/// A sixteen-byte CDB: LBA at 2, count at 10.
+fn sixteen(opcode: u8, options: u8, lba: u64, count: u32) -> Vec<u8> {
+    [&[opcode, options][..], &lba.to_be_bytes(), &count.to_be_bytes(), &[0, 0]].concat()
+}
+
+fn compare_and_write(lba: u64, blocks: u8) -> Vec<u8> {
+    [&[0x89, 0][..], &lba.to_be_bytes(), &[0, 0, 0, blocks, 0, 0]].concat()
+}
+
+#[test]
+fn of_two_who_compare_and_write_one_wins_each_time() {
+    const ROUNDS: u64 = 200;
+    /// A block that says a number.
+    fn block(number: u64) -> Vec<u8> {
+        [&number.to_be_bytes()[..], &[0xaa; 504]].concat()
+    }
+    let lab = Lab::new();
+    let mut sessions = [lab.log_in(2, Isid::system(1)), lab.connect(ELSEWHERE)];
+    assert_eq!(sessions[1].log_in(ADMIN, &names(2).1, Isid::system(1)), 0);
+    sessions.iter_mut().for_each(Initiator::settle);
+    sessions[0].write(64, &block(0));
+    let count = |mut session: Initiator| {
+        let mut won = 0;
+        loop {
+            let there = session.read(64, 1);
+            let number = u64::from_be_bytes(there[..8].try_into().unwrap());
+            if number >= ROUNDS {
+                return won;
+            }
+            match session.tell(&compare_and_write(64, 1), &[there, block(number + 1)].concat()) {
+                Ok(()) => won += 1,
+                Err(lost) => assert_eq!(lost, (0xE, 0x1D, 0)),
+            }
+        }
+    };
+    let won: u64 = std::thread::scope(|scope| {
+        let both = sessions.map(|session| scope.spawn(|| count(session)));
+        both.map(|one| one.join().unwrap()).iter().sum()
+    });
+    let mut after = lab.log_in(2, Isid::system(2));
+    after.settle();
+    assert_eq!(after.read(64, 1), block(won), "as many steps as were won");
+}
+
+#[test]
+fn what_is_compared_combined_verified_and_copied_is_what_is_read() {
+    let lab = Lab::new();
+    let mut session = lab.log_in(1, Isid::system(1));
+    session.settle();
+    // The master's bytes are compared like any others.
+    let new = [master_block(3), master_block(4), vec![0x11; 1024]].concat();
+    assert_eq!(session.tell(&compare_and_write(3, 2), &new), Ok(()));
+    assert_eq!(session.tell(&compare_and_write(3, 2), &new), Err((0xE, 0x1D, 0)));
+    assert_eq!(session.read(2, 4), [master_block(2), vec![0x11; 1024], master_block(5)].concat());
+    // ORWRITE over one block of ours and one of the master's.
+    assert_eq!(session.tell(&sixteen(0x8B, 0, 4, 2), &[0x40; 1024]), Ok(()));
+    assert_eq!(session.read(4, 2), [vec![0x51; 512], vec![0x45; 512]].concat());
+    // WRITE AND VERIFY, WRITE ATOMIC.
+    assert_eq!(session.tell(&sixteen(0x8E, 0x02, 9, 1), &[0x22; 512]), Ok(()));
+    let atomic = [&[0x9C, 0][..], &16_u64.to_be_bytes(), &[0, 0, 0, 8, 0, 0]].concat();
+    assert_eq!(session.tell(&atomic, &[0x33; 4096]), Ok(()));
+    assert_eq!(session.read(9, 1), [0x22; 512]);
+    assert_eq!(session.read(15, 10), [master_block(15), vec![0x33; 4096], master_block(24)].concat());
+    // EXTENDED COPY of blocks 2 to 9 to 100 and, overlapping, one further.
+    let page = session.ask(&[0x12, 1, 0x83, 0, 255, 0], 255).unwrap();
+    let mut list = vec![9, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0, 56, 0, 0, 0, 0];
+    list.extend_from_slice(&[0xE4, 0, 0, 0, 1, 3, 0, 8]);
+    list.extend_from_slice(&page[8..16]);
+    list.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0]);
+    for (count, from, to) in [(8_u16, 2_u64, 100_u64), (3, 100, 101)] {
+        list.extend_from_slice(&[2, 0, 0, 24, 0, 0, 0, 0, 0, 0]);
+        list.extend_from_slice(&count.to_be_bytes());
+        list.extend_from_slice(&from.to_be_bytes());
+        list.extend_from_slice(&to.to_be_bytes());
+    }
+    let before = session.read(2, 8);
+    assert_eq!(session.tell(&sixteen(0x83, 0, 0, u32::try_from(list.len()).unwrap()), &list), Ok(()));
+    assert_eq!(session.read(100, 8), [before[..512].repeat(4), before[4 * 512..].to_vec()].concat());
+    let status = session.ask(&[0x84, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 0, 0], 12);
+    assert_eq!(status.unwrap(), [0, 0, 0, 8, 1, 0, 2, 1, 0, 0, 0, 5], "done: two segments, eleven blocks");
+}
+
+#[test]
+fn what_is_mapped_is_told_and_a_sanitized_disk_is_zeros_without_space() {
+    let lab = Lab::new();
+    let mut session = lab.log_in(1, Isid::system(1));
+    session.settle();
+    session.write(0, &[0xee; 16 * 512]);
+    session.unmap(0, 8);
+    let status = |session: &mut Initiator, lba| session.ask(&sixteen(0x9E, 0x12, lba, 255), 255).unwrap();
+    let first = status(&mut session, 0);
+    assert_eq!(first[8..24], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 1, 0, 0, 0], "freed");
+    assert_eq!(first[24..32], [0, 0, 0, 0, 0, 0, 0, 8]);
+    assert_eq!(first[36], 0, "ours and the master's blocks are mapped");
+    let blocks = u64::try_from(MASTER / 512).unwrap();
+    let beyond = session.ask(&sixteen(0x9E, 0x12, blocks, 255), 255);
+    assert_eq!(beyond, Err((5, 0x21, 0)));
+
+    assert_eq!(session.tell(&[0x48, 0x02, 0, 0, 0, 0, 0, 0, 0, 0], &[]), Ok(()));
+    let all = status(&mut session, 0);
+    let count = u32::try_from(blocks).unwrap().to_be_bytes();
+    assert_eq!(all, [&[0, 0, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &count, &[1, 0, 0, 0]].concat());
+    assert_eq!(session.read(0, 2048), vec![0; 1 << 20]);
+    // The log page: nothing is used.
+    let used = session.ask(&[0x4D, 0, 0x4C, 0, 0, 0, 0, 0, 64, 0], 64).unwrap();
+    assert_eq!(used, [0x0C, 0, 0, 12, 0, 2, 3, 8, 0, 0, 0, 0, 1, 0, 0, 0]);
+}
+
+#[test]
+fn a_read_only_disk_says_so_and_is_never_written() {
+    let lab = Lab::new();
+    let mut session = lab.log_in(4, Isid::system(1));
+    session.settle();
+    let mode = session.ask(&[0x1A, 0x08, 0x3F, 0, 255, 0], 255).unwrap();
+    assert_eq!(mode[2], 0x90, "WP, DPOFUA");
+    for (cdb, data) in [
+        (sixteen(0x8A, 0, 0, 1), vec![1; 512]),
+        (sixteen(0x93, 0x09, 0, 1), Vec::new()),
+        (compare_and_write(0, 1), vec![0; 1024]),
+        (vec![0x48, 0x02, 0, 0, 0, 0, 0, 0, 0, 0], Vec::new()),
+    ] {
+        assert_eq!(session.tell(&cdb, &data), Err((7, 0x27, 0)), "{cdb:02x?}");
+    }
+    assert_eq!(session.read(0, 2), [master_block(0), master_block(1)].concat());
+}
+
+/// PERSISTENT RESERVE OUT with these keys, to be kept.
+fn reserve_out(session: &mut Initiator, action: u8, kind: u8, keys: [u8; 2]) -> Result<(), (u8, u8, u8)> {
+    let mut list = [0; 24];
+    (list[7], list[15], list[20]) = (keys[0], keys[1], 1);
+    session.tell(&[0x5F, action, kind, 0, 0, 0, 0, 0, 24, 0], &list)
+}
+
+#[test]
+fn a_reservation_that_is_to_be_kept_outlives_the_process() {
+    let mut lab = Lab::new();
+    let conflict = Err((CONFLICT, 0, 0));
+    let enter = |lab: &Lab| {
+        let (mut own, mut admin) = (lab.log_in(2, Isid::system(1)), lab.connect(ELSEWHERE));
+        assert_eq!(admin.log_in(ADMIN, &names(2).1, Isid::system(7)), 0);
+        own.settle();
+        admin.settle();
+        (own, admin)
+    };
+    let write = |session: &mut Initiator| session.tell(&sixteen(0x8A, 0, 0, 1), &[1; 512]);
+    let (mut own, mut admin) = enter(&lab);
+    assert_eq!(reserve_out(&mut admin, 0, 0, [0, 5]), Ok(()));
+    assert_eq!(reserve_out(&mut admin, 1, 1, [5, 0]), Ok(()));
+    assert_eq!((write(&mut own), write(&mut admin)), (conflict, Ok(())));
+    drop((own, admin));
+    lab.die_and_begin_again();
+
+    let (mut own, mut admin) = enter(&lab);
+    assert_eq!((write(&mut own), write(&mut admin)), (conflict, Ok(())));
+    // The machine takes it over: the other is told, and finds itself out.
+    assert_eq!(reserve_out(&mut own, 6, 0, [0, 9]), Ok(()));
+    assert_eq!(reserve_out(&mut own, 5, 3, [9, 5]), Ok(()));
+    assert_eq!(write(&mut admin), Err((6, 0x2A, 0x05)));
+    assert_eq!((write(&mut own), write(&mut admin)), (Ok(()), conflict));
+    assert_eq!(reserve_out(&mut own, 3, 0, [9, 0]), Ok(()));
+    assert_eq!(write(&mut admin), Ok(()));
+    drop((own, admin));
+    lab.die_and_begin_again();
+    let (mut own, mut admin) = enter(&lab);
+    assert_eq!((write(&mut own), write(&mut admin)), (Ok(()), Ok(())));
+}
+
+#[test]
+fn an_initiator_that_is_let_in_comes_by_two_paths() {
+    let lab = Lab::new();
+    let mut paths = [1, 2].map(|number| {
+        let mut path = lab.connect(ELSEWHERE);
+        assert_eq!(path.log_in(ADMIN, &names(2).1, Isid::system(number)), 0);
+        path
+    });
+    // The first did not answer anything meanwhile, and is still there.
+    paths.iter_mut().for_each(Initiator::settle);
+    assert_eq!(lab.app().sessions.of(&name(2)).len(), 2);
 }

@@ -141,6 +141,7 @@ impl Life {
             disk: policy,
             initiators: Initiators::OwnOnly,
             chap,
+            read_only: false,
             off: false,
             title: None,
             note: None,
@@ -348,7 +349,7 @@ fn a_machine_whose_disk_cannot_be_made_anew_gets_no_script() {
     fs::remove_file(lab.state.path().join("images/linux/1.vhd")).unwrap();
     fs::remove_dir(lab.state.path().join("images/linux")).unwrap();
     // A folder where the new file is to be: it cannot be made whether the master is still open or not.
-    fs::create_dir(lab.state.path().join("disks/pc-01.vhd.next.new")).unwrap();
+    fs::create_dir(lab.state.path().join("disks/pc-01.vhd.next")).unwrap();
     assert_eq!(lab.fetch("GET", HOME), 503);
     let why = lab.refusal();
     assert!(why.starts_with("its boot script: its disk cannot be made anew: "), "{why}");

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the demo and the tests need, and says which ones.
 #
-#   packages.sh SET...      SET is one of: demo boot disks interop unit bench
+#   packages.sh SET...      SET is one of: demo boot disks interop iscsi unit bench
 #
 # Nothing that is installed here may go on running: a package such as open-iscsi is wanted for one binary, not for its
 # daemon. GRUB and the kernel of the machines under test are not installed at all; image.sh unpacks them.
@@ -22,6 +22,8 @@ interop_packages=(
     curl tftp-hpa atftp udhcpc isc-dhcp-client dnsmasq-base
     iproute2 procps python3
 )
+# A conformance suite for the target.
+iscsi_packages=(libiscsi-bin iproute2 procps python3)
 # The target's peer, and a client for both.
 bench_packages=(tgt gcc libc6-dev libiscsi-dev iproute2 procps python3)
 # Some of cargo's tests meet other programs too: readers of disks, and DHCP clients in a namespace.
@@ -124,6 +126,7 @@ install_sets() {
             boot) packages+=("${boot_packages[@]}") ;;
             disks) packages+=("${disks_packages[@]}") ;;
             interop) packages+=("${interop_packages[@]}") ;;
+            iscsi) packages+=("${iscsi_packages[@]}") ;;
             bench) packages+=("${bench_packages[@]}") ;;
             unit) packages+=("${unit_packages[@]}") ;;
             *) say "packages.sh: no set of packages is called '$set'" >&2; return 2 ;;

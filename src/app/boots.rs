@@ -47,7 +47,7 @@ pub enum BootError {
 #[derive(Debug, thiserror::Error)]
 pub enum ResetError {
     /// Somebody is using it.
-    #[error("the disk of `{client}` is in use: {} answers from {}", who.initiator, who.address)]
+    #[error("{}", running(client, who))]
     Running {
         /// The client's name.
         client: String,
@@ -73,6 +73,14 @@ pub struct ResetReport {
     pub disk_path: PathBuf,
     /// Where the old one is until the first login on the new one.
     pub previous_disk: Option<PathBuf>,
+    /// Checkpoints of the client, which stay.
+    #[serde(default)]
+    pub checkpoints: usize,
+}
+
+/// Says who keeps a disk from being replaced.
+pub(super) fn running(client: &str, who: &Entry) -> String {
+    format!("the disk of `{client}` is in use: {} answers from {}", who.initiator, who.address)
 }
 
 /// What `POST /v1/clients/NAME/release` answers.
@@ -126,7 +134,7 @@ impl App {
         let (app, this) = (Arc::clone(self), client.clone());
         let decided = self.in_time(&client.name, async move {
             let answered = !app.sessions.clear(&this.name, BOOTED).await.is_empty();
-            let disk = app.disks.found(&this).await?;
+            let disk = app.disks.find_out(&this).await?;
             let decision = disk_at_boot(this.disk, Fetch { own_address, answered, disk });
             if let DiskAtBoot::Anew(_) = decision {
                 app.disks.make_anew(&this).await?;
@@ -154,16 +162,18 @@ impl App {
             if let Some(who) = answered.into_iter().next() {
                 return Ok(Err(who));
             }
-            let made_anew = app.disks.found(&this).await? != DiskFound::Missing;
+            let made_anew = app.disks.find_out(&this).await? != DiskFound::Missing;
             let previous = made_anew && app.disks.make_anew(&this).await?;
             Ok(Ok((made_anew, previous)))
         });
         let (made_anew, previous) =
             done.await?.map_err(|who| ResetError::Running { client: client.name.to_string(), who })?;
         let state = &self.settings.state;
+        let checkpoints = self.disks.tree(client).await.map(|tree| tree.checkpoints().count()).unwrap_or_default();
         Ok(ResetReport {
             name: client.name.to_string(),
             made_anew,
+            checkpoints,
             disk_path: disk_path(state, &client.name),
             previous_disk: previous.then(|| previous_path(state, &client.name)),
         })
@@ -190,7 +200,7 @@ impl App {
 
     /// Does this behind the client's door, and waits for it at most [`PATIENCE`]. Once begun it goes on after that, and when
     /// nobody waits any more: half a boot is none.
-    async fn in_time<T: Send + 'static>(
+    pub(super) async fn in_time<T: Send + 'static>(
         &self,
         client: &ClientName,
         work: impl Future<Output = Result<T, BootError>> + Send + 'static,

@@ -1,11 +1,12 @@
 //! The files of one client's disk: how it is made, made anew and opened.
 //!
 //! ```text
-//! disks/NAME.vhd            the disk
-//! disks/NAME.vhd.next       its successor, while that is being made
-//! disks/NAME.vhd.previous   its predecessor, until the first login on the disk
-//! disks/NAME.volatile       which disks of this name are volatile, and since which boot of the host
-//! pending/NAME              the pending map of a durable disk
+//! disks/NAME.vhd                    the disk
+//! disks/NAME.checkpoint-3.vhd       a frozen layer below it, see `disk::overlay`
+//! disks/NAME.vhd.next               its successor, while that is being made
+//! disks/NAME.vhd.previous           its predecessor, until the first login on the disk
+//! disks/NAME.volatile               which disks of this name are volatile, and since which boot of the host
+//! pending/NAME                      the pending map of a durable disk
 //! ```
 //!
 //! A disk is *volatile* (it need not outlive the host's power) if the record names it: a line is the disk's unique id and
@@ -16,16 +17,18 @@
 //! Synchronous: callers run this on threads that may block, and see to it that no session uses the disk.
 
 use std::fs;
-use std::io::{self, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use uuid::Uuid;
 
 use super::disks::ServeError;
-use super::report::{disk_path, master_path, previous_path};
-use crate::disk::file::{Access, File};
-use crate::disk::vhd::{self, Footer};
+use super::report::{disk_path, master_path};
+use crate::disk::file::{Access, File, remove};
+use crate::disk::overlay::merge::{self, Progress};
+use crate::disk::overlay::{self, Layer, Overlay, Place, Tree};
+use crate::disk::vhd::Footer;
 use crate::disk::{Chain, DiskError, PendingPath};
 use crate::fleet::image::{FIRST_VERSION, master_file};
 use crate::fleet::policy::DiskFound;
@@ -34,15 +37,16 @@ use crate::fleet::{Client, DiskPolicy, ImageName};
 /// The masters that are open, each shared by all of its children.
 pub(super) type Masters = Arc<Mutex<std::collections::HashMap<PathBuf, Weak<Chain>>>>;
 
+/// Held while layers of any disk change places, for a moment.
+pub(super) type Gate = Arc<RwLock<()>>;
+
 /// The files of one client's disk.
 #[derive(Debug, Clone)]
 pub(super) struct ChildFiles {
     master: PathBuf,
     image: ImageName,
     policy: DiskPolicy,
-    disk: PathBuf,
-    next: PathBuf,
-    previous: PathBuf,
+    place: Place,
     record: PathBuf,
     pending: PendingPath,
     masters: Masters,
@@ -62,45 +66,49 @@ pub(super) enum Step {
 }
 
 impl ChildFiles {
-    pub(super) fn new(state: &Path, client: &Client, boot_id: &str, masters: &Masters) -> Self {
+    pub(super) fn new(state: &Path, client: &Client, boot_id: &str, masters: &Masters, gate: &Gate) -> Self {
         let disk = disk_path(state, &client.name);
         Self {
             master: master_path(state, &client.image),
             image: client.image.clone(),
             policy: client.disk,
-            next: disk.with_extension("vhd.next"),
-            previous: previous_path(state, &client.name),
             record: disk.with_extension("volatile"),
             pending: PendingPath {
                 path: state.join("pending").join(client.name.as_str()),
                 boot_id: boot_id.to_owned(),
             },
-            disk,
+            place: Place::new(disk).behind(Arc::clone(gate)),
             masters: Arc::clone(masters),
         }
     }
 
+    /// Where the disk's files are.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Where the disk is.
     pub(super) fn disk(&self) -> &Path {
-        &self.disk
+        self.place.top()
     }
 
     /// Opens the disk for a login, and makes it if it is missing. What was before it is removed.
     ///
     /// # Errors
     /// It cannot be made or opened, or what it held was lost with the host's power.
-    pub(super) fn open(&self) -> Result<Chain, ServeError> {
+    pub(super) fn open(&self) -> Result<Overlay, ServeError> {
         let master = self.master()?;
-        if !self.disk.exists() {
+        if !self.disk().exists() {
             self.make(&master, &mut |_| ())?;
         }
-        let chain = match self.volatile_since()? {
-            None => Chain::open_child(&self.disk, master, Some(self.pending.clone()))?,
-            Some(boot) if boot == self.pending.boot_id => Chain::open_volatile(&self.disk, master)?,
-            Some(_) => return Err(ServeError::Lost { disk: self.disk.clone() }),
+        let pending = match self.volatile_since()? {
+            None => Some(&self.pending),
+            Some(boot) if boot == self.pending.boot_id => None,
+            Some(_) => return Err(ServeError::Lost { disk: self.disk().to_owned() }),
         };
-        remove(&self.previous)?;
-        Ok(chain)
+        let disk = Overlay::open(self.place.clone(), master, pending)?;
+        remove(&self.place.previous())?;
+        Ok(disk)
     }
 
     /// Puts what a process that died left in memory of the disk's bits into the file; `false` where there is no disk. Nobody
@@ -111,10 +119,10 @@ impl ChildFiles {
     pub(super) fn settle(&self) -> Result<bool, ServeError> {
         match self.found()? {
             DiskFound::Missing => Ok(false),
-            DiskFound::Lost => Err(ServeError::Lost { disk: self.disk.clone() }),
+            DiskFound::Lost => Err(ServeError::Lost { disk: self.disk().to_owned() }),
             DiskFound::Sound => {
                 if self.pending.path.exists() && self.volatile_since()?.is_none() {
-                    Chain::open_child(&self.disk, self.master()?, Some(self.pending.clone()))?;
+                    Overlay::open(self.place.clone(), self.master()?, Some(&self.pending))?;
                 }
                 Ok(true)
             }
@@ -125,28 +133,77 @@ impl ChildFiles {
     ///
     /// # Errors
     /// The disk's; it is volatile then.
-    pub(super) fn keep(&self, chain: &Chain) -> Result<(), ServeError> {
-        chain.keep(&self.pending)?;
+    pub(super) fn keep(&self, disk: &Overlay) -> Result<(), ServeError> {
+        disk.keep(&self.pending)?;
         // Only now: without the record the disk must be what it says.
         remove(&self.record)?;
         Ok(self.sync_folder()?)
     }
 
-    /// Replaces the disk by a new one. True if the old one is still there, under its second name.
+    /// Replaces the disk by a new one. True if the old one is still there, under its second name. Its checkpoints stay.
     ///
     /// # Errors
     /// It cannot be made; the old disk is as it was.
     pub(super) fn make_anew(&self, at: &mut dyn FnMut(Step)) -> Result<bool, ServeError> {
         let master = self.master()?;
+        self.settle_old(&master)?;
+        self.make(&master, at)?;
+        Ok(self.place.previous().exists())
+    }
+
+    /// Replaces the disk by a new child of a checkpoint. True if the old one is still there, under its second name.
+    ///
+    /// # Errors
+    /// The checkpoint cannot be opened, or the child not be made; the old disk is as it was.
+    pub(super) fn roll_back(&self, to: &Layer, at: &mut dyn FnMut(Step)) -> Result<bool, ServeError> {
+        let master = self.master()?;
+        self.settle_old(&master)?;
+        self.place.roll_back(to, &master, &mut |step| self.follow(step, at))?;
+        Ok(self.place.previous().exists())
+    }
+
+    /// What a dead process left in the map belongs to the old disk, which somebody may want to look at.
+    fn settle_old(&self, master: &Arc<Chain>) -> Result<(), DiskError> {
         if self.pending.path.exists() && self.volatile_since()?.is_none() {
-            // What a dead process left in the map belongs to the old disk, which somebody may want to look at.
-            match Chain::open_child(&self.disk, Arc::clone(&master), Some(self.pending.clone())) {
+            match Overlay::open(self.place.clone(), Arc::clone(master), Some(&self.pending)) {
                 Ok(settled) => drop(settled),
                 Err(error) => tracing::debug!("the old disk is not settled: {error}"),
             }
         }
-        self.make(&master, at)?;
-        Ok(self.previous.exists())
+        Ok(())
+    }
+
+    /// Its checkpoints and other layers.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub(super) fn tree(&self) -> Result<Tree, DiskError> {
+        Tree::read(&self.place)
+    }
+
+    /// Says that a layer is no checkpoint any more.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn disown(&self, layer: &Layer) -> Result<(), DiskError> {
+        self.place.disown(layer)
+    }
+
+    /// Whether layers wait to be merged or removed.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub(super) fn is_untidy(&self) -> Result<bool, DiskError> {
+        merge::is_untidy(&self.place)
+    }
+
+    /// Merges and removes layers that are no checkpoints.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(super) fn tidy(&self, progress: Progress<'_>) -> Result<usize, ServeError> {
+        let master = self.master()?;
+        Ok(merge::tidy(&self.place, &master, progress)?)
     }
 
     /// What lies there.
@@ -154,7 +211,7 @@ impl ChildFiles {
     /// # Errors
     /// It cannot be read.
     pub(super) fn found(&self) -> Result<DiskFound, DiskError> {
-        if !self.disk.exists() {
+        if !self.disk().exists() {
             return Ok(DiskFound::Missing);
         }
         let lost = self.volatile_since()?.is_some_and(|boot| boot != self.pending.boot_id);
@@ -164,33 +221,37 @@ impl ChildFiles {
     /// Makes a disk beside the one that is there, if any, and puts it in its place.
     fn make(&self, master: &Chain, at: &mut dyn FnMut(Step)) -> Result<(), DiskError> {
         let relative = format!(r"..\images\{}\{}", self.image, master_file(FIRST_VERSION));
-        let id = vhd::create_child(&self.next, master, &relative)?;
-        at(Step::Made);
-        self.record(id)?;
-        at(Step::Recorded);
-        // Nobody has logged in on a disk that still has its predecessor: there is nothing on it to look at.
-        if self.disk.exists() && !self.previous.exists() {
-            let linked = fs::hard_link(&self.disk, &self.previous);
-            linked.map_err(|source| DiskError::io(&self.previous, "link", source))?;
-        }
-        at(Step::Linked);
-        fs::rename(&self.next, &self.disk).map_err(|source| DiskError::io(&self.disk, "rename into place", source))?;
-        self.sync_folder()?;
-        at(Step::Swapped);
-        // The map of the old disk says nothing about the new one. Until now it did say something; and whoever still has it
-        // open has it to himself.
-        remove(&self.pending.path)?;
+        self.place.replace(master, &relative, &mut |step| self.follow(step, at))?;
         self.link_parent(&relative);
+        Ok(())
+    }
+
+    /// What belongs to each step of the making of a disk.
+    fn follow(&self, step: overlay::Step, at: &mut dyn FnMut(Step)) -> Result<(), DiskError> {
+        match step {
+            overlay::Step::Made(id) => {
+                at(Step::Made);
+                self.record(id)?;
+                at(Step::Recorded);
+            }
+            overlay::Step::Linked => at(Step::Linked),
+            overlay::Step::Swapped => {
+                at(Step::Swapped);
+                // The map of the old disk says nothing about the new one. Until now it did say something; and whoever
+                // still has it open has it to himself.
+                remove(&self.pending.path)?;
+            }
+        }
         Ok(())
     }
 
     /// Writes down what the new disk is. A record of the one that is still in its place stays.
     fn record(&self, new: Uuid) -> Result<(), DiskError> {
         let mut lines = Vec::new();
-        if self.disk.exists()
+        if self.disk().exists()
             && let Some(boot) = self.volatile_since()?
         {
-            lines.push(format!("{} {boot}\n", unique_id(&self.disk)?));
+            lines.push(format!("{} {boot}\n", unique_id(self.disk())?));
         }
         if self.policy == DiskPolicy::Reset {
             lines.push(format!("{new} {}\n", self.pending.boot_id));
@@ -216,13 +277,13 @@ impl ChildFiles {
             Err(source) => return Err(DiskError::io(&self.record, "read", source)),
         };
         // A disk that cannot be read will say so when it is opened, and may be replaced.
-        let Ok(id) = unique_id(&self.disk).map(|id| id.to_string()) else { return Ok(None) };
+        let Ok(id) = unique_id(self.disk()).map(|id| id.to_string()) else { return Ok(None) };
         let line = text.lines().filter_map(|line| line.split_once(' ')).find(|(disk, _)| *disk == id);
         Ok(line.map(|(_, boot)| boot.to_owned()))
     }
 
     fn sync_folder(&self) -> Result<(), DiskError> {
-        let folder = self.disk.parent().unwrap_or(Path::new("."));
+        let folder = self.disk().parent().unwrap_or(Path::new("."));
         let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
         synced.map_err(|source| DiskError::io(folder, "sync", source))
     }
@@ -230,11 +291,11 @@ impl ChildFiles {
     /// Leaves a link beside the children whose name is the parent's path as children spell it. Windows follows the spelling;
     /// 7-Zip on Linux takes the backslashes for letters of a file name, and finds the link.
     fn link_parent(&self, spelled: &str) {
-        let (Some(folder), Some(file)) = (self.disk.parent(), self.master.file_name()) else { return };
+        let (Some(folder), Some(file)) = (self.disk().parent(), self.master.file_name()) else { return };
         let target = Path::new("../images").join(self.image.as_str()).join(file);
         match std::os::unix::fs::symlink(target, folder.join(spelled)) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                tracing::debug!("{}: no link to the parent for 7-Zip: {error}", self.disk.display());
+                tracing::debug!("{}: no link to the parent for 7-Zip: {error}", self.disk().display());
             }
             _ => {}
         }
@@ -259,13 +320,6 @@ fn unique_id(disk: &Path) -> Result<Uuid, DiskError> {
     Ok(Footer::read(&File::open(disk, Access::Peek)?)?.0.id())
 }
 
-fn remove(path: &Path) -> Result<(), DiskError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(DiskError::io(path, "remove", source)),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{IoSlice, IoSliceMut};
@@ -273,6 +327,7 @@ mod tests {
 
     use super::*;
     use crate::disk::Disk;
+    use crate::disk::vhd::create_dynamic;
     use crate::fleet::Initiators;
 
     /// The state folder and the moment at which this process is to die: how the crash test makes its victims out of this
@@ -292,11 +347,12 @@ mod tests {
             disk: policy,
             initiators: Initiators::OwnOnly,
             chap: false,
+            read_only: false,
             off: false,
             title: None,
             note: None,
         };
-        ChildFiles::new(state, &client, boot_id, &Masters::default())
+        ChildFiles::new(state, &client, boot_id, &Masters::default(), &Gate::default())
     }
 
     fn state() -> tempfile::TempDir {
@@ -304,15 +360,15 @@ mod tests {
         for folder in ["images/linux", "disks", "pending"] {
             fs::create_dir_all(state.path().join(folder)).unwrap();
         }
-        vhd::create_dynamic(&state.path().join("images/linux/1.vhd"), 4 << 20).unwrap();
+        create_dynamic(&state.path().join("images/linux/1.vhd"), 4 << 20).unwrap();
         state
     }
 
-    fn mark(chain: &Chain, mark: u8) {
+    fn mark(chain: &Overlay, mark: u8) {
         chain.write(4096, &[IoSlice::new(&[mark; 512])]).unwrap();
     }
 
-    fn marked(chain: &Chain) -> u8 {
+    fn marked(chain: &dyn Disk) -> u8 {
         let mut sector = [0; 512];
         chain.read(4096, &mut [IoSliceMut::new(&mut sector)]).unwrap();
         assert_eq!(sector, [sector[0]; 512]);
@@ -396,11 +452,11 @@ mod tests {
         assert!(files.make_anew(&mut |_| ()).unwrap());
         // A machine that is switched off before it logs in, and on again: what failed is still there to look at.
         assert!(files.make_anew(&mut |_| ()).unwrap());
-        let previous = Chain::open(&files.previous, Access::Read).unwrap();
+        let previous = Chain::open(&files.place.previous(), Access::Read).unwrap();
         assert_eq!(marked(&previous), 7);
         drop(previous);
         assert_eq!(marked(&files.open().unwrap()), 0);
-        assert!(!files.previous.exists());
+        assert!(!files.place.previous().exists());
     }
 
     #[test]
@@ -452,14 +508,14 @@ mod tests {
         let state = state();
         let files = files(state.path(), DiskPolicy::Reset, BOOT);
         drop(files.open().unwrap());
-        fs::write(&files.disk, b"no disk at all").unwrap();
+        fs::write(files.disk(), b"no disk at all").unwrap();
         assert!(files.open().is_err());
         assert_eq!(files.found().unwrap(), DiskFound::Sound);
         files.make_anew(&mut |_| ()).unwrap();
         drop(files.open().unwrap());
 
         let master = state.path().join("images/linux/1.vhd");
-        vhd::create_dynamic(&master, 8 << 20).unwrap();
+        create_dynamic(&master, 8 << 20).unwrap();
         let fresh = ChildFiles { masters: Masters::default(), ..files };
         assert!(fresh.open().is_err(), "a child of another master");
         fresh.make_anew(&mut |_| ()).unwrap();

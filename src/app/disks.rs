@@ -1,19 +1,22 @@
 //! The clients' disks: one open chain for each client, all over one shared master for each image.
 
 use std::collections::HashMap;
-use std::io;
-use std::path::PathBuf;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, OnceCell, Semaphore};
 use tokio::task::JoinSet;
 
-use super::children::{ChildFiles, Masters};
-use super::lanes::Lanes;
+use super::atomic::Note;
+use super::children::{ChildFiles, Gate, Masters};
+use super::lanes::{Lane, Lanes};
 use super::queue::{SETTLE_AFTER, WriteQueue};
 use super::report::{disk_path, master_path};
 use crate::disk::checksum::{Fitness, fitness};
-use crate::disk::{Chain, Disk, DiskError};
+use crate::disk::overlay::{Layer, Overlay, Tree};
+use crate::disk::{Disk, DiskError};
 use crate::fleet::policy::DiskFound;
 use crate::fleet::{Client, ClientName, DiskPolicy, ImageName};
 use crate::scsi::LogicalUnit;
@@ -31,11 +34,13 @@ pub struct ClientDisk {
     /// Its bytes. Writes go through `writes`.
     pub disk: Arc<dyn Disk>,
     /// The same, where it is a file.
-    chain: Option<Arc<Chain>>,
+    pub(super) overlay: Option<Arc<Overlay>>,
     /// The logical unit that its sessions share.
     pub unit: Mutex<LogicalUnit>,
     /// The one way to change it.
     pub writes: Arc<WriteQueue>,
+    /// Where persistent reservations are kept that must outlive the power.
+    reservations: Option<ReservationFile>,
 }
 
 /// Why a client's disk cannot be served.
@@ -94,22 +99,99 @@ fn advice(error: &DiskError) -> String {
 }
 
 impl ClientDisk {
-    fn of_chain(chain: Arc<Chain>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
-        Self::new(Arc::clone(&chain) as Arc<dyn Disk>, Some(chain), target, lanes)
+    fn of_file(overlay: Arc<Overlay>, target: &str, lanes: &Arc<Lanes>, beside: Beside) -> Arc<Self> {
+        let disk = Arc::clone(&overlay) as Arc<dyn Disk>;
+        let unit = Self::unit_of(&*disk, target, beside.text.as_deref());
+        let writes = WriteQueue::with_note(Arc::clone(&disk), Arc::clone(lanes), beside.note);
+        let reservations = Some(beside.reservations);
+        Arc::new(Self { overlay: Some(overlay), unit: Mutex::new(unit), writes, disk, reservations })
     }
 
-    fn new(disk: Arc<dyn Disk>, chain: Option<Arc<Chain>>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
-        Arc::new(Self {
-            chain,
-            unit: Mutex::new(LogicalUnit::new(target, disk.size(), disk.read_only())),
-            writes: WriteQueue::new(Arc::clone(&disk), Arc::clone(lanes)),
-            disk,
-        })
+    /// A disk that is no file.
+    fn of_disk(disk: Arc<dyn Disk>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
+        let unit = Mutex::new(Self::unit_of(&*disk, target, None));
+        let writes = WriteQueue::new(Arc::clone(&disk), Arc::clone(lanes));
+        Arc::new(Self { overlay: None, unit, writes, disk, reservations: None })
+    }
+
+    fn unit_of(disk: &dyn Disk, target: &str, reservations: Option<&str>) -> LogicalUnit {
+        let mut unit = LogicalUnit::new(target, disk.size(), disk.read_only());
+        if let Some(text) = reservations
+            && !unit.restore(text)
+        {
+            tracing::warn!("{target}: the reservations that were kept cannot be read, and are forgotten");
+        }
+        unit
+    }
+
+    /// Keeps the unit's reservations, as they are now, for the time after a loss of power.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn keep_reservations(self: &Arc<Self>, lanes: &Arc<Lanes>) -> Result<(), DiskError> {
+        let Some(file) = &self.reservations else { return Ok(()) };
+        let (path, disk) = (file.path.clone(), Arc::clone(self));
+        let keep = move || match &disk.reservations {
+            Some(file) => file.keep(|| disk.unit().kept_reservations()),
+            None => Ok(()),
+        };
+        let kept = lanes.run(Lane::Sync, keep).await;
+        kept.unwrap_or_else(|| Err(DiskError::io(&path, "write", io::Error::other("a defect of Roost"))))
     }
 
     /// The logical unit, for a moment: never across an await.
     pub fn unit(&self) -> MutexGuard<'_, LogicalUnit> {
         self.unit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What lies beside a disk's pending map.
+struct Beside {
+    reservations: ReservationFile,
+    text: Option<String>,
+    note: Option<Note>,
+}
+
+/// The file beside a disk's pending map in which persistent reservations outlive the power.
+#[derive(Debug)]
+struct ReservationFile {
+    path: PathBuf,
+    /// One change at a time.
+    turn: Mutex<()>,
+}
+
+impl ReservationFile {
+    fn of(state: &Path, client: &ClientName) -> Self {
+        Self { path: state.join("pending").join(format!("{client}.reservations")), turn: Mutex::default() }
+    }
+
+    /// What was kept.
+    fn text(&self) -> Result<Option<String>, DiskError> {
+        match fs::read_to_string(&self.path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(DiskError::io(&self.path, "read", error)),
+        }
+    }
+
+    /// Keeps what is to be kept once it is its turn, durably; or nothing any more.
+    fn keep(&self, text: impl FnOnce() -> Option<String>) -> Result<(), DiskError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = |error| DiskError::io(&self.path, "write", error);
+        match text() {
+            None => match fs::remove_file(&self.path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                removed => removed.map_err(failed)?,
+            },
+            Some(text) => {
+                let next = self.path.with_extension("reservations.next");
+                let mut file = fs::File::create(&next).map_err(failed)?;
+                file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+                fs::rename(&next, &self.path).map_err(failed)?;
+            }
+        }
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
 }
 
@@ -126,6 +208,7 @@ pub struct Disks {
     openings: Arc<Semaphore>,
     masters: Masters,
     doubt: Notify,
+    gate: Gate,
 }
 
 impl Disks {
@@ -133,7 +216,16 @@ impl Disks {
     #[must_use]
     pub fn new(state: PathBuf, boot_id: String, lanes: Arc<Lanes>) -> Self {
         let openings = Arc::new(Semaphore::new(OPENINGS));
-        Self { state, boot_id, lanes, slots: Mutex::default(), openings, masters: Arc::default(), doubt: Notify::new() }
+        Self {
+            state,
+            boot_id,
+            lanes,
+            slots: Mutex::default(),
+            openings,
+            masters: Arc::default(),
+            doubt: Notify::new(),
+            gate: Arc::default(),
+        }
     }
 
     /// The client's disk, made if there is none yet, opened if it is not open, and durable if its policy is to keep it.
@@ -146,22 +238,34 @@ impl Disks {
         self.image_is_fit(client).await?;
         let slot = Arc::clone(self.slots().entry(client.name.clone()).or_default());
         let (files, policy) = (self.files(client), client.disk);
+        let (state, name, read_only) = (self.state.clone(), client.name.clone(), client.read_only);
         let (target, lanes, openings) = (target.to_owned(), Arc::clone(&self.lanes), Arc::clone(&self.openings));
         // In a task of its own: a login that is given up meanwhile must not leave a file half open, for the next one to
         // find locked.
         self.detached(client, "open", async move {
             let _turn = openings.acquire().await.expect("never closed");
             let opening = files.clone();
+            let reservations = ReservationFile::of(&state, &name);
+            let note = state.join("pending").join(format!("{name}.atomic"));
             let open = || async move {
                 let path = opening.disk().to_owned();
-                let opened = tokio::task::spawn_blocking(move || opening.open()).await;
-                let chain = opened.map_err(|panic| DiskError::io(&path, "open", io::Error::other(panic)))??;
-                Ok::<_, ServeError>(ClientDisk::of_chain(Arc::new(chain), &target, &lanes))
+                let open = move || {
+                    let overlay = Arc::new(opening.open()?);
+                    let note = Note::open(note, &overlay)?;
+                    let text = reservations.text()?;
+                    Ok::<_, ServeError>((overlay, Beside { reservations, text, note: Some(note) }))
+                };
+                let opened = tokio::task::spawn_blocking(open).await;
+                let (overlay, beside) =
+                    opened.map_err(|panic| DiskError::io(&path, "open", io::Error::other(panic)))??;
+                Ok::<_, ServeError>(ClientDisk::of_file(overlay, &target, &lanes, beside))
             };
             let disk = Arc::clone(slot.get_or_try_init(open).await?);
-            if let Some(chain) = disk.chain.clone().filter(|chain| policy == DiskPolicy::Keep && chain.is_volatile()) {
+            disk.unit().set_read_only(read_only || disk.disk.read_only());
+            let volatile = disk.overlay.clone().filter(|overlay| overlay.is_volatile());
+            if let Some(overlay) = volatile.filter(|_| policy == DiskPolicy::Keep) {
                 let path = files.disk().to_owned();
-                let kept = tokio::task::spawn_blocking(move || files.keep(&chain)).await;
+                let kept = tokio::task::spawn_blocking(move || files.keep(&overlay)).await;
                 kept.map_err(|panic| DiskError::io(&path, "settle", io::Error::other(panic)))??;
             }
             Ok(disk)
@@ -199,7 +303,7 @@ impl Disks {
     ///
     /// # Errors
     /// It cannot be read.
-    pub async fn found(&self, client: &Client) -> Result<DiskFound, ServeError> {
+    pub async fn find_out(&self, client: &Client) -> Result<DiskFound, ServeError> {
         let files = self.files(client);
         let found = async move { tokio::task::spawn_blocking(move || files.found()).await };
         let found = found.await.map_err(|panic| self.failed(client, "look at", panic))?;
@@ -215,6 +319,44 @@ impl Disks {
     /// The image is missing, or the disk cannot be made. The old disk is then as it was.
     pub async fn make_anew(&self, client: &Client) -> Result<bool, ServeError> {
         self.image_is_fit(client).await?;
+        let files = self.put_away(client).await;
+        let reservations = ReservationFile::of(&self.state, &client.name);
+        self.on_files(client, files, "make anew", move |files| {
+            // Whoever reserved the old disk has nothing to do with the new one.
+            reservations.keep(|| None)?;
+            files.make_anew(&mut |_| ())
+        })
+        .await
+    }
+
+    /// Replaces the client's disk by a new child of one of its checkpoints, as [`make_anew`](Disks::make_anew) does.
+    ///
+    /// The caller holds the client's [door](super::sessions::Sessions::door), and no session is on the disk.
+    ///
+    /// # Errors
+    /// The checkpoint cannot be opened, or the disk cannot be made. The old disk is then as it was.
+    pub(super) async fn roll_back(&self, client: &Client, to: Layer) -> Result<bool, ServeError> {
+        self.image_is_fit(client).await?;
+        let files = self.put_away(client).await;
+        let reservations = ReservationFile::of(&self.state, &client.name);
+        self.on_files(client, files, "roll back", move |files| {
+            reservations.keep(|| None)?;
+            files.roll_back(&to, &mut |_| ())
+        })
+        .await
+    }
+
+    /// The client's checkpoints and other layers, as they lie there.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub(super) async fn tree(&self, client: &Client) -> Result<Tree, ServeError> {
+        let files = self.files(client);
+        self.on_files(client, files, "look at", |files| Ok(files.tree()?)).await
+    }
+
+    /// Closes the client's disk, in order as far as that is possible.
+    async fn put_away(&self, client: &Client) -> ChildFiles {
         let old = self.slots().remove(&client.name).and_then(|slot| slot.get().cloned());
         if let Some(old) = old
             && let Err(error) = old.writes.flush().await
@@ -222,12 +364,23 @@ impl Disks {
             // It is on its way out, and may be what is wrong with the client.
             tracing::warn!("{}: the old disk: {error}", client.name);
         }
-        let (files, openings) = (self.files(client), Arc::clone(&self.openings));
+        self.files(client)
+    }
+
+    /// Does this with the client's files, on a thread that may block, to its end whether or not the caller waits.
+    pub(super) async fn on_files<T: Send + 'static>(
+        &self,
+        client: &Client,
+        files: ChildFiles,
+        operation: &'static str,
+        work: impl FnOnce(&ChildFiles) -> Result<T, ServeError> + Send + 'static,
+    ) -> Result<T, ServeError> {
+        let openings = Arc::clone(&self.openings);
         let path = files.disk().to_owned();
-        self.detached(client, "make anew", async move {
+        self.detached(client, operation, async move {
             let _turn = openings.acquire().await.expect("never closed");
-            let made = tokio::task::spawn_blocking(move || files.make_anew(&mut |_| ())).await;
-            made.map_err(|panic| DiskError::io(&path, "make anew", io::Error::other(panic)))?
+            let done = tokio::task::spawn_blocking(move || work(&files)).await;
+            done.map_err(|panic| DiskError::io(&path, operation, io::Error::other(panic)))?
         })
         .await
     }
@@ -242,7 +395,7 @@ impl Disks {
         let open = self.slots().remove(&client.name).and_then(|slot| slot.get().cloned());
         if let Some(open) = open {
             open.writes.flush().await?;
-            let held = open.chain.as_ref().map(Arc::downgrade);
+            let held = open.overlay.as_ref().map(Arc::downgrade);
             drop(open);
             // Whoever waits for a quiet moment to settle the disk still has it, until that moment.
             let closed = async {
@@ -276,13 +429,13 @@ impl Disks {
         DiskError::io(&disk_path(&self.state, &client.name), operation, io::Error::other(panic))
     }
 
-    fn files(&self, client: &Client) -> ChildFiles {
-        ChildFiles::new(&self.state, client, &self.boot_id, &self.masters)
+    pub(super) fn files(&self, client: &Client) -> ChildFiles {
+        ChildFiles::new(&self.state, client, &self.boot_id, &self.masters, &self.gate)
     }
 
     /// Serves this disk as the client's from now on, where the state folder has none to open: for disks that are no files.
     pub fn put(&self, client: ClientName, target: &str, disk: Arc<dyn Disk>) -> Arc<ClientDisk> {
-        let served = ClientDisk::new(disk, None, target, &self.lanes);
+        let served = ClientDisk::of_disk(disk, target, &self.lanes);
         self.slots().insert(client, Arc::new(OnceCell::new_with(Some(Arc::clone(&served)))));
         served
     }

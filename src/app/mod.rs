@@ -3,12 +3,14 @@
 //! Not here: sockets and wire formats. An adapter holds an `Arc<App>` and asks it.
 
 pub mod access;
+mod atomic;
 pub mod bootfiles;
 pub mod boots;
 mod children;
 pub mod disks;
 pub mod keeper;
 pub mod lanes;
+pub mod overlays;
 pub mod queue;
 pub mod recorder;
 pub mod report;
@@ -25,6 +27,7 @@ use crate::config::Settings;
 use crate::fleet::{Fleet, Naming};
 use disks::Disks;
 use lanes::Lanes;
+use overlays::Works;
 use recorder::Recorder;
 use secrets::SecretBook;
 use sessions::Sessions;
@@ -49,6 +52,8 @@ pub struct App {
     pub sessions: Arc<Sessions>,
     /// Where operations that may wait run.
     pub lanes: Arc<Lanes>,
+    /// Merges and compactions of disks.
+    pub works: Works,
     fleet: watch::Sender<Arc<Fleet>>,
 }
 
@@ -65,6 +70,7 @@ impl App {
             secrets: SecretBook::default(),
             tally: Tally::default(),
             sessions: Arc::default(),
+            works: Works::default(),
             lanes,
             fleet: watch::Sender::new(Arc::new(fleet)),
         }

@@ -4,19 +4,21 @@
 //! more: task management and a new login depend on that.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::atomic::Note;
 use super::lanes::{Lane, Lanes};
 use crate::disk::{Disk, DiskError};
 use crate::scsi::Nexus;
+use crate::scsi::copy::CopyRange;
 use crate::scsi::unmap::ByteRange;
 
 /// Operations that one hop to a thread takes along, so that a busy disk leaves its lane to others now and then.
@@ -28,7 +30,7 @@ pub(super) const SETTLE_AFTER: Duration = Duration::from_secs(5);
 /// Bytes of writes that are answered together: some tens of microseconds' work.
 const ANSWERED_TOGETHER: u64 = 128 * 1024;
 
-/// Bytes that a fill writes at once.
+/// Bytes that a fill writes at once, and a copy moves.
 const FILL_STEP: usize = 256 * 1024;
 
 /// One change of a disk. Ranges are whole blocks within the disk.
@@ -43,12 +45,72 @@ pub enum Job {
         /// Durable before it is answered.
         fua: bool,
     },
+    /// Write all of this data or nothing, durably, and let nobody read a part of it.
+    WriteAtomic {
+        /// First byte.
+        offset: u64,
+        /// The data in pieces.
+        data: Vec<Bytes>,
+    },
+    /// Write this data onto the medium, and compare with it what can be read there.
+    WriteVerify {
+        /// First byte.
+        offset: u64,
+        /// The data in pieces.
+        data: Vec<Bytes>,
+    },
+    /// Set the bits of this data.
+    Or {
+        /// First byte.
+        offset: u64,
+        /// The data in pieces.
+        data: Vec<Bytes>,
+        /// Durable before it is answered.
+        fua: bool,
+    },
+    /// If the disk holds the first half of this data, write the second.
+    CompareAndWrite {
+        /// First byte.
+        offset: u64,
+        /// The data in pieces.
+        data: Vec<Bytes>,
+        /// Durable before it is answered.
+        fua: bool,
+    },
+    /// Move bytes within the disk.
+    Copy(Vec<CopyRange>),
+    /// Make this range zeros, and durably so.
+    Erase(ByteRange),
     /// Make these ranges zeros.
     Zero(Vec<ByteRange>),
     /// Write one block over the whole range.
     Fill(ByteRange, Bytes),
     /// Make everything written before durable.
     Flush,
+    /// Something that no write may come in between of: a checkpoint, a change of size.
+    Verb(Verb),
+}
+
+/// What a [`Job::Verb`] does, once.
+pub struct Verb(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Verb {
+    fn new(verb: impl FnOnce() + Send + 'static) -> Self {
+        Self(Mutex::new(Some(Box::new(verb))))
+    }
+
+    fn perform(&self) {
+        let verb = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(verb) = verb {
+            verb();
+        }
+    }
+}
+
+impl std::fmt::Debug for Verb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Verb")
+    }
 }
 
 /// Whose operation it is: a task of a session.
@@ -60,11 +122,22 @@ pub struct Ticket {
     pub task: u64,
 }
 
+/// Why an operation was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Failed {
+    /// The disk's error.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The disk holds something else, from this byte of the comparison on.
+    #[error("the disk differs from byte {0} on")]
+    Differs(usize),
+}
+
 /// Called with the result, on the thread that did the work. Not called if the operation was cancelled.
-pub type Done = Box<dyn FnOnce(Result<(), DiskError>) + Send>;
+pub type Done = Box<dyn FnOnce(Result<(), Failed>) + Send>;
 
 /// Operations of Roost itself, which nobody cancels.
-const OWN: Ticket = Ticket { nexus: Nexus(0), task: 0 };
+pub const OWN: Ticket = Ticket { nexus: Nexus(0), task: 0 };
 
 struct Entry {
     ticket: Ticket,
@@ -89,6 +162,10 @@ struct State {
 pub struct WriteQueue {
     disk: Arc<dyn Disk>,
     lanes: Arc<Lanes>,
+    /// What an atomic write needs, where the disk is a file.
+    note: Option<Note>,
+    /// Whoever reads has this for reading, an atomic write for writing.
+    whole: RwLock<()>,
     state: Mutex<State>,
 }
 
@@ -102,7 +179,26 @@ impl WriteQueue {
     /// The queue of this disk; there must be no other.
     #[must_use]
     pub fn new(disk: Arc<dyn Disk>, lanes: Arc<Lanes>) -> Arc<Self> {
-        Arc::new(Self { disk, lanes, state: Mutex::default() })
+        Self::with_note(disk, lanes, None)
+    }
+
+    /// The same, with what an atomic write needs.
+    pub(super) fn with_note(disk: Arc<dyn Disk>, lanes: Arc<Lanes>, note: Option<Note>) -> Arc<Self> {
+        Arc::new(Self { disk, lanes, note, whole: RwLock::default(), state: Mutex::default() })
+    }
+
+    /// The right to read the disk, if no atomic write is at work.
+    pub fn try_reading(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        match self.whole.try_read() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// The right to read the disk, once no atomic write is at work. It may wait for the device.
+    pub fn reading(&self) -> RwLockReadGuard<'_, ()> {
+        self.whole.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -129,7 +225,26 @@ impl WriteQueue {
         self.submit([(OWN, Job::Flush, done as Done)]);
         // Nobody cancels it: it is lost only where the runtime itself ends.
         let lost = || DiskError::io(Path::new("a disk"), "flush", std::io::Error::other("the server is stopping"));
-        receiver.await.unwrap_or_else(|_| Err(lost()))
+        match receiver.await {
+            Ok(Err(Failed::Disk(error))) => Err(error),
+            Ok(_) => Ok(()), // a flush compares nothing
+            Err(_) => Err(lost()),
+        }
+    }
+
+    /// Does this between the writes before it and those after.
+    ///
+    /// # Errors
+    /// It panicked, or the server is stopping.
+    pub async fn perform<T: Send + 'static>(
+        self: &Arc<Self>,
+        verb: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, DiskError> {
+        let (sender, receiver) = oneshot::channel();
+        let verb = Verb::new(move || drop(sender.send(verb())));
+        self.submit([(OWN, Job::Verb(verb), Box::new(|_| ()) as Done)]);
+        let lost = || DiskError::io(Path::new("a disk"), "change", std::io::Error::other("the server is stopping"));
+        receiver.await.map_err(|_| lost())
     }
 
     /// Forgets at once what waits of this session (of these tasks, where they are named). The future is done when none of it
@@ -175,11 +290,11 @@ impl WriteQueue {
         let mut answers = Answers::default();
         for _ in 0..BATCH {
             let Some((entry, sharers)) = self.start_next(lane) else { return };
-            let result = entry.job.run_caught(&*self.disk);
-            self.finished(!matches!(entry.job, Job::Flush));
+            let result = self.run_caught(&entry.job);
+            self.finished(!matches!(entry.job, Job::Flush | Job::Verb(_)));
             for sharer in sharers {
                 // One flush serves all that stood together. If it failed, each is told by its own attempt.
-                let shared = if result.is_ok() { Ok(()) } else { sharer.job.run_caught(&*self.disk) };
+                let shared = if result.is_ok() { Ok(()) } else { self.run_caught(&sharer.job) };
                 answers.hold(sharer.done, shared, 0);
             }
             answers.hold(entry.done, result, entry.job.length());
@@ -198,6 +313,31 @@ impl WriteQueue {
         }
         state.running = std::iter::once(&first).chain(&sharers).map(|entry| entry.ticket).collect();
         Some((first, sharers))
+    }
+
+    /// A panic is this one operation's failure. Else it would never be answered, and whoever waits for it to be over (a new
+    /// login, a reset) would wait for good.
+    fn run_caught(&self, job: &Job) -> Result<(), Failed> {
+        let run = || match job {
+            Job::WriteAtomic { offset, data } => self.write_atomic(*offset, &data.concat()),
+            _ => job.run(&*self.disk),
+        };
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+            let defect = std::io::Error::other("a defect of Roost, which the log tells of");
+            Err(DiskError::io(Path::new("a disk"), "change", defect).into())
+        })
+    }
+
+    fn write_atomic(&self, offset: u64, data: &[u8]) -> Result<(), Failed> {
+        let _alone = self.whole.write().unwrap_or_else(PoisonError::into_inner);
+        match &self.note {
+            Some(note) => note.write(offset, data)?,
+            None => {
+                self.disk.write(offset, &[IoSlice::new(data)])?;
+                self.disk.flush()?;
+            }
+        }
+        Ok(())
     }
 
     fn finished(&self, changed: bool) {
@@ -241,12 +381,12 @@ impl WriteQueue {
 /// a message of its own, which costs more than a small write.
 #[derive(Default)]
 struct Answers {
-    held: Vec<(Done, Result<(), DiskError>)>,
+    held: Vec<(Done, Result<(), Failed>)>,
     bytes: u64,
 }
 
 impl Answers {
-    fn hold(&mut self, done: Done, result: Result<(), DiskError>, bytes: u64) {
+    fn hold(&mut self, done: Done, result: Result<(), Failed>, bytes: u64) {
         self.held.push((done, result));
         self.bytes += bytes;
         if self.bytes >= ANSWERED_TOGETHER {
@@ -279,28 +419,53 @@ impl Job {
 
     fn lane(&self) -> Lane {
         match self {
-            Self::Flush | Self::Write { fua: true, .. } => Lane::Sync,
+            Self::Flush
+            | Self::Verb(_)
+            | Self::Write { fua: true, .. }
+            | Self::Or { fua: true, .. }
+            | Self::CompareAndWrite { fua: true, .. }
+            | Self::WriteAtomic { .. }
+            | Self::WriteVerify { .. }
+            | Self::Erase(_) => Lane::Sync,
             _ => Lane::Write,
         }
     }
 
-    /// A panic is this one operation's failure. Else it would never be answered, and whoever waits for it to be over (a new
-    /// login, a reset) would wait for good.
-    fn run_caught(&self, disk: &dyn Disk) -> Result<(), DiskError> {
-        catch_unwind(AssertUnwindSafe(|| self.run(disk))).unwrap_or_else(|_| {
-            let defect = std::io::Error::other("a defect of Roost, which the log tells of");
-            Err(DiskError::io(Path::new("a disk"), "change", defect))
-        })
-    }
-
-    fn run(&self, disk: &dyn Disk) -> Result<(), DiskError> {
+    fn run(&self, disk: &dyn Disk) -> Result<(), Failed> {
+        let settle = |fua: bool| if fua { disk.flush() } else { Ok(()) };
         match self {
+            Self::WriteAtomic { .. } => unreachable!("it needs more than a disk"),
             Self::Write { offset, data, fua } => {
                 let slices: Vec<IoSlice<'_>> = data.iter().map(|piece| IoSlice::new(piece)).collect();
                 disk.write(*offset, &slices)?;
-                if *fua { disk.flush() } else { Ok(()) }
+                settle(*fua)?;
             }
-            Self::Zero(ranges) => ranges.iter().try_for_each(|range| disk.zero(range.offset, range.length)),
+            Self::WriteVerify { offset, data } => {
+                let data = data.concat();
+                disk.write(*offset, &[IoSlice::new(&data)])?;
+                disk.flush()?;
+                compare(&read(disk, *offset, data.len())?, &data)?;
+            }
+            Self::Or { offset, data, fua } => {
+                let data = data.concat();
+                let mut there = read(disk, *offset, data.len())?;
+                there.iter_mut().zip(&data).for_each(|(there, new)| *there |= new);
+                disk.write(*offset, &[IoSlice::new(&there)])?;
+                settle(*fua)?;
+            }
+            Self::CompareAndWrite { offset, data, fua } => {
+                let data = data.concat();
+                let (expected, new) = data.split_at(data.len() / 2);
+                compare(&read(disk, *offset, expected.len())?, expected)?;
+                disk.write(*offset, &[IoSlice::new(new)])?;
+                settle(*fua)?;
+            }
+            Self::Copy(ranges) => ranges.iter().try_for_each(|range| copy(disk, *range))?,
+            Self::Erase(range) => {
+                disk.zero(range.offset, range.length)?;
+                disk.flush()?;
+            }
+            Self::Zero(ranges) => ranges.iter().try_for_each(|range| disk.zero(range.offset, range.length))?,
             Self::Fill(range, block) => {
                 let step = block.repeat(FILL_STEP / block.len());
                 let mut offset = range.offset;
@@ -310,11 +475,40 @@ impl Job {
                     disk.write(offset, &[IoSlice::new(&step[..length])])?;
                     offset += length as u64;
                 }
-                Ok(())
             }
-            Self::Flush => disk.flush(),
+            Self::Flush => disk.flush()?,
+            Self::Verb(verb) => verb.perform(),
         }
+        Ok(())
     }
+}
+
+fn read(disk: &dyn Disk, offset: u64, length: usize) -> Result<Vec<u8>, DiskError> {
+    let mut there = vec![0; length];
+    disk.read(offset, &mut [IoSliceMut::new(&mut there)])?;
+    Ok(there)
+}
+
+fn compare(there: &[u8], expected: &[u8]) -> Result<(), Failed> {
+    match there.iter().zip(expected).position(|(there, expected)| there != expected) {
+        Some(at) => Err(Failed::Differs(at)),
+        None => Ok(()),
+    }
+}
+
+/// Moves bytes from low to high, a step at a time. Steps are no longer than the distance between source and destination, so
+/// that bytes which overlap are moved as if one by one.
+fn copy(disk: &dyn Disk, range: CopyRange) -> Result<(), DiskError> {
+    let distance = range.to.saturating_sub(range.from);
+    let most = if distance == 0 { FILL_STEP as u64 } else { distance.min(FILL_STEP as u64) };
+    let mut moved = 0;
+    while moved < range.length && range.from != range.to {
+        let step = most.min(range.length - moved);
+        let data = read(disk, range.from + moved, usize::try_from(step).unwrap_or(FILL_STEP))?;
+        disk.write(range.to + moved, &[IoSlice::new(&data)])?;
+        moved += step;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::recorder::now;
 use crate::config::{DhcpMode, Settings};
 use crate::disk::checksum::{Fitness, fitness};
 use crate::disk::file::Access;
+use crate::disk::overlay::{Layer, Place, Tree};
 use crate::disk::vhd::Footer;
 use crate::fleet::image::{FIRST_VERSION, master_file};
 use crate::fleet::{Client, ClientName, Event, Fleet, Holder, ImageName, Stage, Timestamp};
@@ -53,6 +54,12 @@ pub struct ClientReport {
     pub previous_disk: Option<PathBuf>,
     /// The size of the disk that the client sees, in bytes; unknown where the disk cannot be read.
     pub disk_size: Option<u64>,
+    /// The disk's checkpoints, by their numbers.
+    #[serde(default)]
+    pub checkpoints: Vec<CheckpointReport>,
+    /// Files that a read may have to ask, one below the other: the disk, its layers, the master. None without a disk.
+    #[serde(default)]
+    pub chain_depth: Option<usize>,
     /// The iSCSI sessions that are open now.
     pub sessions: Vec<SessionReport>,
     /// Out of service: no offer, no login.
@@ -62,6 +69,25 @@ pub struct ClientReport {
     /// Why its disk is not served, where that is known before it logs in: its image is missing or not what was imported.
     #[serde(default)]
     pub problem: Option<String>,
+}
+
+/// A checkpoint of a client's disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointReport {
+    /// Its number, by which it is rolled back to.
+    pub number: u32,
+    /// When it was made, in milliseconds since 1970-01-01T00:00Z.
+    pub made_ms: u64,
+    /// What its maker said of it.
+    pub note: String,
+    /// The size of the disk as it was then, in bytes.
+    pub size: u64,
+    /// What its file takes up on the host, in bytes.
+    pub bytes_on_host: u64,
+    /// Its file.
+    pub path: PathBuf,
+    /// Whether the disk as it is now stands on it. Others are branches, from which it was rolled back or reset.
+    pub below_disk: bool,
 }
 
 /// An open iSCSI session.
@@ -234,6 +260,9 @@ impl Reporter {
     pub fn client(&self, client: &Client) -> Result<ClientReport, StoreError> {
         let name = &client.name;
         let disk_path = disk_path(&self.settings.state, name);
+        let tree = Tree::read(&Place::new(disk_path.clone())).ok();
+        let tell =
+            |tree: &Tree| tree.checkpoints().map(|layer| checkpoint(&self.settings.state, name, tree, layer)).collect();
         let (address, last_boot) = match &self.store {
             Some(store) => {
                 let events = store.latest_events_of(name, LAST_BOOT_EVENTS)?;
@@ -252,6 +281,8 @@ impl Reporter {
             previous_disk: Some(previous_path(&self.settings.state, name)).filter(|path| path.exists()),
             disk_bytes_on_host: bytes_on_host(&disk_path),
             disk_size: disk_size(&disk_path).or_else(|| disk_size(&master_path(&self.settings.state, &client.image))),
+            checkpoints: tree.as_ref().map(tell).unwrap_or_default(),
+            chain_depth: tree.filter(|_| disk_path.exists()).map(|tree| tree.below_top().len() + 2),
             disk_path,
             sessions: self.sessions.sessions_of(name),
             off: client.off,
@@ -284,6 +315,20 @@ impl Reporter {
 #[must_use]
 pub fn disk_path(state: &Path, client: &ClientName) -> PathBuf {
     state.join("disks").join(format!("{client}.vhd"))
+}
+
+/// What there is to say about a layer that is a checkpoint.
+pub(super) fn checkpoint(state: &Path, client: &ClientName, tree: &Tree, layer: &Layer) -> CheckpointReport {
+    let path = Place::new(disk_path(state, client)).layer(layer.number);
+    CheckpointReport {
+        number: layer.number,
+        made_ms: layer.note.made_ms,
+        note: layer.note.text.clone(),
+        size: layer.size,
+        bytes_on_host: bytes_on_host(&path).unwrap_or_default(),
+        below_disk: tree.below_top().iter().any(|below| below.id == layer.id),
+        path,
+    }
 }
 
 /// Where the disk is kept that a client had before its present one: `STATE/disks/NAME.vhd.previous`.
@@ -607,6 +652,7 @@ mod tests {
             disk: crate::fleet::DiskPolicy::Keep,
             initiators: crate::fleet::Initiators::OwnOnly,
             chap: false,
+            read_only: false,
             off: false,
             title: None,
             note: None,

@@ -16,7 +16,7 @@ use super::disks::ClientDisk;
 use super::report::{SessionKind, SessionReport, SessionsView};
 use crate::fleet::{ClientName, Timestamp};
 use crate::iscsi::text::Params;
-use crate::scsi::Nexus;
+use crate::scsi::{InitiatorPort, Nexus};
 
 /// How long an old session has to show that it lives. Waiting longer would delay the boot of every machine that was power-cycled.
 pub const PROBE: Duration = Duration::from_secs(1);
@@ -182,16 +182,23 @@ impl Sessions {
         self.make_way(&newcomer).await;
         let (sender, mailbox) = mpsc::channel(MAILBOX);
         let entry = self.table().add(newcomer, sender)?;
-        disk.unit().attach(entry.nexus);
+        let port = InitiatorPort { name: entry.initiator.clone(), isid: entry.isid };
+        disk.unit().attach(entry.nexus, port);
         Ok(Place { entry, mailbox, disk, sessions: Arc::clone(self), left: false })
     }
 
     /// Ends what stands in a newcomer's way. All at once: a machine whose loader and system both left a dead session
     /// waits for one probe, not for two.
+    ///
+    /// Only a client's own machine can have been power-cycled. Others that an operator lets in may come twice by one name (by
+    /// two paths, say), and need not answer on one while they log in on the other.
     async fn make_way(&self, newcomer: &Newcomer) {
         let mut probed = JoinSet::new();
         for old in self.of(&newcomer.client).into_iter().filter(|old| old.initiator == newcomer.initiator) {
             let same = old.isid == newcomer.isid;
+            if !same && newcomer.kind == SessionKind::Other {
+                continue;
+            }
             probed.spawn(async move {
                 if same {
                     old.end("the same session logged in again").await;
@@ -272,6 +279,15 @@ impl Sessions {
             ended.spawn(async move { entry.end(why).await });
         }
         while ended.join_next().await.is_some() {}
+    }
+
+    /// Stops the tasks of these sessions of a client, which another one of it preempted.
+    pub async fn stop_tasks(&self, client: &ClientName, nexuses: &[Nexus]) {
+        let mut asked = JoinSet::new();
+        for session in self.of(client).into_iter().filter(|session| nexuses.contains(&session.nexus)) {
+            asked.spawn(async move { session.ask(Control::Reset).await });
+        }
+        while asked.join_next().await.is_some() {}
     }
 
     /// Stops the tasks of every other session on this one's logical unit; ends those sessions too, where `end` says so. Those

@@ -45,6 +45,11 @@ pub(super) fn tell<T: DeserializeOwned>(state: &Path, path: &str, what: &impl Se
     speak(state, &Method::POST, path, body.into())
 }
 
+/// Tells the process that has this state folder to remove something.
+pub(super) fn remove(state: &Path, path: &str) -> Result<Answer<()>, Error> {
+    speak(state, &Method::DELETE, path, Bytes::new())
+}
+
 fn speak<T: DeserializeOwned>(state: &Path, method: &Method, path: &str, body: Bytes) -> Result<Answer<T>, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::failed)?;
     let socket = state.join(SOCKET);

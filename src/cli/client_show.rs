@@ -7,7 +7,7 @@ use super::ask::{Answer, ask};
 use super::error::{Error, Kind};
 use super::output::{bytes, local_time, or_dash, print, print_json, seconds};
 use super::{Globals, lab};
-use crate::app::report::{Boot, ClientReport, SessionReport};
+use crate::app::report::{Boot, CheckpointReport, ClientReport, SessionReport};
 use crate::fleet::{ClientName, Timestamp};
 
 pub(super) fn run(globals: &Globals, name: &ClientName) -> Result<(), Error> {
@@ -36,7 +36,7 @@ fn page(client: &ClientReport) -> String {
     page.push('\n');
     let mut line = |key: &str, value: &str| {
         // Writing to a string does not fail.
-        let _ = writeln!(page, "  {key:<9}  {value}");
+        let _ = writeln!(page, "  {key:<11}  {value}");
     };
     line("machine", &client.macs.join(", "));
     line("address", &or_dash(client.address));
@@ -45,6 +45,14 @@ fn page(client: &ClientReport) -> String {
     line("", policy(&client.disk_policy));
     if let Some(previous) = &client.previous_disk {
         line("", &format!("the one before it is {} until the next login", previous.display()));
+    }
+    let mut first = "checkpoints";
+    for checkpoint in &client.checkpoints {
+        line(first, &checkpoint_line(checkpoint));
+        first = "";
+    }
+    if let Some(depth) = client.chain_depth.filter(|depth| *depth > 2) {
+        line("", &format!("the disk is a chain of {depth} files"));
     }
     if let Some(problem) = &client.problem {
         line("problem", problem);
@@ -76,6 +84,13 @@ fn disk(client: &ClientReport) -> String {
         (Some(stored), None) => format!("{path}, {} on the host", bytes(stored)),
         (Some(stored), Some(size)) => format!("{path}, {} on the host for a disk of {}", bytes(stored), bytes(size)),
     }
+}
+
+fn checkpoint_line(checkpoint: &CheckpointReport) -> String {
+    let CheckpointReport { number, made_ms, bytes_on_host, note, .. } = checkpoint;
+    let made = local_time(Timestamp(*made_ms));
+    let note = if note.is_empty() { String::new() } else { format!("  {}", note.escape_debug()) };
+    format!("{number}  {made}  {}{note}", bytes(*bytes_on_host))
 }
 
 fn policy(word: &str) -> &str {
@@ -122,6 +137,16 @@ mod tests {
             disk_policy: "reset".to_owned(),
             previous_disk: Some("/var/lib/roost/disks/pc-01.vhd.previous".into()),
             disk_size: Some(2 << 30),
+            checkpoints: vec![CheckpointReport {
+                number: 3,
+                made_ms: 1_000,
+                note: "before the update".to_owned(),
+                size: 2 << 30,
+                bytes_on_host: 5 << 20,
+                path: "/var/lib/roost/disks/pc-01.checkpoint-3.vhd".into(),
+                below_disk: true,
+            }],
+            chain_depth: Some(3),
             sessions: vec![SessionReport {
                 initiator: "iqn.2026-11.internal.roost:client.pc-01".to_owned(),
                 address: [10, 0, 0, 7].into(),
@@ -142,16 +167,18 @@ mod tests {
         let since = local_time(Timestamp(1_000));
         let expected = format!(
             "pc-01  (lab-a, By the door)
-  machine    52:54:00:aa:00:01
-  address    10.0.0.7
-  image      debian-12
-  disk       /var/lib/roost/disks/pc-01.vhd, 12.0 MiB on the host for a disk of 2.0 GiB
-             reset: made anew at every boot
-             the one before it is /var/lib/roost/disks/pc-01.vhd.previous until the next login
-  sessions   system iqn.2026-11.internal.roost:client.pc-01 from 10.0.0.7 since {since}: 3 reads (12.0 KiB), 1 writes (512 bytes)
-  last boot  {since}
-                0.0 s  offer       10.0.0.7
-               12.3 s  first-read
+  machine      52:54:00:aa:00:01
+  address      10.0.0.7
+  image        debian-12
+  disk         /var/lib/roost/disks/pc-01.vhd, 12.0 MiB on the host for a disk of 2.0 GiB
+               reset: made anew at every boot
+               the one before it is /var/lib/roost/disks/pc-01.vhd.previous until the next login
+  checkpoints  3  {since}  5.0 MiB  before the update
+               the disk is a chain of 3 files
+  sessions     system iqn.2026-11.internal.roost:client.pc-01 from 10.0.0.7 since {since}: 3 reads (12.0 KiB), 1 writes (512 bytes)
+  last boot    {since}
+                  0.0 s  offer       10.0.0.7
+                 12.3 s  first-read
 "
         );
         assert_eq!(page(&client), expected);

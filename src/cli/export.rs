@@ -7,31 +7,25 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
 use serde_json::json;
 
 use super::ask::{Answer, ask, tell};
+use super::at_rest::AtRest;
 use super::error::{Error, Kind};
 use super::output::{bytes, print, print_json, seconds};
 use super::progress::{Progress, Unfinished};
 use super::{Globals, lab};
-use crate::app::App;
 use crate::app::boots::ReleaseReport;
-use crate::app::recorder::Recorder;
 use crate::app::report::{ClientReport, bytes_on_host, version_path};
-use crate::config::edit::EditError;
 use crate::disk::checksum::{Fitness, fitness};
 use crate::disk::export::{ExportError, ExportFormat, Exported, chain, flatten};
 use crate::disk::file::Access;
 use crate::disk::{Chain, DiskError};
-use crate::fleet::change::Refusal;
 use crate::fleet::image::FIRST_VERSION;
 use crate::fleet::{ClientName, ImageName};
-use crate::store::StateLock;
-use crate::sys;
 
 /// How an export is written.
 #[derive(Debug, Args)]
@@ -102,27 +96,15 @@ pub(super) fn client(globals: &Globals, name: &ClientName, into: &Path, options:
             }
         },
         Answer::NotFound(error) => return Err(error),
-        Answer::NothingRuns => at_rest(globals, name)?,
+        // Nobody is logged in, but what a process that was killed left in memory of the disk's bits is put into the file first.
+        Answer::NothingRuns => AtRest::open(globals, name)?
+            .run(async |app, client| app.release_disk(&client).await.map_err(Error::failed))?,
     };
     match released.disk_path {
         Some(disk) => export(globals, &disk, into, options),
         None => Err(Error::new(Kind::Refused, format!("`{name}` has no disk yet; its first login makes one"))
             .help("until then it is what its image is: roost image export")),
     }
-}
-
-/// Nobody is logged in, but what a process that was killed left in memory of the disk's bits is put into the file first.
-fn at_rest(globals: &Globals, name: &ClientName) -> Result<ReleaseReport, Error> {
-    let config = lab::config(globals)?;
-    let client = config.fleet.client(name).cloned();
-    let client = client.ok_or_else(|| EditError::from(Refusal::no_such_client(&config.fleet, name)))?;
-    let lock = StateLock::acquire(&config.settings.state)?;
-    let boot_id = sys::boot_id().map_err(|error| Error::failed(format!("cannot read this boot's id: {error}")))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::failed)?;
-    let app = Arc::new(App::new(config.settings, config.fleet, Recorder::detached(), boot_id));
-    let report = runtime.block_on(app.release_disk(&client)).map_err(Error::failed)?;
-    drop(lock);
-    Ok(report)
 }
 
 fn export(globals: &Globals, source: &Path, into: &Path, options: &Options) -> Result<(), Error> {

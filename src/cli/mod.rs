@@ -5,8 +5,10 @@
 //! programs.
 
 mod ask;
+mod at_rest;
 mod cat;
 pub mod check;
+mod client_disk;
 mod client_list;
 mod client_show;
 mod error;
@@ -165,6 +167,45 @@ enum ClientVerb {
         /// The client's name
         name: ClientName,
     },
+    /// Freeze a client's disk as it is, to go back to; the client runs on
+    Checkpoint {
+        /// The client's name
+        name: ClientName,
+        /// What it is, for those who read the list
+        #[arg(long, value_name = "TEXT")]
+        note: Option<String>,
+        /// Delete this checkpoint instead; what stands on it stays as it is
+        #[arg(long, value_name = "NUMBER", conflicts_with = "note")]
+        delete: Option<u32>,
+    },
+    /// List a client's checkpoints
+    Checkpoints {
+        /// The client's name
+        name: ClientName,
+    },
+    /// Take a client's disk back to a checkpoint; its machine must be off
+    Rollback {
+        /// The client's name
+        name: ClientName,
+        /// The checkpoint's number [default: the one that the disk stands on]
+        checkpoint: Option<u32>,
+        /// Do not ask before what was written since then is thrown away
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Grow a client's disk; the client may run
+    Resize {
+        /// The client's name
+        name: ClientName,
+        /// The new size: 50G, 1.5T, or bytes
+        #[arg(value_parser = client_disk::size)]
+        size: u64,
+    },
+    /// Give the space back to the host that a client's disk takes up and does not need; the client may run
+    Compact {
+        /// The client's name
+        name: ClientName,
+    },
 }
 
 /// Does what the process's arguments say. The code is the process's exit code.
@@ -205,6 +246,16 @@ fn perform(globals: &Globals, verb: Verb) -> Result<u8, Error> {
         Verb::Replace { name, mac, force } => replace::run(globals, &name, mac, force),
         Verb::Client(ClientVerb::List) => client_list::run(globals),
         Verb::Client(ClientVerb::Show { name }) => client_show::run(globals, &name),
+        Verb::Client(ClientVerb::Checkpoint { name, delete: Some(number), .. }) => {
+            client_disk::delete(globals, &name, number)
+        }
+        Verb::Client(ClientVerb::Checkpoint { name, note, .. }) => client_disk::checkpoint(globals, &name, note),
+        Verb::Client(ClientVerb::Checkpoints { name }) => client_disk::list(globals, &name),
+        Verb::Client(ClientVerb::Rollback { name, checkpoint, yes }) => {
+            client_disk::rollback(globals, &name, checkpoint, yes)
+        }
+        Verb::Client(ClientVerb::Resize { name, size }) => client_disk::resize(globals, &name, size),
+        Verb::Client(ClientVerb::Compact { name }) => client_disk::compact(globals, &name),
         Verb::Reset { name, yes } => reset::run(globals, &name, yes),
     }?;
     Ok(DONE)

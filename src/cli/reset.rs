@@ -2,21 +2,15 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
-use std::sync::Arc;
 
 use super::ask::{Answer, ask, tell};
+use super::at_rest::AtRest;
 use super::error::{Error, Kind};
 use super::output::{print, print_json};
 use super::{Globals, lab};
-use crate::app::App;
 use crate::app::boots::ResetReport;
-use crate::app::recorder::Recorder;
-use crate::app::report::ClientReport;
-use crate::config::edit::EditError;
-use crate::fleet::change::Refusal;
+use crate::app::report::{ClientReport, disk_path};
 use crate::fleet::{ClientName, DiskPolicy};
-use crate::store::StateLock;
-use crate::sys;
 
 pub(super) fn run(globals: &Globals, name: &ClientName, yes: bool) -> Result<(), Error> {
     let state = lab::state(globals)?;
@@ -39,20 +33,11 @@ fn told(state: &Path, name: &ClientName) -> Result<ResetReport, Error> {
     }
 }
 
-/// Nobody is logged in. What the process shares is made for this alone.
 fn at_rest(globals: &Globals, name: &ClientName, yes: bool) -> Result<ResetReport, Error> {
-    let config = lab::config(globals)?;
-    let client = config.fleet.client(name).cloned();
-    let client = client.ok_or_else(|| EditError::from(Refusal::no_such_client(&config.fleet, name)))?;
-    let disk = crate::app::report::disk_path(&config.settings.state, name);
-    confirm(name, client.disk == DiskPolicy::Keep && disk.exists(), yes)?;
-    let lock = StateLock::acquire(&config.settings.state)?;
-    let boot_id = sys::boot_id().map_err(|error| Error::failed(format!("cannot read this boot's id: {error}")))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::failed)?;
-    let app = Arc::new(App::new(config.settings, config.fleet, Recorder::detached(), boot_id));
-    let report = runtime.block_on(app.reset_disk(&client)).map_err(Error::failed)?;
-    drop(lock);
-    Ok(report)
+    let lab = AtRest::open(globals, name)?;
+    let disk = disk_path(&lab.app.settings.state, name);
+    confirm(name, lab.client.disk == DiskPolicy::Keep && disk.exists(), yes)?;
+    lab.run(|app, client| async move { app.reset_disk(&client).await.map_err(Error::failed) })
 }
 
 /// Asks before what was kept is thrown away.
@@ -60,16 +45,20 @@ fn confirm(name: &ClientName, data_goes: bool, yes: bool) -> Result<(), Error> {
     if !data_goes || yes {
         return Ok(());
     }
-    let refused = || {
-        Error::new(Kind::Refused, format!("`{name}` keeps its disk, and what is on it would be thrown away"))
-            .help(format!("if it may go: roost reset {name} --yes"))
-    };
+    let what = format!("`{name}` keeps its disk, and what is on it would be thrown away");
+    let help = format!("if it may go: roost reset {name} --yes");
+    sure(&what, &help, &format!("`{name}` keeps its disk. Throw away what is on it?"))
+}
+
+/// Asks the person at the terminal; where there is none, or the answer is no, it is refused with these words.
+pub(super) fn sure(what: &str, help: &str, question: &str) -> Result<(), Error> {
+    let refused = || Error::new(Kind::Refused, what).help(help);
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Err(refused());
     }
     let mut stderr = io::stderr();
     let mut answer = String::new();
-    let asked = write!(stderr, "`{name}` keeps its disk. Throw away what is on it? [y/N] ")
+    let asked = write!(stderr, "{question} [y/N] ")
         .and_then(|()| stderr.flush())
         .and_then(|()| io::stdin().lock().read_line(&mut answer));
     match asked {
@@ -80,12 +69,17 @@ fn confirm(name: &ClientName, data_goes: bool, yes: bool) -> Result<(), Error> {
 
 fn words(report: &ResetReport) -> String {
     let ResetReport { name, disk_path, .. } = report;
-    match &report.previous_disk {
+    let words = match &report.previous_disk {
         _ if !report.made_anew => format!("{name} has no disk yet; its first login makes one\n"),
         None => format!("{name}: {} is new\n", disk_path.display()),
         Some(previous) => {
             let (disk, previous) = (disk_path.display(), previous.display());
             format!("{name}: {disk} is new; the one before it is {previous} until the next login\n")
         }
+    };
+    match report.checkpoints {
+        0 => words,
+        1 => words + &format!("its checkpoint stays: `roost client checkpoints {name}`\n"),
+        many => words + &format!("its {many} checkpoints stay: `roost client checkpoints {name}`\n"),
     }
 }

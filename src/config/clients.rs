@@ -21,17 +21,26 @@ struct Common {
     image: Given<ImageName>,
     disk: Given<DiskPolicy>,
     chap: Given<bool>,
+    /// Whether the disk may only be read.
+    mode: Given<bool>,
     off: Given<bool>,
 }
 
 impl Common {
-    const NOTHING: Self = Self { image: Given::Absent, disk: Given::Absent, chap: Given::Absent, off: Given::Absent };
+    const NOTHING: Self = Self {
+        image: Given::Absent,
+        disk: Given::Absent,
+        mode: Given::Absent,
+        chap: Given::Absent,
+        off: Given::Absent,
+    };
 
     fn read<'a>(walker: &mut Walker<'a>, section: &Section<'a>) -> Self {
         Self {
             image: walker.parsed(section, "image", values::image),
             disk: walker.parsed(section, "disk", disk_policy),
             chap: walker.flag(section, "chap"),
+            mode: walker.parsed(section, "mode", read_only),
             off: walker.flag(section, "off"),
         }
     }
@@ -41,6 +50,7 @@ impl Common {
             image: self.image.or(&farther.image),
             disk: self.disk.or(&farther.disk),
             chap: self.chap.or(&farther.chap),
+            mode: self.mode.or(&farther.mode),
             off: self.off.or(&farther.off),
         }
     }
@@ -382,10 +392,19 @@ impl Entry {
             disk: self.all.disk.value().unwrap_or_default(),
             initiators,
             chap: self.all.chap.value().unwrap_or(false),
+            read_only: self.all.mode.value().unwrap_or(false),
             off: self.all.off.value().unwrap_or(false),
             title: self.title.value(),
             note: self.note.value(),
         })
+    }
+}
+
+fn read_only(text: &str) -> Result<bool, Refusal> {
+    match text {
+        "read-only" => Ok(true),
+        "read-write" => Ok(false),
+        _ => Err(unknown_word("mode", text, &["read-only", "read-write"])),
     }
 }
 

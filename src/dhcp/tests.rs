@@ -36,6 +36,7 @@ fn client(text: &str, macs: &[u8], ip: Option<[u8; 4]>) -> Client {
         disk: DiskPolicy::Keep,
         initiators: Initiators::OwnOnly,
         chap: false,
+        read_only: false,
         off: false,
         title: None,
         note: None,

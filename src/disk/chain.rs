@@ -19,7 +19,7 @@ use super::vhd::wire::{Footer, Header, Kind, LocatorKind};
 use super::vhdx::Vhdx;
 use super::vhdx::engine::At;
 use super::vhdx::wire::{ParentLocator, SIGNATURE};
-use super::{Disk, SECTOR};
+use super::{Disk, SECTOR, Stretch};
 
 /// Layers that a chain may have. Each costs a lookup per request; more than this is a loop or an accident.
 pub const MAX_DEPTH: usize = 64;
@@ -39,7 +39,7 @@ pub struct PendingPath {
 /// A disk: one file, and the chain below it.
 #[derive(Debug)]
 pub struct Chain {
-    layer: Layer,
+    layer: Arc<Layer>,
     parent: Option<Arc<Chain>>,
     /// A flush waits for nothing: what is written here outlives the process, not the power.
     volatile: AtomicBool,
@@ -106,29 +106,55 @@ impl Chain {
         parent: Arc<Chain>,
         pending: Option<(Box<dyn Media>, String)>,
     ) -> Result<Self, DiskError> {
+        let chain = Self::layer_on(media, parent, false)?;
+        if let Some((media, boot_id)) = pending {
+            chain.attach(media, &boot_id)?;
+        }
+        Ok(chain)
+    }
+
+    /// Opens a child that is only read from now on, over a parent that is open already.
+    pub(super) fn frozen_on(media: Box<dyn Media>, parent: Arc<Chain>) -> Result<Self, DiskError> {
+        Self::layer_on(media, parent, true)
+    }
+
+    /// The same top over another parent, which must read as the one before it. Both may be used at the same time.
+    pub(super) fn over(&self, parent: Arc<Chain>) -> Self {
+        let volatile = AtomicBool::new(self.is_volatile());
+        Self { layer: Arc::clone(&self.layer), parent: Some(parent), volatile }
+    }
+
+    /// Puts a pending map under the top, and first what it tells into the top.
+    fn attach(&self, map: Box<dyn Media>, boot_id: &str) -> Result<(), DiskError> {
+        match &*self.layer {
+            Layer::Flat(_) => Ok(()),
+            Layer::Sparse(sparse) => {
+                let (map, runs) = PendingMap::open(map, sparse.footer().id(), boot_id)?;
+                sparse.attach(map, &runs)
+            }
+            Layer::Vhdx(vhdx) => {
+                let (map, records) = PendingMap::open(map, vhdx.metadata().id, boot_id)?;
+                vhdx.attach(map, &records)
+            }
+        }
+    }
+
+    fn layer_on(media: Box<dyn Media>, parent: Arc<Chain>, read_only: bool) -> Result<Self, DiskError> {
         let below = std::iter::successors(Some(&parent), |chain| chain.parent.as_ref()).count();
         if below >= MAX_DEPTH {
             return Err(too_deep(media.path()));
         }
         if is_vhdx(&*media)? {
-            let vhdx = Vhdx::open(media, false)?;
+            let vhdx = Vhdx::open(media, read_only)?;
             check_vhdx_parent(&vhdx, &parent)?;
-            if let Some((media, boot_id)) = pending {
-                let (map, records) = PendingMap::open(media, vhdx.metadata().id, &boot_id)?;
-                vhdx.attach(map, &records)?;
-            }
             return Ok(Self::of(Layer::Vhdx(vhdx), Some(parent)));
         }
         let (footer, _) = Footer::read(&*media)?;
         if footer.kind() != Kind::Differencing {
             return Err(no_child(media.path()));
         }
-        let sparse = Sparse::open(media, footer, false)?;
+        let sparse = Sparse::open(media, footer, read_only)?;
         check_parent(&sparse, &parent)?;
-        if let Some((media, boot_id)) = pending {
-            let (map, runs) = PendingMap::open(media, sparse.footer().id(), &boot_id)?;
-            sparse.attach(map, &runs)?;
-        }
         Ok(Self::of(Layer::Sparse(sparse), Some(parent)))
     }
 
@@ -144,11 +170,11 @@ impl Chain {
     /// The same, on any media.
     pub(super) fn volatile_on(media: Box<dyn Media>, parent: Arc<Chain>) -> Result<Self, DiskError> {
         let chain = Self::child_on(media, parent, None)?;
-        if let Layer::Sparse(sparse) = &chain.layer {
+        if let Layer::Sparse(sparse) = &*chain.layer {
             sparse.make_volatile();
         }
         chain.volatile.store(true, Ordering::Release);
-        if let Layer::Vhdx(vhdx) = &chain.layer {
+        if let Layer::Vhdx(vhdx) = &*chain.layer {
             vhdx.set_volatile(true);
         }
         Ok(chain)
@@ -172,24 +198,18 @@ impl Chain {
 
     /// The same, with its map on any media.
     pub(super) fn keep_on(&self, map: Box<dyn Media>, boot_id: &str) -> Result<(), DiskError> {
-        match &self.layer {
-            Layer::Flat(_) => {}
-            Layer::Sparse(sparse) => {
-                let (map, runs) = PendingMap::open(map, sparse.footer().id(), boot_id)?;
-                sparse.attach(map, &runs)?;
-            }
-            Layer::Vhdx(vhdx) => {
-                let (map, records) = PendingMap::open(map, vhdx.metadata().id, boot_id)?;
-                vhdx.set_volatile(false);
-                vhdx.attach(map, &records).inspect_err(|_| vhdx.set_volatile(true))?;
-            }
+        if let Layer::Vhdx(vhdx) = &*self.layer {
+            vhdx.set_volatile(false);
+            self.attach(map, boot_id).inspect_err(|_| vhdx.set_volatile(true))?;
+        } else {
+            self.attach(map, boot_id)?;
         }
         self.volatile.store(false, Ordering::Release);
         Ok(())
     }
 
     fn of(layer: Layer, parent: Option<Arc<Chain>>) -> Self {
-        Self { layer, parent, volatile: AtomicBool::new(false) }
+        Self { layer: Arc::new(layer), parent, volatile: AtomicBool::new(false) }
     }
 
     /// Opens a file that has no parent, on any media.
@@ -253,7 +273,7 @@ impl Chain {
     /// The identity of the top file; raw files have none.
     #[must_use]
     pub fn unique_id(&self) -> Option<Uuid> {
-        match &self.layer {
+        match &*self.layer {
             Layer::Vhdx(vhdx) => Some(vhdx.metadata().id),
             _ => self.footer().map(Footer::id),
         }
@@ -268,7 +288,7 @@ impl Chain {
     /// Whether a flush would have something to do: settle such a disk when it has been idle for a while.
     #[must_use]
     pub fn dirty(&self) -> bool {
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => flat.unsettled.load(Ordering::Acquire),
             Layer::Sparse(sparse) => sparse.is_unsettled(),
             Layer::Vhdx(vhdx) => vhdx.is_unsettled(),
@@ -278,7 +298,7 @@ impl Chain {
     /// The footer of the top file, if it is a VHD.
     #[must_use]
     pub fn footer(&self) -> Option<&Footer> {
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => flat.footer.as_ref(),
             Layer::Sparse(sparse) => Some(sparse.footer()),
             Layer::Vhdx(_) => None,
@@ -288,7 +308,7 @@ impl Chain {
     /// The dynamic or differencing VHD on top, if it is one.
     #[must_use]
     pub fn sparse(&self) -> Option<&Sparse> {
-        match &self.layer {
+        match &*self.layer {
             Layer::Sparse(sparse) => Some(sparse),
             Layer::Flat(_) | Layer::Vhdx(_) => None,
         }
@@ -297,7 +317,7 @@ impl Chain {
     /// The VHDX on top, if it is one.
     #[must_use]
     pub fn vhdx(&self) -> Option<&Vhdx> {
-        match &self.layer {
+        match &*self.layer {
             Layer::Vhdx(vhdx) => Some(vhdx),
             Layer::Flat(_) | Layer::Sparse(_) => None,
         }
@@ -306,13 +326,13 @@ impl Chain {
     /// Whether the disk's bytes are the file's, from its first one on: raw, or a fixed VHD.
     #[must_use]
     pub fn is_flat(&self) -> bool {
-        matches!(self.layer, Layer::Flat(_))
+        matches!(*self.layer, Layer::Flat(_))
     }
 
     /// The top file.
     #[must_use]
     pub fn media(&self) -> &dyn Media {
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => &*flat.media,
             Layer::Sparse(sparse) => sparse.media(),
             Layer::Vhdx(vhdx) => vhdx.media(),
@@ -339,7 +359,7 @@ impl Chain {
         wait: Wait,
         extents: &mut Vec<Extent<'a>>,
     ) -> Result<bool, DiskError> {
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => push(extents, Extent { len, at: Some((&*flat.media, offset)) }),
             Layer::Sparse(sparse) => {
                 let Some(runs) = sparse.map_range(offset, len, wait)? else { return Ok(false) };
@@ -468,7 +488,7 @@ impl Chain {
 
 impl Disk for Chain {
     fn size(&self) -> u64 {
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => flat.size,
             Layer::Sparse(sparse) => sparse.size(),
             Layer::Vhdx(vhdx) => vhdx.size(),
@@ -515,7 +535,7 @@ impl Disk for Chain {
 
     fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
         self.check(offset, iovec::len(bufs))?;
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => {
                 flat.begin_change()?;
                 flat.media.write(offset, bufs)
@@ -534,7 +554,7 @@ impl Disk for Chain {
         if self.read_only() {
             return Err(DiskError::ReadOnly { path: self.path().into() });
         }
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => {
                 flat.begin_change()?;
                 flat.media.zero(offset, len)
@@ -562,7 +582,7 @@ impl Disk for Chain {
         if self.is_volatile() {
             return Ok(());
         }
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => flat.flush(),
             Layer::Sparse(sparse) => sparse.flush(),
             Layer::Vhdx(vhdx) => vhdx.flush(),
@@ -570,11 +590,52 @@ impl Disk for Chain {
     }
 
     fn read_only(&self) -> bool {
-        match &self.layer {
+        match &*self.layer {
             Layer::Flat(flat) => flat.read_only,
             Layer::Sparse(sparse) => sparse.read_only(),
             Layer::Vhdx(vhdx) => vhdx.read_only(),
         }
+    }
+
+    fn provisioning(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Stretch>, DiskError> {
+        self.check(offset, len)?;
+        let (mut stretches, mut at) = (Vec::<Stretch>::new(), offset);
+        while at < offset + len {
+            let step = ZERO_STEP.min(offset + len - at);
+            for extent in self.resolve(at, step)? {
+                let Some((media, start)) = extent.at else {
+                    add_stretch(&mut stretches, Stretch { len: extent.len, mapped: false });
+                    continue;
+                };
+                // What a file has may be a hole in it: zeros that were written, or freed.
+                let (mut here, end) = (start, start + extent.len);
+                while here < end && stretches.len() <= most {
+                    let data = media.next_data(here)?.unwrap_or(end).clamp(here, end);
+                    let hole = if data < end { media.next_hole(data)?.clamp(data + 1, end) } else { end };
+                    add_stretch(&mut stretches, Stretch { len: data - here, mapped: false });
+                    add_stretch(&mut stretches, Stretch { len: hole - data, mapped: true });
+                    here = hole;
+                }
+                if here < end {
+                    break;
+                }
+            }
+            if stretches.len() > most {
+                stretches.truncate(most);
+                break;
+            }
+            at += step;
+        }
+        Ok(stretches)
+    }
+}
+
+/// Adds a stretch, or lengthens the last one where it is alike.
+fn add_stretch(stretches: &mut Vec<Stretch>, new: Stretch) {
+    match stretches.last_mut() {
+        _ if new.len == 0 => {}
+        Some(last) if last.mapped == new.mapped => last.len += new.len,
+        _ => stretches.push(new),
     }
 }
 

@@ -72,6 +72,14 @@ pub trait Media: Send + Sync + Debug {
     /// # Errors
     /// The system's.
     fn next_data(&self, offset: u64) -> Result<Option<u64>, DiskError>;
+    /// The first byte at or after `offset`, which is not in a hole, from which a hole goes on; at most the file's end.
+    ///
+    /// # Errors
+    /// The system's.
+    fn next_hole(&self, offset: u64) -> Result<u64, DiskError> {
+        let _ = offset;
+        self.len()
+    }
 }
 
 /// Reads `len` bytes; the caller has bounded `len`.
@@ -161,6 +169,13 @@ impl File {
             Err(TryLockError::WouldBlock) => Err(DiskError::Locked { path: path.into() }),
             Err(TryLockError::Error(source)) => Err(DiskError::io(path, "lock", source)),
         }
+    }
+
+    /// The same file, called by the name that it is going to have: messages say it.
+    #[must_use]
+    pub(super) fn called(mut self, path: &Path) -> Self {
+        self.path = path.into();
+        self
     }
 
     /// The device and inode, which tell one file from another whatever its paths.
@@ -305,6 +320,14 @@ impl Media for File {
             Err(errno) => Err(self.error("look for data", errno)),
         }
     }
+
+    fn next_hole(&self, offset: u64) -> Result<u64, DiskError> {
+        match rustix::fs::seek(&self.file, SeekFrom::Hole(offset)) {
+            Ok(at) => Ok(at),
+            Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NXIO) => self.len(),
+            Err(errno) => Err(self.error("look for a hole", errno)),
+        }
+    }
 }
 
 impl File {
@@ -324,6 +347,35 @@ impl Drop for File {
     fn drop(&mut self) {
         // Where it fails, the close that follows does it.
         let _ = self.file.unlock();
+    }
+}
+
+/// Files that take up more than this, in units of 512 bytes, are closed elsewhere.
+const SMALL: u64 = 256;
+
+/// Removes a file; one that is not there is removed already. What it took up comes back a moment later, see [`close_later`].
+///
+/// # Errors
+/// The system's.
+pub fn remove(path: &Path) -> Result<(), DiskError> {
+    let open = fs::File::open(path);
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(DiskError::io(path, "remove", source)),
+        _ => {}
+    }
+    if let Ok(file) = open {
+        close_later(file);
+    }
+    Ok(())
+}
+
+/// Closes a file that may have lost its last name. Its space comes back with that, which takes a file system up to milliseconds
+/// for each piece of a large disk: nobody waits for it.
+pub(super) fn close_later(file: fs::File) {
+    use std::os::unix::fs::MetadataExt;
+    if file.metadata().is_ok_and(|meta| meta.blocks() > SMALL) {
+        // Without a thread it is closed here and now.
+        let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(file));
     }
 }
 

@@ -24,6 +24,7 @@ pub mod file;
 pub mod import;
 pub mod inspect;
 mod iovec;
+pub mod overlay;
 pub mod pending;
 pub mod qemu;
 pub mod vhd;
@@ -47,6 +48,15 @@ pub use error::{DiskError, ErrorKind};
 
 /// Bytes of a sector, the unit of every offset and length.
 pub const SECTOR: u64 = 512;
+
+/// A part of a disk that is alike in having space on the host, or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stretch {
+    /// Bytes.
+    pub len: u64,
+    /// Some file has bytes for it; else it reads as zeros and takes no space.
+    pub mapped: bool,
+}
 
 /// A virtual disk that a logical unit serves. Offsets and lengths are bytes, multiples of [`SECTOR`].
 ///
@@ -93,4 +103,14 @@ pub trait Disk: Send + Sync + Debug {
 
     /// Whether writes are refused.
     fn read_only(&self) -> bool;
+
+    /// Which parts of a range take space, in order, no two alike beside each other; no more than `most`, and then not the
+    /// whole range. May wait for the device. Without better knowledge all of it does.
+    ///
+    /// # Errors
+    /// A range beyond the disk, a damaged file, or the system's error.
+    fn provisioning(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Stretch>, DiskError> {
+        let _ = (offset, most);
+        Ok(vec![Stretch { len, mapped: true }])
+    }
 }

@@ -135,6 +135,7 @@ mod tests {
             disk: DiskPolicy::Keep,
             initiators: Initiators::OwnOnly,
             chap: false,
+            read_only: false,
             off,
             title: None,
             note: Some("by the door".to_owned()),

@@ -124,6 +124,8 @@ pub struct Client {
     pub initiators: Initiators,
     /// A login must pass CHAP with a secret that Roost makes.
     pub chap: bool,
+    /// Its disk may be read, not written.
+    pub read_only: bool,
     /// Out of service: no offer, no login.
     pub off: bool,
     /// A title for lists.

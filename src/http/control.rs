@@ -7,6 +7,13 @@
 //! | `POST /v1/clients/NAME/reset` | [`ResetReport`](crate::app::boots::ResetReport); 409 where a system is running on the disk |
 //! | `POST /v1/clients/NAME/release` | [`ReleaseReport`](crate::app::boots::ReleaseReport); 409 where a system is running on the disk |
 //! | `POST /v1/clients/NAME/replace` with [`ReplaceRequest`] | [`ReplaceReport`](crate::app::report::ReplaceReport); 409 where it is refused, 422 where the mapping file is wrong |
+//! | `GET /v1/clients/NAME/checkpoints` | a list of [`CheckpointReport`](crate::app::report::CheckpointReport) |
+//! | `POST /v1/clients/NAME/checkpoints` with [`CheckpointRequest`] | the new one; 409 where it is refused |
+//! | `DELETE /v1/clients/NAME/checkpoints/NUMBER` | `null`; 409 where there is none. What is left to do is `work` |
+//! | `POST /v1/clients/NAME/rollback` with [`RollbackRequest`] | [`RollbackReport`](crate::app::overlays::RollbackReport); 409 where it is refused, or a system is running on the disk |
+//! | `POST /v1/clients/NAME/resize` with [`ResizeRequest`] | [`ResizeReport`](crate::app::overlays::ResizeReport); 409 where it is refused |
+//! | `POST /v1/clients/NAME/compact` | [`WorkReport`](crate::app::overlays::WorkReport) of what has begun; 409 where there is no disk |
+//! | `GET /v1/clients/NAME/work` | the [`WorkReport`](crate::app::overlays::WorkReport) of the client's last merge or compaction, or `null` |
 //! | `GET /v1/status` | [`StatusReport`](crate::app::report::StatusReport) |
 //!
 //! An answer that is no 200 carries an [`ErrorReport`]. Who may open the socket is the file's mode: its owner and root.
@@ -21,7 +28,7 @@ use std::time::Duration;
 use axum::extract::{Path as Segment, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use rustix::fs::Mode;
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -31,6 +38,7 @@ use tokio::sync::oneshot;
 use crate::app::App;
 use crate::app::boots::ResetError;
 use crate::app::keeper::{Keeper, KeeperError};
+use crate::app::overlays::{CheckpointRequest, OverlayError, ResizeRequest, RollbackRequest};
 use crate::app::report::{ErrorReport, ReplaceRequest, Reporter};
 use crate::config::edit::EditError;
 use crate::fleet::change::Refusal;
@@ -141,6 +149,12 @@ fn router(control: Control) -> Router {
         .route("/v1/clients/{name}/reset", post(reset))
         .route("/v1/clients/{name}/release", post(release))
         .route("/v1/clients/{name}/replace", post(replace))
+        .route("/v1/clients/{name}/checkpoints", get(checkpoints).post(checkpoint))
+        .route("/v1/clients/{name}/checkpoints/{number}", delete(delete_checkpoint))
+        .route("/v1/clients/{name}/rollback", post(roll_back))
+        .route("/v1/clients/{name}/resize", post(resize))
+        .route("/v1/clients/{name}/compact", post(compact))
+        .route("/v1/clients/{name}/work", get(work))
         .route("/v1/status", get(status))
         .fallback(async || problem(StatusCode::NOT_FOUND, &"there is no such resource"))
         .with_state(control)
@@ -235,6 +249,84 @@ fn status_of(error: &KeeperError) -> StatusCode {
     }
 }
 
+async fn checkpoints(State(control): State<Control>, Segment(name): Segment<String>) -> Response {
+    match find(&control, &name) {
+        Ok(client) => told(control.app.checkpoints(&client).await),
+        Err(missing) => missing,
+    }
+}
+
+async fn checkpoint(
+    State(control): State<Control>,
+    Segment(name): Segment<String>,
+    Json(request): Json<CheckpointRequest>,
+) -> Response {
+    match find(&control, &name) {
+        Ok(client) => told(control.app.checkpoint(&client, request.note).await),
+        Err(missing) => missing,
+    }
+}
+
+async fn delete_checkpoint(
+    State(control): State<Control>,
+    Segment((name, number)): Segment<(String, u32)>,
+) -> Response {
+    match find(&control, &name) {
+        Ok(client) => told(control.app.delete_checkpoint(&client, number).await),
+        Err(missing) => missing,
+    }
+}
+
+async fn roll_back(
+    State(control): State<Control>,
+    Segment(name): Segment<String>,
+    Json(request): Json<RollbackRequest>,
+) -> Response {
+    match find(&control, &name) {
+        Ok(client) => told(control.app.roll_back(&client, request.checkpoint).await),
+        Err(missing) => missing,
+    }
+}
+
+async fn resize(
+    State(control): State<Control>,
+    Segment(name): Segment<String>,
+    Json(request): Json<ResizeRequest>,
+) -> Response {
+    match find(&control, &name) {
+        Ok(client) => told(control.app.resize(&client, request.size).await),
+        Err(missing) => missing,
+    }
+}
+
+async fn compact(State(control): State<Control>, Segment(name): Segment<String>) -> Response {
+    match find(&control, &name) {
+        Ok(client) => told(control.app.compact(&client).await),
+        Err(missing) => missing,
+    }
+}
+
+async fn work(State(control): State<Control>, Segment(name): Segment<String>) -> Response {
+    match find(&control, &name) {
+        Ok(client) => Json(control.app.works.of(&client.name)).into_response(),
+        Err(missing) => missing,
+    }
+}
+
+/// What came of a verb on a disk.
+fn told<T: serde::Serialize>(done: Result<T, OverlayError>) -> Response {
+    match done {
+        Ok(report) => Json(report).into_response(),
+        Err(error) => {
+            let status = match error {
+                OverlayError::Refused { .. } | OverlayError::Running { .. } => StatusCode::CONFLICT,
+                OverlayError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            helpful(status, &error, error.help().map(str::to_owned))
+        }
+    }
+}
+
 async fn status(State(control): State<Control>) -> Response {
     Json(control.reporter.status(&control.app.fleet())).into_response()
 }
@@ -311,6 +403,7 @@ mod tests {
             disk: DiskPolicy::Keep,
             initiators: Initiators::OwnOnly,
             chap: false,
+            read_only: false,
             off: false,
             title: None,
             note: None,

@@ -205,6 +205,7 @@ mod tests {
             disk: DiskPolicy::Keep,
             initiators: Initiators::OwnOnly,
             chap: false,
+            read_only: false,
             off,
             title: None,
             note: None,

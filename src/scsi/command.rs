@@ -42,6 +42,17 @@ pub struct ModeSense {
     pub allocation: u32,
 }
 
+/// A PERSISTENT RESERVE OUT (SPC-4 §6.16), without its parameter list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReserveOut {
+    /// Service action.
+    pub action: u8,
+    /// Scope: the high half; type: the low half of a byte.
+    pub scope_type: u8,
+    /// Length of the parameter list.
+    pub parameters: u32,
+}
+
 /// What REPORT SUPPORTED OPERATION CODES asks about (SPC-4 §6.35).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpcodeQuery {
@@ -76,10 +87,52 @@ pub enum Command {
     },
     /// Mode pages.
     ModeSense(ModeSense),
+    /// MODE SELECT (6, 10).
+    ModeSelect {
+        /// Ten-byte form: an eight-byte header.
+        ten: bool,
+        /// Length of the parameter list.
+        parameters: u16,
+    },
+    /// LOG SENSE.
+    LogSense {
+        /// Page code.
+        page: u8,
+        /// Subpage code.
+        subpage: u8,
+        /// The first parameter to return.
+        parameter: u16,
+        /// Most bytes to return.
+        allocation: u32,
+    },
     /// START STOP UNIT, which changes nothing here.
     StartStop {
         /// Eject or load the medium, which cannot be.
         load_eject: bool,
+        /// It is only to be made ready.
+        start: bool,
+    },
+    /// RESERVE (6, 10).
+    Reserve,
+    /// RELEASE (6, 10).
+    Release,
+    /// PERSISTENT RESERVE IN.
+    ReserveIn {
+        /// Service action.
+        action: u8,
+        /// Most bytes to return.
+        allocation: u32,
+    },
+    /// PERSISTENT RESERVE OUT.
+    ReserveOut(ReserveOut),
+    /// READ DEFECT DATA (10, 12).
+    ReadDefects {
+        /// Twelve-byte form: an eight-byte header.
+        twelve: bool,
+        /// Which lists, and in which format.
+        lists: u8,
+        /// Most bytes to return.
+        allocation: u32,
     },
     /// READ CAPACITY (10).
     ReadCapacity10,
@@ -104,6 +157,20 @@ pub enum Command {
         /// Most bytes to return.
         allocation: u32,
     },
+    /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS.
+    ReportFunctions {
+        /// With sixteen bytes.
+        extended: bool,
+        /// Most bytes to return.
+        allocation: u32,
+    },
+    /// GET LBA STATUS.
+    GetLbaStatus {
+        /// From here on.
+        lba: u64,
+        /// Most bytes to return.
+        allocation: u32,
+    },
     /// READ (6, 10, 12, 16).
     Read(Blocks),
     /// WRITE (6, 10, 12, 16).
@@ -120,8 +187,53 @@ pub enum Command {
         /// With what.
         check: Check,
     },
-    /// SYNCHRONIZE CACHE (10, 16).
+    /// WRITE AND VERIFY (10, 12, 16).
+    WriteVerify(Blocks),
+    /// WRITE ATOMIC (16). It is on the medium before the answer, whether or not FUA asks for that.
+    WriteAtomic(Blocks),
+    /// COMPARE AND WRITE.
+    CompareAndWrite {
+        /// Where.
+        blocks: Blocks,
+        /// Force unit access.
+        fua: bool,
+    },
+    /// ORWRITE (16).
+    OrWrite {
+        /// Where.
+        blocks: Blocks,
+        /// Force unit access.
+        fua: bool,
+    },
+    /// PRE-FETCH (10, 16). IMMED allows an earlier answer, and is not made use of.
+    Prefetch(Blocks),
+    /// SYNCHRONIZE CACHE (10, 16). IMMED allows an earlier answer, and is not made use of: whoever asked for less than
+    /// durability gets more.
     SynchronizeCache(Blocks),
+    /// SANITIZE, BLOCK ERASE.
+    BlockErase {
+        /// Answer at once.
+        immediate: bool,
+    },
+    /// SANITIZE, EXIT FAILURE MODE.
+    ExitFailureMode,
+    /// EXTENDED COPY (LID1).
+    ExtendedCopy {
+        /// Length of the parameter list.
+        parameters: u32,
+    },
+    /// RECEIVE COPY STATUS (LID1).
+    CopyStatus {
+        /// Which copy.
+        list: u8,
+        /// Most bytes to return.
+        allocation: u32,
+    },
+    /// RECEIVE COPY OPERATING PARAMETERS.
+    CopyParameters {
+        /// Most bytes to return.
+        allocation: u32,
+    },
     /// UNMAP.
     Unmap {
         /// Length of the parameter list.
@@ -176,6 +288,13 @@ fn blocks6(cdb: &[u8; CDB_LENGTH]) -> Blocks {
     Blocks { lba, count: if cdb[4] == 0 { 256 } else { cdb[4].into() } }
 }
 
+/// Range of a PRE-FETCH or SYNCHRONIZE CACHE, whose option is IMMED.
+fn cached(cdb: &[u8; CDB_LENGTH], blocks: Blocks) -> Result<Blocks, Sense> {
+    const IMMED: u8 = 0x02;
+    reserved(cdb, 1, !IMMED)?;
+    Ok(blocks)
+}
+
 /// RDPROTECT, WRPROTECT or VRPROTECT: the disk has no protection information.
 const PROTECT: u8 = 0xE0;
 /// FUA in byte 1.
@@ -203,9 +322,33 @@ impl Command {
                 }
                 Self::Inquiry { page, allocation: be16(cdb, 3).into() }
             }
+            0x15 => Self::mode_select(cdb, false, cdb[4].into())?,
+            0x55 => Self::mode_select(cdb, true, be16(cdb, 7))?,
+            0x16 | 0x56 => Self::own_reservation(cdb, Self::Reserve)?,
+            0x17 | 0x57 => Self::own_reservation(cdb, Self::Release)?,
             0x1A => Self::mode_sense(cdb, false, cdb[4].into()),
             0x5A => Self::mode_sense(cdb, true, be16(cdb, 7).into()),
-            0x1B => Self::StartStop { load_eject: cdb[4] & 0x02 != 0 },
+            0x1B => {
+                let (power_condition, start) = (cdb[4] >> 4, cdb[4] & 0x01 != 0);
+                Self::StartStop { load_eject: cdb[4] & 0x02 != 0, start: start && power_condition == 0 }
+            }
+            0x4D => {
+                reserved(cdb, 1, 0xFF)?; // SP: parameters are not saved
+                let (page, subpage, allocation) = (cdb[2] & 0x3F, cdb[3], be16(cdb, 7).into());
+                Self::LogSense { page, subpage, parameter: be16(cdb, 5), allocation }
+            }
+            0x5E if cdb[1] & 0x1F > 0x03 => return Err(Sense::INVALID_FIELD_IN_CDB),
+            0x5F if cdb[1] & 0x1F > 0x07 => return Err(Sense::INVALID_FIELD_IN_CDB),
+            0x5E => Self::ReserveIn { action: cdb[1] & 0x1F, allocation: be16(cdb, 7).into() },
+            0x5F => {
+                Self::ReserveOut(ReserveOut { action: cdb[1] & 0x1F, scope_type: cdb[2], parameters: be32(cdb, 5) })
+            }
+            0x37 => Self::ReadDefects { twelve: false, lists: cdb[2] & 0x1F, allocation: be16(cdb, 7).into() },
+            0xB7 => Self::ReadDefects { twelve: true, lists: cdb[1] & 0x1F, allocation: be32(cdb, 6) },
+            0x48 => Self::sanitize(cdb)?,
+            0x83 if cdb[1] & 0x1F == 0x00 => Self::ExtendedCopy { parameters: be32(cdb, 10) },
+            0x84 if cdb[1] & 0x1F == 0x00 => Self::CopyStatus { list: cdb[2], allocation: be32(cdb, 10) },
+            0x84 if cdb[1] & 0x1F == 0x03 => Self::CopyParameters { allocation: be32(cdb, 10) },
             0x25 => {
                 // PMI is obsolete: without it an LBA means nothing.
                 if cdb[8] & 1 == 0 && be32(cdb, 2) != 0 {
@@ -222,8 +365,28 @@ impl Command {
             0x2F => Self::verify(cdb, blocks10(cdb))?,
             0xAF => Self::verify(cdb, blocks12(cdb))?,
             0x8F => Self::verify(cdb, blocks16(cdb))?,
-            0x35 => Self::SynchronizeCache(blocks10(cdb)),
-            0x91 => Self::SynchronizeCache(blocks16(cdb)),
+            0x2E => Self::write_verify(cdb, blocks10(cdb))?,
+            0xAE => Self::write_verify(cdb, blocks12(cdb))?,
+            0x8E => Self::write_verify(cdb, blocks16(cdb))?,
+            0x89 => {
+                reserved(cdb, 1, PROTECT)?;
+                let blocks = Blocks { lba: be64(cdb, 2), count: cdb[13].into() };
+                Self::CompareAndWrite { blocks, fua: cdb[1] & FUA != 0 }
+            }
+            0x8B => {
+                reserved(cdb, 1, PROTECT)?;
+                Self::OrWrite { blocks: blocks16(cdb), fua: cdb[1] & FUA != 0 }
+            }
+            0x9C => {
+                reserved(cdb, 1, PROTECT)?;
+                reserved(cdb, 10, 0xFF)?; // ATOMIC BOUNDARY: none are supported, as VPD page B0h says
+                reserved(cdb, 11, 0xFF)?;
+                Self::WriteAtomic(Blocks { lba: be64(cdb, 2), count: be16(cdb, 12).into() })
+            }
+            0x34 => Self::Prefetch(cached(cdb, blocks10(cdb))?),
+            0x90 => Self::Prefetch(cached(cdb, blocks16(cdb))?),
+            0x35 => Self::SynchronizeCache(cached(cdb, blocks10(cdb))?),
+            0x91 => Self::SynchronizeCache(cached(cdb, blocks16(cdb))?),
             0x41 => Self::write_same(cdb, blocks10(cdb), false)?,
             0x93 => Self::write_same(cdb, blocks16(cdb), cdb[1] & 1 != 0)?,
             0x42 => {
@@ -231,6 +394,10 @@ impl Command {
                 Self::Unmap { parameters: be16(cdb, 7) }
             }
             0x9E if cdb[1] & 0x1F == 0x10 => Self::ReadCapacity16 { allocation: be32(cdb, 10) },
+            0x9E if cdb[1] & 0x1F == 0x12 => Self::GetLbaStatus { lba: be64(cdb, 2), allocation: be32(cdb, 10) },
+            0xA3 if cdb[1] & 0x1F == 0x0D => {
+                Self::ReportFunctions { extended: cdb[2] & 0x80 != 0, allocation: be32(cdb, 6) }
+            }
             0xA0 => Self::ReportLuns { select: cdb[2], allocation: be32(cdb, 6) },
             0xA3 if cdb[1] & 0x1F == 0x0C => {
                 let (opcode, action) = (cdb[3], be16(cdb, 4));
@@ -256,6 +423,38 @@ impl Command {
             subpage: cdb[3],
             allocation,
         })
+    }
+
+    fn mode_select(cdb: &[u8; CDB_LENGTH], ten: bool, parameters: u16) -> Result<Self, Sense> {
+        const PF: u8 = 0x10;
+        reserved(cdb, 1, !PF)?; // among them SP: pages are not saved
+        if cdb[1] & PF == 0 && parameters > 0 {
+            return Err(Sense::INVALID_FIELD_IN_CDB); // pages in a vendor's own format
+        }
+        Ok(Self::ModeSelect { ten, parameters })
+    }
+
+    /// A reservation for the one who asks, and of the whole unit (SPC-2 §7.21): the others are obsolete.
+    fn own_reservation(cdb: &[u8; CDB_LENGTH], command: Self) -> Result<Self, Sense> {
+        reserved(cdb, 1, 0x1F)?;
+        Ok(command)
+    }
+
+    fn sanitize(cdb: &[u8; CDB_LENGTH]) -> Result<Self, Sense> {
+        reserved(cdb, 1, 0x40)?;
+        for byte in 2..=8 {
+            reserved(cdb, byte, 0xFF)?; // the last two: a parameter list, which neither service action has
+        }
+        match cdb[1] & 0x1F {
+            0x02 => Ok(Self::BlockErase { immediate: cdb[1] & 0x80 != 0 }),
+            0x1F => Ok(Self::ExitFailureMode),
+            _ => Err(Sense::INVALID_FIELD_IN_CDB),
+        }
+    }
+
+    fn write_verify(cdb: &[u8; CDB_LENGTH], blocks: Blocks) -> Result<Self, Sense> {
+        reserved(cdb, 1, PROTECT | 0x04)?; // BYTCHK is 0 or 1: what is read back is compared in either case
+        Ok(Self::WriteVerify(blocks))
     }
 
     fn read(cdb: &[u8; CDB_LENGTH], blocks: Blocks) -> Result<Self, Sense> {

@@ -1,7 +1,10 @@
 //! INQUIRY: the standard data and the vital product data pages (SPC-4 §6.6, §7.8; SBC-3 §6.5).
 
 use super::sense::Sense;
-use super::{BLOCK, MAX_TRANSFER_BLOCKS, MAX_UNMAP_BLOCKS, MAX_UNMAP_RANGES, MAX_WRITE_SAME_BLOCKS};
+use super::{
+    ATOMIC_BLOCKS, BLOCK, MAX_ATOMIC_BLOCKS, MAX_COMPARE_BLOCKS, MAX_TRANSFER_BLOCKS, MAX_UNMAP_BLOCKS,
+    MAX_UNMAP_RANGES, MAX_WRITE_SAME_BLOCKS, copy, provisioning,
+};
 
 const VENDOR: &[u8; 8] = b"ROOST   ";
 const PRODUCT: &[u8; 16] = b"DIFFERENCING VHD";
@@ -45,7 +48,7 @@ impl Identity {
     }
 
     /// A locally assigned NAA identifier: type 3 and sixty bits (SPC-4 §7.8.6.6.4).
-    fn naa(&self) -> [u8; 8] {
+    pub(super) fn naa(&self) -> [u8; 8] {
         (0x3 << 60 | self.number & 0x0FFF_FFFF_FFFF_FFFF).to_be_bytes()
     }
 }
@@ -58,6 +61,7 @@ pub fn standard(present: bool) -> Vec<u8> {
     data[2] = 0x06; // SPC-4
     data[3] = 0x12; // HISUP, response data format 2
     data[4] = 69; // additional length
+    data[5] = 0x08; // 3PC: it copies
     data[7] = 0x02; // CMDQUE
     data[8..16].copy_from_slice(VENDOR);
     data[16..32].copy_from_slice(PRODUCT);
@@ -75,17 +79,26 @@ pub fn standard(present: bool) -> Vec<u8> {
 /// INVALID FIELD IN CDB for a page that is not supported.
 pub fn page(code: u8, identity: &Identity) -> Result<Vec<u8>, Sense> {
     let body = match code {
-        0x00 => vec![0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB2],
+        0x00 => vec![0x00, 0x80, 0x83, 0x86, 0x87, 0x8F, 0xB0, 0xB1, 0xB2],
         0x80 => identity.serial().into_bytes(),
         0x83 => identification(identity),
+        0x86 => {
+            let mut body = vec![0; 60];
+            body[1] = 0x07; // head of queue, ordered and simple tasks
+            body[2] = 0x01; // V_SUP: there is a volatile cache
+            body
+        }
+        0x87 => vec![0x3F, 0xFF, 0x00, 0x00], // all pages and subpages: shared by all initiators
+        0x8F => copy::third_party(),
         0xB0 => block_limits(),
         0xB1 => {
             let mut body = vec![0; 60];
             body[0..2].copy_from_slice(&1_u16.to_be_bytes()); // not rotating
+            body[3] = 0x40; // WABEREQ 01b: after a SANITIZE with BLOCK ERASE reads are allowed, and give zeros
             body
         }
-        // No threshold; UNMAP, WRITE SAME (16) and (10) unmap; unmapped blocks read as zeros; thin.
-        0xB2 => vec![0, 0xE4, 0x02, 0],
+        // UNMAP, WRITE SAME (16) and (10) unmap; unmapped blocks read as zeros; thin.
+        0xB2 => vec![provisioning::THRESHOLD_EXPONENT, 0xE4, 0x02, 0],
         _ => return Err(Sense::INVALID_FIELD_IN_CDB),
     };
     let length = u16::try_from(body.len()).expect("pages are small");
@@ -128,14 +141,19 @@ fn identification(identity: &Identity) -> Vec<u8> {
 /// Page B0h (SBC-3 §6.5.3).
 fn block_limits() -> Vec<u8> {
     let mut body = vec![0; 60];
-    body[0] = 0x01; // WSNZ: WRITE SAME with a count of zero is refused
+    // WSNZ is 0: WRITE SAME with a count of zero goes to the end of the disk.
+    body[1] = MAX_COMPARE_BLOCKS;
     let mut put32 = |at: usize, value: u32| body[at..at + 4].copy_from_slice(&value.to_be_bytes());
     put32(4, MAX_TRANSFER_BLOCKS);
     put32(8, OPTIMAL_TRANSFER_BLOCKS);
+    put32(12, MAX_TRANSFER_BLOCKS); // of a PRE-FETCH; more is asked for in vain, and no error
     put32(16, MAX_UNMAP_BLOCKS);
     put32(20, MAX_UNMAP_RANGES);
     put32(24, PHYSICAL_BLOCKS.into()); // optimal unmap granularity
     put32(28, 0x8000_0000); // its alignment is valid: 0
+    put32(40, MAX_ATOMIC_BLOCKS);
+    put32(44, ATOMIC_BLOCKS); // alignment and granularity; no atomic boundaries within a write
+    put32(48, ATOMIC_BLOCKS);
     body[32..40].copy_from_slice(&u64::from(MAX_WRITE_SAME_BLOCKS).to_be_bytes());
     body[2..4].copy_from_slice(&PHYSICAL_BLOCKS.to_be_bytes()); // optimal transfer granularity
     body

@@ -4,14 +4,19 @@
 //! it is the adapter's work. Not here: iSCSI (`iscsi`), bytes on disks (`disk`).
 
 pub mod command;
+pub mod copy;
 pub mod inquiry;
 pub mod mode;
 pub mod opcodes;
+pub mod provisioning;
+pub mod registration;
+pub mod reservation;
 pub mod sense;
 pub mod unit;
 pub mod unmap;
 
 pub use command::Command;
+pub use reservation::InitiatorPort;
 pub use sense::Sense;
 pub use unit::{LogicalUnit, Nexus, Plan};
 
@@ -29,6 +34,15 @@ pub const MAX_UNMAP_BLOCKS: u32 = 1_048_576;
 /// Most blocks of one WRITE SAME: 16 MiB. Anything but zeros is really written, and no other write to this disk goes ahead
 /// of it.
 pub const MAX_WRITE_SAME_BLOCKS: u32 = 32_768;
+
+/// Most blocks of one COMPARE AND WRITE: what its field of one byte can say. Twice as much data comes with it.
+pub const MAX_COMPARE_BLOCKS: u8 = 255;
+
+/// Most blocks of one WRITE ATOMIC: 128 KiB.
+pub const MAX_ATOMIC_BLOCKS: u32 = 256;
+
+/// WRITE ATOMIC begins and ends at multiples of this: 4 KiB.
+pub const ATOMIC_BLOCKS: u32 = 8;
 
 /// Most ranges in one UNMAP command: what fits the 4 KiB of parameter data that it may carry.
 pub const MAX_UNMAP_RANGES: u32 = 255;

@@ -20,6 +20,8 @@ pub enum Key {
     UnitAttention = 0x6,
     /// The medium is protected.
     DataProtect = 0x7,
+    /// A copy could not be done, or not all of it.
+    CopyAborted = 0xA,
     /// The target gave the command up.
     AbortedCommand = 0xB,
     /// The data differs from the medium.
@@ -37,6 +39,8 @@ pub struct Sense {
     pub ascq: u8,
     /// Where it applies, for MISCOMPARE: the offset of the first byte that differs.
     pub information: Option<u32>,
+    /// For INVALID FIELD IN CDB: the byte that is wrong, where that says more than the code alone.
+    pub field: Option<u16>,
 }
 
 /// Length of the fixed format with no further bytes (SPC-4 §4.5.3).
@@ -44,7 +48,7 @@ pub const FIXED_LENGTH: usize = 18;
 
 impl Sense {
     const fn new(key: Key, asc: u8, ascq: u8) -> Self {
-        Self { key, asc, ascq, information: None }
+        Self { key, asc, ascq, information: None, field: None }
     }
 
     /// Nothing to report.
@@ -65,6 +69,8 @@ impl Sense {
     pub const SAVING_NOT_SUPPORTED: Self = Self::new(Key::IllegalRequest, 0x39, 0x00);
     /// The disk is read-only.
     pub const WRITE_PROTECTED: Self = Self::new(Key::DataProtect, 0x27, 0x00);
+    /// An initiator asked for protection against writes (the SWP bit of the control mode page).
+    pub const SOFTWARE_WRITE_PROTECTED: Self = Self::new(Key::DataProtect, 0x27, 0x02);
     /// There is no space left for the disk to grow into.
     pub const SPACE_ALLOCATION_FAILED: Self = Self::new(Key::DataProtect, 0x27, 0x07);
     /// Reading the disk failed.
@@ -75,6 +81,36 @@ impl Sense {
     pub const POWER_ON: Self = Self::new(Key::UnitAttention, 0x29, 0x00);
     /// Another initiator reset the logical unit.
     pub const DEVICE_RESET: Self = Self::new(Key::UnitAttention, 0x29, 0x03);
+    /// Another initiator changed mode parameters.
+    pub const MODE_PARAMETERS_CHANGED: Self = Self::new(Key::UnitAttention, 0x2A, 0x01);
+    /// The disk has another size by now.
+    pub const CAPACITY_CHANGED: Self = Self::new(Key::UnitAttention, 0x2A, 0x09);
+    /// A persistent reservation was preempted or cleared.
+    pub const RESERVATIONS_PREEMPTED: Self = Self::new(Key::UnitAttention, 0x2A, 0x03);
+    /// A persistent reservation that this registrant shared was released.
+    pub const RESERVATIONS_RELEASED: Self = Self::new(Key::UnitAttention, 0x2A, 0x04);
+    /// This nexus' registration was removed by another.
+    pub const REGISTRATIONS_PREEMPTED: Self = Self::new(Key::UnitAttention, 0x2A, 0x05);
+    /// A release that names another type or scope than the reservation's.
+    pub const INVALID_RELEASE: Self = Self::new(Key::IllegalRequest, 0x26, 0x04);
+    /// There is no room for another registration.
+    pub const INSUFFICIENT_REGISTRATION_RESOURCES: Self = Self::new(Key::IllegalRequest, 0x55, 0x04);
+    /// More copy target descriptors than RECEIVE COPY OPERATING PARAMETERS allows.
+    pub const TOO_MANY_TARGETS: Self = Self::new(Key::IllegalRequest, 0x26, 0x06);
+    /// A copy target descriptor of a kind that is not known.
+    pub const UNSUPPORTED_TARGET_TYPE: Self = Self::new(Key::IllegalRequest, 0x26, 0x07);
+    /// More segment descriptors than RECEIVE COPY OPERATING PARAMETERS allows.
+    pub const TOO_MANY_SEGMENTS: Self = Self::new(Key::IllegalRequest, 0x26, 0x08);
+    /// A segment descriptor of a kind that is not known.
+    pub const UNSUPPORTED_SEGMENT_TYPE: Self = Self::new(Key::IllegalRequest, 0x26, 0x09);
+    /// Data is not copied by way of the parameter list.
+    pub const INLINE_DATA: Self = Self::new(Key::IllegalRequest, 0x26, 0x0B);
+    /// The copy source or destination is no unit that can be reached from here.
+    pub const UNREACHABLE_COPY_TARGET: Self = Self::new(Key::CopyAborted, 0x08, 0x04);
+    /// A copy failed.
+    pub const COPY_ABORTED: Self = Self::new(Key::CopyAborted, 0x00, 0x00);
+    /// The unit is being sanitized.
+    pub const SANITIZE_IN_PROGRESS: Self = Self::new(Key::NotReady, 0x04, 0x1B);
     /// Another initiator cleared the task set, and with it commands of this one (SAM-5 §7.4).
     pub const COMMANDS_CLEARED: Self = Self::new(Key::UnitAttention, 0x2F, 0x00);
     /// Unsolicited data that was not agreed on arrived (RFC 7143 §11.4.7.2).
@@ -106,6 +142,24 @@ impl Sense {
         Self { information: u32::try_from(offset).ok(), ..Self::new(Key::Miscompare, 0x1D, 0x00) }
     }
 
+    /// The same, because of this byte of the CDB.
+    #[must_use]
+    pub fn at(self, byte: u16) -> Self {
+        Self { field: Some(byte), ..self }
+    }
+
+    /// The sense key specific bytes of a field in the CDB (SPC-4 §4.5.2.4.2): SKSV and C/D, then the field's place.
+    fn field_pointer(&self) -> Option<[u8; 3]> {
+        let [high, low] = self.field?.to_be_bytes();
+        Some([0xC0, high, low])
+    }
+
+    /// In the format that the unit is set to.
+    #[must_use]
+    pub fn bytes(&self, descriptor: bool) -> Vec<u8> {
+        if descriptor { self.descriptor() } else { self.fixed().to_vec() }
+    }
+
     /// The fixed format of current information (SPC-4 §4.5.3).
     #[must_use]
     pub fn fixed(&self) -> [u8; FIXED_LENGTH] {
@@ -119,6 +173,9 @@ impl Sense {
         bytes[7] = 10; // ten bytes follow
         bytes[12] = self.asc;
         bytes[13] = self.ascq;
+        if let Some(pointer) = self.field_pointer() {
+            bytes[15..18].copy_from_slice(&pointer);
+        }
         bytes
     }
 
@@ -130,8 +187,11 @@ impl Sense {
             // The information descriptor: type 0, ten bytes follow, VALID.
             bytes.extend_from_slice(&[0x00, 0x0A, 0x80, 0x00, 0, 0, 0, 0]);
             bytes.extend_from_slice(&information.to_be_bytes());
-            bytes[7] = 12;
         }
+        if let Some([flags, high, low]) = self.field_pointer() {
+            bytes.extend_from_slice(&[0x02, 0x06, 0, 0, flags, high, low, 0]);
+        }
+        bytes[7] = u8::try_from(bytes.len() - 8).expect("two descriptors");
         bytes
     }
 }
@@ -139,5 +199,21 @@ impl Sense {
 impl fmt::Display for Sense {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:X}h/{:02X}h/{:02X}h ({:?})", self.key as u8, self.asc, self.ascq, self.key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_formats_say_the_same() {
+        let differs = Sense::miscompare(0x0102);
+        assert_eq!(differs.fixed(), [0xF0, 0, 0xE, 0, 0, 1, 2, 10, 0, 0, 0, 0, 0x1D, 0, 0, 0, 0, 0]);
+        let descriptor = [0x72, 0xE, 0x1D, 0, 0, 0, 0, 12, 0, 10, 0x80, 0, 0, 0, 0, 0, 0, 0, 1, 2];
+        assert_eq!(differs.descriptor(), descriptor);
+        let field = Sense::INVALID_FIELD_IN_CDB.at(3);
+        assert_eq!(field.fixed(), [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x24, 0, 0, 0xC0, 0, 3]);
+        assert_eq!(field.descriptor(), [0x72, 5, 0x24, 0, 0, 0, 0, 8, 2, 6, 0, 0, 0xC0, 0, 3, 0]);
     }
 }

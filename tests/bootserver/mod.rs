@@ -120,6 +120,7 @@ fn fleet() -> Fleet {
         disk: DiskPolicy::Keep,
         initiators: Initiators::OwnOnly,
         chap: false,
+        read_only: false,
         off: false,
         title: None,
         note: None,

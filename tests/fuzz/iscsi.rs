@@ -11,8 +11,8 @@ use roost::iscsi::pdu::{Digests, FINAL, Header, NO_TAG, Pdu, append, opcode};
 use roost::iscsi::session::{Effect, Session};
 use roost::iscsi::text::Params;
 use roost::iscsi::{LOGIN_DATA_SEGMENT, MAX_DATA_SEGMENT, frame, text};
-use roost::scsi::Nexus;
 use roost::scsi::unit::LogicalUnit;
+use roost::scsi::{InitiatorPort, Nexus};
 
 const BLOCK: usize = 512;
 const BLOCKS: u32 = 64;
@@ -258,7 +258,7 @@ impl Play {
     fn new(params: Params) -> Self {
         let who = Who { initiator: "i".into(), target: Some("t".into()), isid: [0; 6], tsih: 1, cid: 0 };
         let mut unit = LogicalUnit::new("iqn.2026-11.internal.roost:a", u64::from(BLOCKS) * BLOCK as u64, false);
-        unit.attach(Nexus(1));
+        unit.attach(Nexus(1), InitiatorPort { name: "i".to_owned(), isid: [0; 6] });
         let agreed = Agreed { who, cid: 0, params: params.clone(), cmd_sn: u32::MAX - 2, stat_sn: 5 };
         let disk = vec![0x5A; BLOCKS as usize * BLOCK];
         let session = Session::new(Nexus(1), &agreed);
@@ -314,7 +314,8 @@ impl Play {
                 }
                 Effect::Abort(abort) => self.session.aborted(abort.request, abort.scope),
                 Effect::SendTargets(_) => self.session.targets(&["t".to_owned()], "192.0.2.1:3260,1"),
-                Effect::Close => return None,
+                // Only the last PDU, which is any bytes, may ask for more than that; and for the end.
+                _ => return None,
             }
         }
         sent.append(self.session.output());

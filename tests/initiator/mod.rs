@@ -12,6 +12,9 @@ pub(crate) const READ: u8 = 0x40;
 /// W in a SCSI Command: data is sent.
 pub(crate) const WRITE: u8 = 0x20;
 
+/// The status RESERVATION CONFLICT.
+pub(crate) const CONFLICT: u8 = 0x18;
+
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 const NO_TAG: u32 = 0xFFFF_FFFF;
@@ -57,7 +60,7 @@ impl Answer {
 
 /// Sense key and code of a SCSI Response; `None` if its status is GOOD.
 pub(crate) fn status_of(answer: &Answer) -> Option<(u8, u8, u8)> {
-    (answer.header[3] != 0).then(|| (answer.data[2 + 2] & 0x0F, answer.data[2 + 12], answer.data[2 + 13]))
+    (answer.header[3] == 2).then(|| (answer.data[2 + 2] & 0x0F, answer.data[2 + 12], answer.data[2 + 13]))
 }
 
 /// READ (10).
@@ -228,6 +231,28 @@ impl Initiator {
         list.extend_from_slice(&[0; 4]);
         self.start(&ten(0x42, 0, 24), WRITE, 24, &list);
         assert_eq!(status_of(&self.take_answer(0x21)), None);
+    }
+
+    /// A command that brings data: the data, or the sense key and code.
+    pub(crate) fn ask(&mut self, cdb: &[u8], expected: u32) -> Result<Vec<u8>, (u8, u8, u8)> {
+        let itt = self.start(cdb, READ, expected, &[]);
+        let answer = self.take(|answer| answer.itt() == itt && [0x21, 0x25].contains(&answer.opcode()));
+        if answer.opcode() == 0x25 {
+            assert_eq!((answer.header[1] & 1, answer.header[3]), (1, 0), "one PDU with its status");
+            return Ok(answer.data);
+        }
+        status_of(&answer).map_or(Ok(Vec::new()), Err)
+    }
+
+    /// A command that takes data, or none: its status, and the sense key and code.
+    pub(crate) fn tell(&mut self, cdb: &[u8], data: &[u8]) -> Result<(), (u8, u8, u8)> {
+        let flags = if data.is_empty() { 0 } else { WRITE };
+        self.start(cdb, flags, u32::try_from(data.len()).unwrap(), data);
+        let answer = self.take_answer(0x21);
+        match answer.header[3] {
+            CONFLICT => Err((CONFLICT, 0, 0)),
+            _ => status_of(&answer).map_or(Ok(()), Err),
+        }
     }
 
     /// Sends a command with all of its data; its tag.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Clients that nobody here wrote against one Roost (run by tests/interop/run).
 
-The order is from the outside in: addresses, boot files, discovery and single commands, the conformance suite, then writes
+The order is from the outside in: addresses, boot files, discovery and single commands, then writes
 whose result other programs read, and last the kills.
 """
 
@@ -15,7 +15,6 @@ from report import TESTER, Report, arguments, no_panic  # noqa: E402
 
 import beside  # noqa: E402
 import chap  # noqa: E402
-import conformance  # noqa: E402
 import netboot  # noqa: E402
 import targets  # noqa: E402
 import writes  # noqa: E402
@@ -34,7 +33,6 @@ def client(mac, *initiators):
 
 
 CLIENTS = {
-    "pc-conformance": client("52:54:00:77:02:01", TESTER, *conformance.INITIATORS),
     "pc-writes": client("52:54:00:77:02:02", TESTER),
     "pc-kills": client("52:54:00:77:02:03", TESTER),
     "pc-private": client("52:54:00:77:02:04"),
@@ -66,7 +64,6 @@ def everything(options, report):
         netboot.tests(options, roost, report)
         targets.tests(options, roost, report, DISK_MIB << 20)
         chap.tests(options, report)
-        conformance.tests(options, roost, report, "pc-conformance")
         writes.tests(options, roost, report, IMAGE, master)
         report.test("no-panic", no_panic, roost)
     finally:

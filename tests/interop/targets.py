@@ -58,7 +58,7 @@ def refused(options):
 
 def tests(options, roost, report, size):
     """All of them."""
-    allowed = ["pc-conformance", "pc-writes", "pc-kills"]
+    allowed = ["pc-writes", "pc-kills"]
     report.test("iscsi-ls-shows-what-this-initiator-may-use", discovery, options, allowed)
     report.test("iscsi-ls-lists-the-logical-unit", logical_units, options)
     report.test("iscsi-inq", inquiry, options)

@@ -224,6 +224,14 @@ impl Sparse {
         self.unsettled.load(Ordering::Acquire)
     }
 
+    /// Where a byte of the disk lies in the file, or would lie if its sector were here, and how many bytes of the disk lie in
+    /// one piece from there on; no place where its block is not in the file.
+    pub(in crate::disk) fn place_of(&self, offset: u64) -> (Option<u64>, u64) {
+        let (block, within) = (offset / self.header.block_size(), offset % self.header.block_size());
+        let at = self.block_at(u32::try_from(block).expect("the offset lies on the disk"));
+        (at.map(|at| at + self.header.bitmap_size() + within), self.header.block_size() - within)
+    }
+
     /// Blocks that lie in the file.
     pub fn blocks_present(&self) -> u32 {
         match &self.map().table {

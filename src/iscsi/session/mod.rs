@@ -20,10 +20,11 @@ use super::login::Agreed;
 use super::pdu::{CONTINUE, Digests, FINAL, Header, NO_TAG, Pdu, additional_headers_are_sound, append, opcode};
 use super::text::{self, Params};
 use super::{LOGIN_DATA_SEGMENT, MAX_DATA_SEGMENT};
+use crate::scsi::Sense;
 use crate::scsi::command::Check;
-use crate::scsi::unit::{LogicalUnit, Nexus};
+use crate::scsi::copy::Copy;
+use crate::scsi::unit::{LUNS, LogicalUnit, Nexus};
 use crate::scsi::unmap::ByteRange;
-use crate::scsi::{Sense, unmap};
 pub use data_in::Layout;
 use exchange::Exchange;
 use task::Task;
@@ -62,6 +63,47 @@ pub enum Effect {
         /// Force unit access.
         fua: bool,
     },
+    /// Write this data from `offset` on, onto the medium, all of it or none, whatever happens meanwhile.
+    WriteAtomic {
+        /// The task.
+        task: TaskId,
+        /// First byte on the disk.
+        offset: u64,
+        /// The data in pieces, whole blocks in all.
+        data: Vec<Bytes>,
+    },
+    /// Write this data from `offset` on, onto the medium, and compare with it what is then there.
+    WriteVerify {
+        /// The task.
+        task: TaskId,
+        /// First byte on the disk.
+        offset: u64,
+        /// The data in pieces, whole blocks in all.
+        data: Vec<Bytes>,
+    },
+    /// Set the bits of this data on the disk, from `offset` on.
+    Or {
+        /// The task.
+        task: TaskId,
+        /// First byte on the disk.
+        offset: u64,
+        /// The data in pieces, whole blocks in all.
+        data: Vec<Bytes>,
+        /// Force unit access.
+        fua: bool,
+    },
+    /// Compare the disk from `offset` on with the first half of this data; if it is the same, write the second half, and
+    /// let no other write in between.
+    CompareAndWrite {
+        /// The task.
+        task: TaskId,
+        /// First byte on the disk.
+        offset: u64,
+        /// The data in pieces: two halves of whole blocks.
+        data: Vec<Bytes>,
+        /// Force unit access.
+        fua: bool,
+    },
     /// Compare the disk with this data, or only read it where there is none.
     Verify {
         /// The task.
@@ -79,12 +121,45 @@ pub enum Effect {
     Fill(TaskId, ByteRange, Bytes),
     /// Make everything that was acknowledged durable.
     Flush(TaskId),
+    /// Make these bytes, which are the whole disk, zeros and durable, whatever becomes of the task; then tell the unit.
+    Erase(TaskId, ByteRange),
+    /// Move bytes within the disk; then tell the unit, and answer.
+    Copy(TaskId, Copy),
+    /// Tell which parts of this range are mapped, in so many stretches at most; answer by [`Session::answer`].
+    Provisioning {
+        /// The task.
+        task: TaskId,
+        /// Where.
+        range: ByteRange,
+        /// Most stretches.
+        most: usize,
+        /// What is made of it.
+        report: Report,
+    },
+    /// The reservations changed: keep them, and stop the tasks of these sessions; then answer.
+    Reserved {
+        /// The task.
+        task: TaskId,
+        /// The unit's kept reservations are others now.
+        keep: bool,
+        /// Whose tasks.
+        abort: Vec<Nexus>,
+    },
     /// Stop these tasks, which may be none; answer by [`Session::aborted`] once none of them can touch the disk any more.
     Abort(Abort),
     /// List targets; answer by [`Session::targets`].
     SendTargets(Which),
     /// Send what is in the output, then close.
     Close,
+}
+
+/// What is told of a disk's provisioning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Report {
+    /// GET LBA STATUS data.
+    LbaStatus,
+    /// The log page.
+    LogPage,
 }
 
 /// A task management function at work, or a logout that ends tasks.
@@ -474,7 +549,7 @@ impl Session {
             return self.function_done(itt, function::REJECTED);
         }
         let lun = header.lun();
-        let ours = lun_number(lun) == Some(0);
+        let ours = is_unit(lun);
         // From here on no response of these tasks is sent (RFC 7143 §11.5.1, TAS = 0).
         let (scope, tasks) = match header.flags() & 0x7F {
             1 => {
@@ -492,11 +567,11 @@ impl Session {
             }
             2 | 4 | 5 if !ours => return self.function_done(itt, function::NO_SUCH_UNIT),
             // ABORT TASK SET
-            2 => (Scope::Session, self.forget(|task| lun_number(task.lun()) == Some(0))),
+            2 => (Scope::Session, self.forget(|task| lun_number(task.lun()) == lun_number(lun))),
             // CLEAR TASK SET
-            4 => (Scope::TaskSet, self.forget(|task| lun_number(task.lun()) == Some(0))),
+            4 => (Scope::TaskSet, self.forget(|task| lun_number(task.lun()) == lun_number(lun))),
             // LOGICAL UNIT RESET
-            5 => (Scope::Unit, self.forget(|task| lun_number(task.lun()) == Some(0))),
+            5 => (Scope::Unit, self.forget(|task| lun_number(task.lun()) == lun_number(lun))),
             6 => (Scope::Unit, self.forget(|_| true)),     // TARGET WARM RESET
             7 => (Scope::Sessions, self.forget(|_| true)), // TARGET COLD RESET
             8 => return self.function_done(itt, function::REASSIGNMENT_NOT_SUPPORTED),
@@ -545,6 +620,11 @@ impl Session {
         header.0[2] = response;
         self.send(header, &[]);
     }
+}
+
+/// Whether there is such a logical unit.
+fn is_unit(lun: [u8; 8]) -> bool {
+    lun_number(lun).is_some_and(|number| LUNS.iter().any(|known| u16::from(*known) == number))
 }
 
 /// The number in a LUN's eight bytes, by peripheral device or flat space addressing of one level (SAM-5 §4.7).

@@ -5,7 +5,8 @@ use super::collected::Collected;
 use super::*;
 use crate::scsi::BLOCK;
 use crate::scsi::command::{CDB_LENGTH, Command};
-use crate::scsi::unit::{Plan, plan_without_unit};
+use crate::scsi::reservation::Refusal;
+use crate::scsi::unit::{Plan, Taken, cut, plan_without_unit};
 
 /// R and W in a SCSI Command's byte 1: data is expected from, or to, the target.
 const READ: u8 = 0x40;
@@ -14,6 +15,30 @@ const WRITE: u8 = 0x20;
 /// SCSI status codes (SAM-5 §5.3).
 const GOOD: u8 = 0x00;
 const CHECK_CONDITION: u8 = 0x02;
+const RESERVATION_CONFLICT: u8 = 0x18;
+
+/// How a command without data for the initiator ends.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Good,
+    Check(Sense),
+    Conflict,
+}
+
+impl From<Refusal> for End {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Conflict => Self::Conflict,
+            Refusal::Check(sense) => Self::Check(sense),
+        }
+    }
+}
+
+impl From<Sense> for End {
+    fn from(sense: Sense) -> Self {
+        Self::Check(sense)
+    }
+}
 
 /// One SCSI command that has no response yet.
 #[derive(Debug)]
@@ -27,6 +52,8 @@ pub(super) struct Task {
     immediate: bool,
     /// The largest data segment that the initiator took when the command came: it may declare another meanwhile.
     segment: usize,
+    /// Sense data is in the descriptor format.
+    descriptor_sense: bool,
     plan: Plan,
     pub(super) phase: Phase,
     data: Collected,
@@ -79,14 +106,19 @@ impl Session {
         cdb.copy_from_slice(&header.0[32..48]);
         // Additional headers carry longer CDBs and bidirectional lengths; no command of ours has either.
         let command = if !pdu.ahs.is_empty() { Err(Sense::INVALID_OPCODE) } else { Command::parse(&cdb) };
-        let unit = unit.filter(|_| lun_number(header.lun()) == Some(0));
+        let unit = unit.filter(|_| is_unit(header.lun()));
+        let mut descriptor_sense = false;
         let plan = match (command, unit) {
             (Err(_), None) => Plan::Check(Sense::NO_SUCH_UNIT),
             (Ok(command), None) => plan_without_unit(command),
-            (Err(sense), Some(unit)) => {
-                unit.lock().unwrap_or_else(PoisonError::into_inner).refuse(self.nexus, cdb[0], sense)
+            (command, Some(unit)) => {
+                let mut unit = unit.lock().unwrap_or_else(PoisonError::into_inner);
+                descriptor_sense = unit.descriptor_sense();
+                match command {
+                    Ok(command) => unit.plan(self.nexus, command),
+                    Err(sense) => unit.refuse(self.nexus, cdb[0], sense),
+                }
             }
-            (Ok(command), Some(unit)) => unit.lock().unwrap_or_else(PoisonError::into_inner).plan(self.nexus, command),
         };
         self.next_id += 1;
         let expected = header.word(20);
@@ -99,6 +131,7 @@ impl Session {
             write_length: if flags & WRITE == 0 { 0 } else { expected },
             immediate: header.immediate(),
             segment: self.segment(),
+            descriptor_sense,
             plan,
             phase: Phase::WaitingForR2t,
             data: Collected::default(),
@@ -232,17 +265,39 @@ impl Session {
                 let sense = *sense;
                 return self.complete(id, Err(sense));
             }
+            Plan::Conflict => return self.end(id, End::Conflict),
             Plan::Data(_) => return self.answer_from_memory(itt),
             Plan::Read(range) => match task.answer_length() {
                 0 => return self.complete(id, Ok(())),
                 length => Effect::Read(id, ByteRange { length: length.next_multiple_of(BLOCK), ..*range }),
             },
             Plan::Write { range, fua } => {
-                let (data, length) = whole_blocks(data, u64::from(task.received).min(range.length));
-                if length == 0 {
-                    return self.complete(id, Ok(()));
-                }
-                Effect::Write { task: id, offset: range.offset, data, fua: *fua }
+                let (offset, fua) = (range.offset, *fua);
+                let Some(data) = task.data_of(data, range.length) else { return self.complete(id, Ok(())) };
+                Effect::Write { task: id, offset, data, fua }
+            }
+            Plan::WriteAtomic(range) => {
+                let offset = range.offset;
+                let Some(data) = task.data_of(data, range.length) else { return self.complete(id, Ok(())) };
+                Effect::WriteAtomic { task: id, offset, data }
+            }
+            Plan::WriteVerify(range) => {
+                let offset = range.offset;
+                let Some(data) = task.data_of(data, range.length) else { return self.complete(id, Ok(())) };
+                Effect::WriteVerify { task: id, offset, data }
+            }
+            Plan::OrWrite { range, fua } => {
+                let (offset, fua) = (range.offset, *fua);
+                let Some(data) = task.data_of(data, range.length) else { return self.complete(id, Ok(())) };
+                Effect::Or { task: id, offset, data, fua }
+            }
+            // Half of either half would be compared with the wrong thing: it is all or an error.
+            Plan::CompareAndWrite { range, .. } if u64::from(task.write_length) != 2 * range.length => {
+                return self.complete(id, Err(Sense::INVALID_FIELD_IN_CDB));
+            }
+            Plan::CompareAndWrite { range, .. } if range.length == 0 => return self.complete(id, Ok(())),
+            Plan::CompareAndWrite { range, fua } => {
+                Effect::CompareAndWrite { task: id, offset: range.offset, data, fua: *fua }
             }
             Plan::Verify { range, .. } if range.length == 0 => return self.complete(id, Ok(())),
             Plan::Verify { range, check: Check::Medium } => {
@@ -257,6 +312,7 @@ impl Session {
                 }
                 Effect::Verify { task: id, range, expected, repeat }
             }
+            Plan::WriteSame { range, .. } if range.length == 0 => return self.complete(id, Ok(())),
             Plan::WriteSame { range, no_data: true } => Effect::Zero(id, vec![*range]),
             Plan::WriteSame { range, no_data: false } => {
                 let block = data.concat();
@@ -270,14 +326,49 @@ impl Session {
             Plan::Unmap(length) => {
                 let mut list = data.concat();
                 list.truncate((*length).into());
-                let blocks = unit.map_or(0, |unit| unit.lock().unwrap_or_else(PoisonError::into_inner).blocks());
-                match unmap::parse(&list, blocks) {
+                let Some(unit) = unit else { return self.complete(id, Err(Sense::NO_SUCH_UNIT)) };
+                let ranges = unit.lock().unwrap_or_else(PoisonError::into_inner).unmap(&list);
+                match ranges {
                     Ok(ranges) if ranges.is_empty() => return self.complete(id, Ok(())),
                     Ok(ranges) => Effect::Zero(id, ranges),
                     Err(sense) => return self.complete(id, Err(sense)),
                 }
             }
+            Plan::List(kind, length) => {
+                let mut list = data.concat();
+                list.truncate(usize::try_from(*length).unwrap_or(usize::MAX));
+                let Some(unit) = unit else { return self.complete(id, Err(Sense::NO_SUCH_UNIT)) };
+                let taken = unit.lock().unwrap_or_else(PoisonError::into_inner).take_list(self.nexus, *kind, &list);
+                match taken {
+                    Ok(Taken::Done) => return self.complete(id, Ok(())),
+                    Ok(Taken::Reserved { keep: false, abort }) if abort.is_empty() => return self.complete(id, Ok(())),
+                    Ok(Taken::Reserved { keep, abort }) => Effect::Reserved { task: id, keep, abort },
+                    Ok(Taken::Copy(copy)) => Effect::Copy(id, copy),
+                    Err(refusal) => return self.end(id, refusal.into()),
+                }
+            }
+            Plan::LbaStatus { offset, length, most, .. } => {
+                let range = ByteRange { offset: *offset, length: *length };
+                Effect::Provisioning { task: id, range, most: *most, report: Report::LbaStatus }
+            }
+            Plan::Resources { length, .. } => {
+                let range = ByteRange { offset: 0, length: *length };
+                Effect::Provisioning { task: id, range, most: usize::MAX, report: Report::LogPage }
+            }
             Plan::Flush => Effect::Flush(id),
+            Plan::Erase { length, immediate } => {
+                let (range, immediate) = (ByteRange { offset: 0, length: *length }, *immediate);
+                let Some(unit) = unit else { return self.complete(id, Err(Sense::NO_SUCH_UNIT)) };
+                let begun = unit.lock().unwrap_or_else(PoisonError::into_inner).sanitize();
+                if let Err(sense) = begun {
+                    return self.complete(id, Err(sense));
+                }
+                self.effects.push_back(Effect::Erase(id, range));
+                if immediate {
+                    self.complete(id, Ok(()));
+                }
+                return;
+            }
         };
         self.effects.push_back(effect);
     }
@@ -332,6 +423,16 @@ impl Session {
         true
     }
 
+    /// The answer of a task that asked for [`Effect::Provisioning`]. Ignored if the task is gone.
+    pub fn answer(&mut self, id: TaskId, data: Vec<u8>) {
+        let Some(itt) = self.by_id.get(&id).copied() else { return };
+        let Some(task) = self.tasks.get_mut(&itt) else { return };
+        if let Plan::LbaStatus { allocation, .. } | Plan::Resources { allocation, .. } = task.plan {
+            task.plan = cut(data, allocation);
+            self.answer_from_memory(itt);
+        }
+    }
+
     fn answer_from_memory(&mut self, itt: u32) {
         let Some(task) = self.tasks.get(&itt) else { return };
         let (id, Plan::Data(data)) = (task.id, task.plan.clone()) else { return };
@@ -351,22 +452,30 @@ impl Session {
 
     /// A task is done, without data for the initiator. Ignored if it is gone.
     pub fn complete(&mut self, id: TaskId, result: Result<(), Sense>) {
+        self.end(id, result.map_or_else(End::Check, |()| End::Good));
+    }
+
+    fn end(&mut self, id: TaskId, end: End) {
         let Some(task) = self.by_id.remove(&id).and_then(|itt| self.tasks.remove(&itt)) else { return };
         self.release(&task);
-        let (residual_flags, residual) = match result {
-            Ok(()) => task.residual(),
-            Err(_) => task.residual_of_nothing(),
+        let (residual_flags, residual) = match end {
+            End::Good => task.residual(),
+            _ => task.residual_of_nothing(),
         };
         let mut header =
             Header::new(opcode::SCSI_RESPONSE, FINAL | residual_flags).with(16, task.itt).with(44, residual);
         header.set_word(36, task.r2t_sn); // ExpDataSN counts R2Ts too (RFC 7143 §11.4.8)
-        match result {
-            Ok(()) => self.send(header, &[]),
-            Err(sense) => {
+        match end {
+            End::Good => self.send(header, &[]),
+            End::Conflict => {
+                header.0[3] = RESERVATION_CONFLICT;
+                self.send(header, &[]);
+            }
+            End::Check(sense) => {
                 header.0[3] = CHECK_CONDITION;
-                let fixed = sense.fixed();
-                let mut data = u16::try_from(fixed.len()).expect("18 bytes").to_be_bytes().to_vec();
-                data.extend_from_slice(&fixed);
+                let sense = sense.bytes(task.descriptor_sense);
+                let mut data = u16::try_from(sense.len()).expect("20 bytes").to_be_bytes().to_vec();
+                data.extend_from_slice(&sense);
                 self.send(header, &data);
             }
         }
@@ -395,7 +504,13 @@ impl Task {
     }
 
     fn failed(&self) -> bool {
-        matches!(self.plan, Plan::Check(_))
+        matches!(self.plan, Plan::Check(_) | Plan::Conflict)
+    }
+
+    /// Of its data the whole blocks that came and that it writes; `None` where that is nothing.
+    fn data_of(&self, data: Vec<Bytes>, most: u64) -> Option<Vec<Bytes>> {
+        let (data, length) = whole_blocks(data, u64::from(self.received).min(most));
+        (length > 0).then_some(data)
     }
 
     /// Takes data that came in order. Of a task that failed nothing is kept.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -20,8 +20,9 @@ use super::LOGOUT_GRACE;
 use super::login::Seat;
 use super::output::Output;
 use crate::app::App;
+use crate::app::disks::ClientDisk;
 use crate::app::lanes::Lane;
-use crate::app::queue::{Done, Job, Ticket};
+use crate::app::queue::{Done, Failed, Job, OWN, Ticket};
 use crate::app::report::SessionKind;
 use crate::app::sessions::{Control, Place};
 use crate::disk::{Disk, DiskError, ErrorKind};
@@ -29,10 +30,11 @@ use crate::fleet::{ClientName, Mac, Stage};
 use crate::iscsi::frame::FrameError;
 use crate::iscsi::login::LoginError;
 use crate::iscsi::pdu::{NO_TAG, Pdu, opcode};
-use crate::iscsi::session::{Effect, Layout, ProtocolError, Scope, Session, TaskId, Which};
+use crate::iscsi::session::{Effect, Layout, ProtocolError, Report, Scope, Session, TaskId, Which};
 use crate::iscsi::{MAX_DATA_SEGMENT, PORTAL_GROUP, frame};
-use crate::scsi::Sense;
+use crate::scsi::copy::Copy;
 use crate::scsi::unmap::ByteRange;
+use crate::scsi::{BLOCK, Nexus, Sense, provisioning};
 
 /// While more than this waits to be sent, nothing new is begun: a slow reader holds no more of our memory, and other
 /// sessions get their turn.
@@ -58,6 +60,7 @@ const INPUT_LOW: usize = 4096;
 /// What comes back from a lane.
 enum Finished {
     Read { task: TaskId, bytes: usize, buffer: Vec<u8>, result: Result<(), Sense> },
+    Data(TaskId, Vec<u8>),
     Other(TaskId, Result<(), Sense>),
     Aborted(u32, Scope),
 }
@@ -177,6 +180,17 @@ impl Troubles {
                 *last = Some((error.kind(), Instant::now()));
                 tracing::error!("{}: {error}", self.client);
             }
+        }
+    }
+
+    /// What an initiator is told of an operation that was not done.
+    fn sense_of(&self, failed: Failed) -> Sense {
+        match failed {
+            Failed::Disk(error) => {
+                self.tell(&error);
+                Sense::of_disk(&error, true)
+            }
+            Failed::Differs(at) => Sense::miscompare(at),
         }
     }
 }
@@ -377,35 +391,54 @@ impl Running {
                     Err(sense) => self.session.complete(task, Err(sense)),
                 }
             }
+            Finished::Data(task, data) => self.session.answer(task, data),
             Finished::Other(task, result) => self.session.complete(task, result),
             Finished::Aborted(request, scope) => self.session.aborted(request, scope),
         }
     }
 
     fn begin(&mut self, effect: Effect) {
-        let traffic = &self.place.entry.traffic;
         match effect {
             Effect::Read(task, range) => {
+                let traffic = &self.place.entry.traffic;
                 traffic.reads.fetch_add(1, Ordering::Relaxed);
                 traffic.bytes_read.fetch_add(range.length, Ordering::Relaxed);
                 self.note_first_read();
                 self.read(task, range);
             }
             Effect::Write { task, offset, data, fua } => {
-                let length = data.iter().map(|piece| piece.len() as u64).sum();
-                traffic.writes.fetch_add(1, Ordering::Relaxed);
-                traffic.bytes_written.fetch_add(length, Ordering::Relaxed);
+                self.note_write(&data);
                 self.change(task, Job::Write { offset, data, fua });
             }
+            Effect::WriteAtomic { task, offset, data } => {
+                self.note_write(&data);
+                self.change(task, Job::WriteAtomic { offset, data });
+            }
+            Effect::WriteVerify { task, offset, data } => {
+                self.note_write(&data);
+                self.change(task, Job::WriteVerify { offset, data });
+            }
+            Effect::Or { task, offset, data, fua } => {
+                self.note_write(&data);
+                self.change(task, Job::Or { offset, data, fua });
+            }
+            Effect::CompareAndWrite { task, offset, data, fua } => {
+                self.note_write(&data);
+                self.change(task, Job::CompareAndWrite { offset, data, fua });
+            }
+            Effect::Erase(task, range) => self.erase(task, range),
+            Effect::Copy(task, copy) => self.copy(task, copy),
+            Effect::Provisioning { task, range, most, report } => self.look_up(task, range, most, report),
+            Effect::Reserved { task, keep, abort } => self.reserved(task, keep, abort),
             Effect::Zero(task, ranges) => self.change(task, Job::Zero(ranges)),
             Effect::Fill(task, range, block) => self.change(task, Job::Fill(range, block)),
             Effect::Flush(task) => self.change(task, Job::Flush),
             Effect::Verify { task, range, expected, repeat } => {
-                let (disk, finish) = (Arc::clone(&self.place.disk.disk), self.finish.clone());
+                let (disk, finish) = (Arc::clone(&self.place.disk), self.finish.clone());
                 let lanes = Arc::clone(&self.app.lanes);
                 tokio::spawn(async move {
                     let bytes = usize::try_from(range.length).unwrap_or(usize::MAX);
-                    let work = move || verify(&*disk, range, &expected.concat(), repeat);
+                    let work = move || verify(&disk, range, &expected.concat(), repeat);
                     let result = lanes.run(Lane::Miss { bytes }, work).await;
                     let _ = finish.send(Finished::Other(task, result.unwrap_or(Err(Sense::INTERNAL_FAILURE))));
                 });
@@ -426,7 +459,7 @@ impl Running {
                         let ((), stopped) = tokio::join!(own, others);
                         match abort.scope {
                             Scope::TaskSet => disk.unit().cleared(&stopped),
-                            _ => disk.unit().reset(entry.nexus),
+                            _ => disk.unit().reset(),
                         }
                     }
                     let _ = finish.send(Finished::Aborted(abort.request, abort.scope));
@@ -451,7 +484,11 @@ impl Running {
         let mut out = std::mem::take(session.output());
         let start = out.len();
         out.resize(start + layout.wire_length(), 0);
-        let read = read_into(&*self.place.disk.disk, range, layout, &mut out[start..], false);
+        let disk = &self.place.disk;
+        let read = match disk.writes.try_reading() {
+            Some(_reading) => read_into(&*disk.disk, range, layout, &mut out[start..], false),
+            None => Ok(false),
+        };
         let sent = matches!(read, Ok(true)) && session.data_in(task, &mut out[start..]);
         if !sent {
             out.truncate(start);
@@ -482,12 +519,13 @@ impl Running {
         let bytes = layout.length;
         self.misses += 1;
         self.missed_bytes += bytes;
-        let (disk, lanes) = (Arc::clone(&self.place.disk.disk), Arc::clone(&self.app.lanes));
+        let (disk, lanes) = (Arc::clone(&self.place.disk), Arc::clone(&self.app.lanes));
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         tokio::spawn(async move {
             let work = move || {
                 let mut buffer = vec![0; layout.wire_length()];
-                let result = read_into(&*disk, range, layout, &mut buffer, true).map(|_| ()).map_err(|error| {
+                let _reading = disk.writes.reading();
+                let result = read_into(&*disk.disk, range, layout, &mut buffer, true).map(|_| ()).map_err(|error| {
                     troubles.tell(&error);
                     Sense::of_disk(&error, false)
                 });
@@ -501,14 +539,87 @@ impl Running {
 
     fn change(&mut self, task: TaskId, job: Job) {
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
-        let done = move |result: Result<(), DiskError>| {
-            let result = result.map_err(|error| {
+        let done = move |result: Result<(), Failed>| {
+            let _ = finish.send(Finished::Other(task, result.map_err(|failed| troubles.sense_of(failed))));
+        };
+        self.writes.push((Ticket { nexus: self.place.entry.nexus, task: task.0 }, job, Box::new(done)));
+    }
+
+    fn note_write(&self, data: &[Bytes]) {
+        let traffic = &self.place.entry.traffic;
+        traffic.writes.fetch_add(1, Ordering::Relaxed);
+        traffic.bytes_written.fetch_add(data.iter().map(|piece| piece.len() as u64).sum(), Ordering::Relaxed);
+    }
+
+    /// Nobody can cancel it: a unit that is half erased would stay so.
+    fn erase(&mut self, task: TaskId, range: ByteRange) {
+        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
+        let disk = Arc::clone(&self.place.disk);
+        let done = move |result: Result<(), Failed>| {
+            disk.unit().sanitized();
+            let _ = finish.send(Finished::Other(task, result.map_err(|failed| troubles.sense_of(failed))));
+        };
+        self.place.disk.writes.submit([(OWN, Job::Erase(range), Box::new(done) as Done)]);
+    }
+
+    fn copy(&mut self, task: TaskId, copy: Copy) {
+        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
+        let nexus = self.place.entry.nexus;
+        let mut record = CopyRecord { disk: Arc::clone(&self.place.disk), nexus, list: copy.list, done: false };
+        let done = move |result: Result<(), Failed>| {
+            record.done = result.is_ok();
+            drop(record);
+            let told = result.map_err(|failed| {
+                troubles.sense_of(failed);
+                Sense::COPY_ABORTED
+            });
+            let _ = finish.send(Finished::Other(task, told));
+        };
+        self.writes.push((Ticket { nexus, task: task.0 }, Job::Copy(copy.ranges), Box::new(done)));
+    }
+
+    /// Which parts of the disk take space. To find out may wait for the device.
+    fn look_up(&mut self, task: TaskId, range: ByteRange, most: usize, report: Report) {
+        let (disk, lanes) = (Arc::clone(&self.place.disk.disk), Arc::clone(&self.app.lanes));
+        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
+        tokio::spawn(async move {
+            let work = move || disk.provisioning(range.offset, range.length, most);
+            let found = match lanes.run(Lane::Miss { bytes: 0 }, work).await {
+                Some(Ok(stretches)) => Finished::Data(
+                    task,
+                    match report {
+                        Report::LbaStatus => provisioning::lba_status(range.offset / BLOCK, &stretches),
+                        Report::LogPage => {
+                            let mapped = stretches.iter().filter(|stretch| stretch.mapped);
+                            provisioning::resources(mapped.map(|stretch| stretch.len).sum())
+                        }
+                    },
+                ),
+                Some(Err(error)) => {
+                    troubles.tell(&error);
+                    Finished::Other(task, Err(Sense::of_disk(&error, false)))
+                }
+                None => Finished::Other(task, Err(Sense::INTERNAL_FAILURE)),
+            };
+            let _ = finish.send(found);
+        });
+    }
+
+    fn reserved(&mut self, task: TaskId, keep: bool, abort: Vec<Nexus>) {
+        let (disk, app) = (Arc::clone(&self.place.disk), Arc::clone(&self.app));
+        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
+        let entry = Arc::clone(&self.place.entry);
+        // Of its own tasks only those before it are meant, and this one is their end.
+        let abort: Vec<Nexus> = abort.into_iter().filter(|nexus| *nexus != self.place.entry.nexus).collect();
+        tokio::spawn(async move {
+            let kept = if keep { disk.keep_reservations(&app.lanes).await } else { Ok(()) };
+            app.sessions.stop_tasks(&entry.client, &abort).await;
+            let told = kept.map_err(|error| {
                 troubles.tell(&error);
                 Sense::of_disk(&error, true)
             });
-            let _ = finish.send(Finished::Other(task, result));
-        };
-        self.writes.push((Ticket { nexus: self.place.entry.nexus, task: task.0 }, job, Box::new(done)));
+            let _ = finish.send(Finished::Other(task, told));
+        });
     }
 
     /// Another session's reset: every task is gone without an answer.
@@ -543,6 +654,20 @@ impl Running {
             self.note(Stage::FirstRead, "the first block of its disk");
         }
         self.read_yet = true;
+    }
+}
+
+/// A copy whose result its unit must hear of, even if it is cancelled.
+struct CopyRecord {
+    disk: Arc<ClientDisk>,
+    nexus: Nexus,
+    list: u8,
+    done: bool,
+}
+
+impl Drop for CopyRecord {
+    fn drop(&mut self) {
+        self.disk.unit().copied(self.nexus, self.list, self.done);
     }
 }
 
@@ -582,9 +707,10 @@ fn read_into(
 }
 
 /// Compares the disk with what should be there; with nothing to compare, only reads it.
-fn verify(disk: &dyn Disk, range: ByteRange, expected: &[u8], repeat: bool) -> Result<(), Sense> {
+fn verify(disk: &ClientDisk, range: ByteRange, expected: &[u8], repeat: bool) -> Result<(), Sense> {
+    let _reading = disk.writes.reading();
     let mut there = vec![0; usize::try_from(range.length).expect("a command moves at most 1 MiB")];
-    disk.read(range.offset, &mut [IoSliceMut::new(&mut there)]).map_err(|error| Sense::of_disk(&error, false))?;
+    disk.disk.read(range.offset, &mut [IoSliceMut::new(&mut there)]).map_err(|error| Sense::of_disk(&error, false))?;
     let step = if repeat || expected.is_empty() { expected.len().max(1) } else { there.len() };
     for (index, part) in there.chunks(step).enumerate().take_while(|_| !expected.is_empty()) {
         if let Some(at) = part.iter().zip(expected).position(|(left, right)| left != right) {

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use bytes::BytesMut;
 
 use super::super::*;
-use super::pair::{BLOCKS, NEXUS, READ, TARGET, TEST_UNIT_READY, WRITE, ten};
+use super::pair::{BLOCKS, NEXUS, READ, TARGET, TEST_UNIT_READY, WRITE, port, ten};
 use crate::iscsi::frame;
 use crate::iscsi::login::{Login, Next, Verdict};
 use crate::scsi::BLOCK;
@@ -60,7 +60,7 @@ struct Conversation {
 impl Conversation {
     fn new() -> Self {
         let mut unit = LogicalUnit::new(TARGET, BLOCKS * BLOCK, false);
-        unit.attach(NEXUS);
+        unit.attach(NEXUS, port());
         Self {
             login: Login::default(),
             session: None,
@@ -220,7 +220,7 @@ fn open_iscsi_logs_in_looks_around_and_writes_without_asking() {
          MaxConnections=1 MaxOutstandingR2T=1 OFMarker=No MaxRecvDataSegmentLength=262144",
     );
     linux.command(FINAL | READ, 36, &[0x12, 0, 0, 0, 36, 0], &[]);
-    let inquiry = "00, 00, 06, 12, 45, 00, 00, 02, 52, 4f, 4f, 53, 54, 20, 20, 20, 44, 49, 46, 46, 45, 52, 45, 4e, 43, \
+    let inquiry = "00, 00, 06, 12, 45, 08, 00, 02, 52, 4f, 4f, 53, 54, 20, 20, 20, 44, 49, 46, 46, 45, 52, 45, 4e, 43, \
                    49, 4e, 47, 20, 56, 48, 44, 30, 30, 30, 31";
     linux.heard(&format!("Data-In flags=81 DataSN=0 offset=0 length=36 ITT=2 StatSN=1 Exp=2 Max=65 | [{inquiry}]"));
     linux.command(FINAL | READ, 32, &[0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0], &[]);

@@ -91,6 +91,8 @@ struct Model {
     echoes: HashMap<u32, Vec<u8>>,
     sequences: Vec<Sequence>,
     answered: usize,
+    /// Resets that the initiator was not told of yet.
+    resets: usize,
 }
 
 fn bytes_of(lba: u32, length: usize) -> std::ops::Range<usize> {
@@ -112,6 +114,7 @@ impl Model {
             echoes: HashMap::new(),
             sequences: Vec::new(),
             answered: 0,
+            resets: 0,
         }
     }
 
@@ -232,6 +235,7 @@ impl Model {
         let request = self.pair.function(5, NO_TAG, LUN_0);
         let at_work = self.pair.pending.iter().filter(|effect| matches!(effect, Effect::Abort(_))).count();
         self.functions.insert(request, 0);
+        self.resets += 1;
         assert!(at_work <= MAX_FUNCTIONS);
         self.absorb();
     }
@@ -355,6 +359,12 @@ impl Model {
     /// Compares an answer with what it must be on the disk as it is now, which then changes as the command says.
     fn judge(&mut self, issued: &Issued, sense: Option<[u8; 3]>, residual: i64) {
         self.answered += 1;
+        // Whoever resets the unit is told by its next command, which is not done; but REPORT LUNS always is.
+        if sense == Some([6, 0x29, 0x03]) {
+            assert!(!matches!(issued.kind, Kind::Luns { .. }) && self.resets > 0, "{issued:?}");
+            self.resets -= 1;
+            return;
+        }
         let block = BLOCK as usize;
         let moved = issued.moves.min(issued.expected) as usize;
         let whole = moved - moved % block;
@@ -383,10 +393,9 @@ impl Model {
                 }
             }
             Kind::WriteSame { lba, count, no_data } => {
-                let found = &mut self.disk[bytes_of(*lba, usize::from(*count) * block)];
-                if *count == 0 {
-                    must = Some([5, 0x24, 0]);
-                } else if *no_data {
+                let end = if *count == 0 { self.disk.len() } else { bytes_of(*lba + u32::from(*count), 0).start };
+                let found = &mut self.disk[bytes_of(*lba, 0).start..end];
+                if *no_data || found.is_empty() {
                     found.fill(0);
                 } else if issued.expected as usize != block {
                     must = Some([5, 0x24, 0]);

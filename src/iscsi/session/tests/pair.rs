@@ -9,7 +9,7 @@ use super::super::*;
 use crate::iscsi::frame;
 use crate::iscsi::login::Who;
 use crate::iscsi::pdu::{HEADER, padding};
-use crate::scsi::BLOCK;
+use crate::scsi::{BLOCK, InitiatorPort, provisioning};
 
 pub(super) const BLOCKS: u64 = 4096;
 pub(super) const NEXUS: Nexus = Nexus(1);
@@ -51,7 +51,7 @@ impl Pair {
             cid: CID,
         };
         let mut unit = LogicalUnit::new(TARGET, BLOCKS * BLOCK, false);
-        unit.attach(NEXUS);
+        unit.attach(NEXUS, port());
         Self {
             session: Session::new(NEXUS, &Agreed { who, cid: CID, params: params.clone(), cmd_sn, stat_sn }),
             unit: Mutex::new(unit),
@@ -228,7 +228,9 @@ impl Pair {
                 assert!(self.session.data_in(id, &mut buffer));
                 self.wire.extend(buffer);
             }
-            Effect::Write { task, offset, data, .. } => {
+            Effect::Write { task, offset, data, .. }
+            | Effect::WriteAtomic { task, offset, data, .. }
+            | Effect::WriteVerify { task, offset, data } => {
                 let data = data.concat();
                 assert!(!data.is_empty() && (data.len() as u64).is_multiple_of(BLOCK), "whole blocks");
                 self.disk[at(offset)..at(offset) + data.len()].copy_from_slice(&data);
@@ -249,10 +251,41 @@ impl Pair {
                 self.disk[bytes(range)].chunks_mut(block.len()).for_each(|chunk| chunk.copy_from_slice(&block));
                 self.session.complete(task, Ok(()));
             }
+            Effect::Or { task, offset, data, .. } => {
+                let data = data.concat();
+                self.disk[at(offset)..at(offset) + data.len()].iter_mut().zip(&data).for_each(|(old, new)| *old |= new);
+                self.session.complete(task, Ok(()));
+            }
+            Effect::CompareAndWrite { task, offset, data, .. } => {
+                let data = data.concat();
+                let (expected, new) = data.split_at(data.len() / 2);
+                let there = &mut self.disk[at(offset)..at(offset) + new.len()];
+                let differs = there.iter().zip(expected).position(|(a, b)| a != b);
+                if differs.is_none() {
+                    there.copy_from_slice(new);
+                }
+                self.session.complete(task, differs.map_or(Ok(()), |at| Err(Sense::miscompare(at))));
+            }
+            Effect::Erase(task, range) => {
+                self.disk[bytes(range)].fill(0);
+                self.unit.lock().unwrap().sanitized();
+                self.session.complete(task, Ok(()));
+            }
+            Effect::Copy(task, copy) => {
+                for range in copy.ranges {
+                    self.disk.copy_within(bytes(ByteRange { offset: range.from, length: range.length }), at(range.to));
+                }
+                self.unit.lock().unwrap().copied(NEXUS, copy.list, true);
+                self.session.complete(task, Ok(()));
+            }
+            Effect::Provisioning { task, range, .. } => {
+                self.session.answer(task, provisioning::resources(range.length));
+            }
+            Effect::Reserved { task, .. } => self.session.complete(task, Ok(())),
             Effect::Flush(task) => self.session.complete(task, Ok(())),
             Effect::Abort(Abort { request, scope, .. }) => {
                 if matches!(scope, Scope::Unit | Scope::Sessions) {
-                    self.unit.lock().unwrap().reset(NEXUS);
+                    self.unit.lock().unwrap().reset();
                 }
                 self.session.aborted(request, scope);
             }
@@ -270,6 +303,11 @@ impl Pair {
     }
 }
 
+/// The initiator port of the session under test.
+pub(super) fn port() -> InitiatorPort {
+    InitiatorPort { name: "iqn.2026-11.internal.roost:client.pc-01".to_owned(), isid: [0, 2, 61, 0, 0, 1] }
+}
+
 /// Data that differs from one place to the next, and from seed to seed.
 pub(super) fn pattern(seed: u8, length: usize) -> Vec<u8> {
     let mut data = vec![seed; length];
@@ -283,7 +321,15 @@ pub(super) fn pattern(seed: u8, length: usize) -> Vec<u8> {
 pub(super) fn task_of(effect: &Effect) -> Option<TaskId> {
     match effect {
         Effect::Read(id, _) | Effect::Zero(id, _) | Effect::Fill(id, ..) | Effect::Flush(id) => Some(*id),
-        Effect::Write { task, .. } | Effect::Verify { task, .. } => Some(*task),
+        Effect::Erase(id, _) | Effect::Copy(id, _) => Some(*id),
+        Effect::Write { task, .. }
+        | Effect::WriteAtomic { task, .. }
+        | Effect::WriteVerify { task, .. }
+        | Effect::Or { task, .. }
+        | Effect::CompareAndWrite { task, .. }
+        | Effect::Provisioning { task, .. }
+        | Effect::Reserved { task, .. }
+        | Effect::Verify { task, .. } => Some(*task),
         Effect::Abort(_) | Effect::SendTargets(_) | Effect::Close => None,
     }
 }

@@ -527,7 +527,7 @@ fn functions_at_work_are_limited() {
 fn a_unit_reset_stops_every_task_and_is_answered_after_they_stopped() {
     let mut pair = Pair::ready(patient());
     let other = Nexus(2);
-    pair.unit.lock().unwrap().attach(other);
+    pair.unit.lock().unwrap().attach(other, port());
     let _ = pair.unit.lock().unwrap().plan(other, crate::scsi::Command::TestUnitReady);
     let (expected, cdb) = write(2);
     pair.command(FINAL | WRITE, expected, &cdb, &[]);
@@ -541,7 +541,7 @@ fn a_unit_reset_stops_every_task_and_is_answered_after_they_stopped() {
     pair.run();
     assert_eq!(function_response(&mut pair, request), function::COMPLETE);
     pair.command(FINAL, 0, &TEST_UNIT_READY, &[]);
-    assert_eq!(sense(&pair.one()), None, "who resets is not told");
+    assert_eq!(sense(&pair.one()), Some([6, 0x29, 0x03]), "who resets is told, too");
     let told = pair.unit.lock().unwrap().plan(other, crate::scsi::Command::TestUnitReady);
     assert_eq!(told, crate::scsi::Plan::Check(Sense::DEVICE_RESET));
 }

@@ -1,7 +1,9 @@
 """libiscsi's conformance suite, iscsi-test-cu: every suite in a process of its own, against a record of what passes.
 
-What it reports as passed, failed and skipped is kept in iscsi-test-cu.txt beside this file, and may not get worse. Where it
-got better: ROOST_BASELINE=write tests/run interop, and look at the difference.
+Three runs: all suites on a disk that may be written; the multipath suite over two sessions on it; the read-only suite on a
+disk that may only be read. A test passes if it passes in one of them and fails in none. What came of each is kept in
+iscsi-test-cu.txt beside this file, with the reason of each that does not pass, and may not get worse. Where it got better:
+ROOST_BASELINE=write tests/run iscsi, and look at the difference.
 
 A process of its own for each suite, because one that leaves a hook behind spoils the commands of all that follow it in
 its process. The exit code says nothing: it is 0 with failures too.
@@ -22,6 +24,9 @@ INITIATORS = tuple("iqn.2007-10.com.github:sahlberg:libiscsi:iscsi-test" + tail 
 SUITE_SECONDS = 90
 # What is better stands first.
 ORDER = ["pass", "skip", "fail", "unknown"]
+# The suites that only say something on two paths, or on a disk that is read-only.
+MULTIPATH = "MultipathIO"
+READ_ONLY = "ReadOnly"
 
 
 def suites():
@@ -65,33 +70,56 @@ def verdicts(output):
     return found
 
 
-def run_suite(options, roost, target, suite):
+def run_suite(options, roost, urls, suite):
     """One suite; neither it nor Roost may hang or crash."""
     try:
         done = run(options.server, "iscsi-test-cu", "--dataloss", "--allow-sanitize", "--verbose", f"--test=ALL.{suite}",
-                   f"iscsi://{ADDRESS}/{IQN}:{target}/0", seconds=SUITE_SECONDS, check=False)  # fmt: skip
+                   *urls, seconds=SUITE_SECONDS, check=False)  # fmt: skip
     except subprocess.TimeoutExpired as error:
         output = (error.stdout or b"").decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
         raise AssertionError(f"iscsi-test-cu {suite} took over {SUITE_SECONDS} s\n{output[-2000:]}") from error
     assert done.returncode >= 0, f"iscsi-test-cu {suite} ended by signal {-done.returncode}\n{done.stdout[-2000:]}"
     assert roost.runs(), f"roost ended in {suite}\n{roost.tail()}"
-    return verdicts(done.stdout)
+    found = verdicts(done.stdout)
+    if "fail" in found.values() or os.environ.get("ROOST_VERBOSE") == "1":
+        print(done.stdout)
+    return {f"{suite}.{test}": verdict for test, verdict in found.items()}
+
+
+def union(results, more):
+    """What came of a test in two runs: a failure counts, else a pass."""
+    for test, verdict in more.items():
+        both = (results.get(test, "skip"), verdict)
+        choose = max if {"fail", "unknown"} & set(both) else min
+        results[test] = choose(both, key=ORDER.index)
+
+
+def lines():
+    text = BASELINE.read_text() if BASELINE.exists() else ""
+    return [line.split(maxsplit=2) for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def recorded():
     """`SUITE.TEST` -> verdict."""
-    if not BASELINE.exists():
-        return {}
-    lines = (line for line in BASELINE.read_text().splitlines() if line and not line.startswith("#"))
-    return dict(reversed(line.split()) for line in lines)
+    return {test: verdict for verdict, test, *_ in lines()}
+
+
+def reasons():
+    """`SUITE.TEST` -> why it does not pass."""
+    return {test: reason[0] for _, test, *reason in lines() if reason}
 
 
 def write(results):
     counts = collections.Counter(results.values())
-    lines = ["# iscsi-test-cu against Roost: what may not get worse. Written by conformance.py (ROOST_BASELINE=write).",
-             "# " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in ORDER if counts[verdict])]  # fmt: skip
-    lines += [f"{verdict} {test}" for test, verdict in sorted(results.items())]
-    BASELINE.write_text("\n".join(lines) + "\n")
+    head = ["# iscsi-test-cu against Roost: what may not get worse. Written by conformance.py (ROOST_BASELINE=write); behind",
+            "# a test that does not pass stands the reason, which is kept.",
+            "# " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in ORDER if counts[verdict])]  # fmt: skip
+    why = reasons()
+    body = [
+        f"{verdict} {test}" + (f" {why[test]}" if verdict != "pass" and test in why else "")
+        for test, verdict in sorted(results.items())
+    ]
+    BASELINE.write_text("\n".join(head + body) + "\n")
 
 
 def table(results):
@@ -127,16 +155,41 @@ def not_worse(results):
     return ", ".join(f"{total[verdict]} {verdict}" for verdict in ORDER[:3])
 
 
-def tests(options, roost, report, target):
-    """Every suite, the table, and the comparison."""
+def everything_has_its_reason(results):
+    """Nothing is skipped, and nothing fails, without somebody having said why."""
+    why = reasons()
+    silent = [f"{test}: {verdict}" for test, verdict in results.items() if verdict != "pass" and test not in why]
+    assert not silent, f"{BASELINE.name} gives no reason for {len(silent)} tests\n" + "\n".join(silent)
+    groups = collections.Counter(f"{verdict}: {why[test]}" for test, verdict in results.items() if verdict != "pass")
+    for group, count in groups.most_common():
+        print(f"   {count} {group}")
+
+
+def tests(options, roost, report, writable, readonly):
+    """The three runs, the table, and the comparison."""
     results = {}
+    url = {client: f"iscsi://{ADDRESS}/{IQN}:{client}/0" for client in (writable, readonly)}
+    only = os.environ.get("ROOST_SUITES", "").split()
 
     def all_suites():
-        for suite in suites():
-            for test, verdict in run_suite(options, roost, target, suite).items():
-                results[f"{suite}.{test}"] = verdict
+        chosen = only or suites()
+        for suite in chosen:
+            union(results, run_suite(options, roost, [url[writable]], suite))
         return f"{len(results)} tests, no crash and no hang"
 
-    if report.test("iscsi-test-cu-runs-to-its-end", all_suites):
-        table(results)
-        report.test("iscsi-test-cu-is-not-worse-than-recorded", not_worse, results)
+    def special(suite, urls):
+        found = run_suite(options, roost, urls, suite)
+        bad = [f"{test}: {verdict}" for test, verdict in found.items() if verdict != "pass"]
+        union(results, found)
+        assert found and not bad, "\n".join(bad)
+        return f"{len(found)} tests"
+
+    if not report.test("iscsi-test-cu-runs-to-its-end", all_suites):
+        return
+    report.test("iscsi-test-cu-over-two-paths", special, MULTIPATH, [url[writable]] * 2)
+    report.test("iscsi-test-cu-on-a-read-only-disk", special, READ_ONLY, [url[readonly]])
+    table(results)
+    if only:
+        return
+    report.test("iscsi-test-cu-is-not-worse-than-recorded", not_worse, results)
+    report.test("iscsi-test-cu-says-why-what-does-not-pass", everything_has_its_reason, results)

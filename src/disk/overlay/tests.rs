@@ -1,0 +1,869 @@
+//! Random histories of verbs against a model, and power cuts and deaths at every step of each verb, through the real way to
+//! open a disk.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{IoSlice, IoSliceMut, Seek, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+
+use super::super::chain::{Chain, PendingPath};
+use super::super::file::Access;
+use super::super::import::import;
+use super::super::model::{pattern, scratch};
+use super::super::vhd::{Builder, create_child};
+use super::super::{Disk, DiskError, ErrorKind, SECTOR};
+use super::layers::Hands;
+use super::merge::{is_untidy, tidy};
+use super::versions::{
+    VersionError, delete_version, maintain, open_maintenance, publish, publish_maintenance, version_path, versions,
+};
+use super::{MAX_CHECKPOINTS, Note, Overlay, Place, SIZE_UNIT, Step, Tree, VerbError};
+
+const BOOT: &str = "0f3c1e62-9a34-4d2b-8a55-5d1f6f0f8f10";
+const LATER: &str = "1f3c1e62-9a34-4d2b-8a55-5d1f6f0f8f10";
+/// Sectors of the disk at first.
+const SECTORS: u64 = SIZE_UNIT / SECTOR;
+
+/// A master in `dir`, and what it reads as.
+fn master(dir: &Path) -> (Arc<Chain>, Vec<u8>) {
+    let path = dir.join("master.vhd");
+    let file = super::super::file::File::open_or_create(&path).unwrap();
+    let mut builder = Builder::new(&file, SIZE_UNIT).unwrap();
+    let mut model = vec![0; bytes(SECTORS)];
+    for (start, len) in [(0, 40), (100, 1), (900, 300)] {
+        let data = pattern(start, len, 0xee);
+        builder.write(start * SECTOR, &data).unwrap();
+        model[bytes(start)..bytes(start + len)].copy_from_slice(&data);
+    }
+    builder.finish().unwrap();
+    drop(file);
+    (Arc::new(Chain::open(&path, Access::Read).unwrap()), model)
+}
+
+fn bytes(sectors: u64) -> usize {
+    usize::try_from(sectors * SECTOR).unwrap()
+}
+
+fn read(disk: &dyn Disk) -> Vec<u8> {
+    let mut all = vec![0xa5; usize::try_from(disk.size()).unwrap()];
+    disk.read(0, &mut [IoSliceMut::new(&mut all)]).unwrap();
+    all
+}
+
+fn write(disk: &dyn Disk, model: &mut [u8], start: u64, len: u64, seed: u8) {
+    let data = pattern(start, len, seed);
+    disk.write(start * SECTOR, &[IoSlice::new(&data)]).unwrap();
+    model[bytes(start)..bytes(start + len)].copy_from_slice(&data);
+}
+
+fn note(text: &str) -> Note {
+    Note { made_ms: 7, text: text.to_owned(), checkpoint: true }
+}
+
+/// A client's disk in a folder of its own, its pending map beside it.
+struct Bench {
+    dir: PathBuf,
+    base: Arc<Chain>,
+    place: Place,
+}
+
+impl Bench {
+    fn in_folder(dir: &Path, base: Arc<Chain>) -> Self {
+        Self { dir: dir.to_owned(), base, place: Place::new(dir.join("pc-01.vhd")) }
+    }
+
+    fn new(dir: &Path, base: Arc<Chain>) -> Self {
+        create_child(&dir.join("pc-01.vhd"), &base, r"..\master.vhd").unwrap();
+        Self::in_folder(dir, base)
+    }
+
+    fn pending(&self, boot: &str) -> PendingPath {
+        PendingPath { path: self.dir.join("map"), boot_id: boot.to_owned() }
+    }
+
+    fn open_at(&self, boot: &str) -> Overlay {
+        Overlay::open(self.place.clone(), Arc::clone(&self.base), Some(&self.pending(boot))).unwrap()
+    }
+
+    fn open(&self) -> Overlay {
+        self.open_at(BOOT)
+    }
+
+    fn tree(&self) -> Tree {
+        Tree::read(&self.place).unwrap()
+    }
+
+    fn tidy(&self) -> usize {
+        tidy(&self.place, &self.base, &mut |_, _| ControlFlow::Continue(())).unwrap()
+    }
+
+    /// What a layer reads as, found as other tools find it: by the locators in the files.
+    fn layer(&self, number: u32) -> Vec<u8> {
+        read(&Chain::open(&self.place.layer(number), Access::Peek).unwrap())
+    }
+
+    fn roll_back(&self, number: u32) {
+        let tree = self.tree();
+        self.place.roll_back(tree.checkpoint(number).unwrap(), &self.base, &mut |_| Ok(())).unwrap();
+    }
+
+    /// Deletes a checkpoint, as far as that can be done by now.
+    fn delete(&self, disk: &Overlay, number: u32) {
+        let tree = self.tree();
+        self.place.disown(tree.checkpoint(number).unwrap()).unwrap();
+        self.settle(disk);
+    }
+
+    /// Merges all that can be.
+    fn settle(&self, disk: &Overlay) {
+        disk.loosen(9).unwrap();
+        self.tidy();
+        disk.rebase().unwrap();
+        disk.thaw().unwrap();
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Write(u64, u64, u8),
+    Zero(u64, u64),
+    Flush,
+    /// The process dies, and another one of the same boot opens the disk.
+    Reopen,
+    /// The server loses its power after a flush.
+    NextBoot,
+    Checkpoint,
+    /// To the nth checkpoint there is.
+    RollBack(usize),
+    Delete(usize),
+    Grow(u64),
+    Compact,
+    Settle,
+    Tidy,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    // Small parts of numbers that count for more: borders of pages, ends.
+    let range = (prop_oneof![0..SECTORS, 0..64u64, SECTORS - 64..SECTORS + 4096], 1..200u64);
+    prop_oneof![
+        8 => (range.clone(), 1..=200u8).prop_map(|((start, len), seed)| Op::Write(start, len, seed)),
+        3 => range.prop_map(|(start, len)| Op::Zero(start, len)),
+        1 => Just(Op::Flush),
+        1 => Just(Op::Reopen),
+        1 => Just(Op::NextBoot),
+        4 => Just(Op::Checkpoint),
+        2 => (0..8usize).prop_map(Op::RollBack),
+        2 => (0..8usize).prop_map(Op::Delete),
+        1 => (1..3u64).prop_map(Op::Grow),
+        1 => Just(Op::Compact),
+        1 => Just(Op::Settle),
+        1 => Just(Op::Tidy),
+    ]
+}
+
+/// What the disk and each checkpoint hold.
+#[derive(Default)]
+struct Model {
+    disk: Vec<u8>,
+    checkpoints: BTreeMap<u32, Vec<u8>>,
+}
+
+fn run(ops: Vec<Op>) {
+    let (masters, dir) = (scratch(), scratch());
+    let (base, content) = master(masters.path());
+    std::os::unix::fs::symlink(masters.path().join("master.vhd"), dir.path().join(r"..\master.vhd")).unwrap();
+    let bench = Bench::new(dir.path(), base);
+    // The locator leads out of a folder that is not there in this test; what looks for it finds it here.
+    fs::copy(masters.path().join("master.vhd"), dir.path().join("master.vhd")).unwrap();
+    let mut model = Model { disk: content, ..Model::default() };
+    let mut boot = 0;
+    let name = |boot: u32| format!("{boot:08}-9a34-4d2b-8a55-5d1f6f0f8f10");
+    let mut disk = bench.open_at(&name(boot));
+    for op in ops {
+        let sectors = disk.size() / SECTOR;
+        let clip = |start: u64, len: u64| (start.min(sectors - 1), len.min(sectors - start.min(sectors - 1)));
+        match op {
+            Op::Write(start, len, seed) => {
+                let (start, len) = clip(start, len);
+                write(&disk, &mut model.disk, start, len, seed);
+            }
+            Op::Zero(start, len) => {
+                let (start, len) = clip(start, len);
+                disk.zero(start * SECTOR, len * SECTOR).unwrap();
+                model.disk[bytes(start)..bytes(start + len)].fill(0);
+            }
+            Op::Flush => disk.flush().unwrap(),
+            Op::Reopen => {
+                drop(disk);
+                disk = bench.open_at(&name(boot));
+            }
+            Op::NextBoot => {
+                disk.flush().unwrap();
+                drop(disk);
+                boot += 1;
+                disk = bench.open_at(&name(boot));
+            }
+            Op::Checkpoint => match disk.checkpoint(&note("by the test")) {
+                Ok(number) => assert!(model.checkpoints.insert(number, model.disk.clone()).is_none()),
+                Err(error) => assert!(model.checkpoints.len() == MAX_CHECKPOINTS, "{error}"),
+            },
+            Op::RollBack(nth) => {
+                let Some((&number, content)) = model.checkpoints.iter().nth(nth) else { continue };
+                drop(disk);
+                bench.roll_back(number);
+                model.disk.clone_from(content);
+                disk = bench.open_at(&name(boot));
+                fs::remove_file(bench.place.previous()).unwrap();
+            }
+            Op::Delete(nth) => {
+                let Some((&number, _)) = model.checkpoints.iter().nth(nth) else { continue };
+                bench.delete(&disk, number);
+                model.checkpoints.remove(&number);
+            }
+            Op::Grow(units) => {
+                let size = disk.size() + units * SIZE_UNIT;
+                if size <= 8 * SIZE_UNIT {
+                    assert!(disk.resize(size, 9).unwrap());
+                    model.disk.resize(usize::try_from(size).unwrap(), 0);
+                }
+            }
+            Op::Compact => disk.compact(0, disk.size()).unwrap(),
+            Op::Settle => bench.settle(&disk),
+            Op::Tidy => {
+                bench.tidy();
+            }
+        }
+        assert!(read(&disk) == model.disk, "the disk differs");
+        let tree = bench.tree();
+        assert!(tree.damaged.is_empty() && tree.unfinished.is_empty(), "{tree:?}");
+        let listed: Vec<u32> = tree.checkpoints().map(|layer| layer.number).collect();
+        assert_eq!(listed, model.checkpoints.keys().copied().collect::<Vec<_>>());
+    }
+    for (number, content) in &model.checkpoints {
+        assert!(bench.layer(*number) == *content, "checkpoint {number} differs");
+    }
+    bench.settle(&disk);
+    assert!(!is_untidy(&bench.place).unwrap());
+    assert!(read(&disk) == model.disk, "the disk differs once it is settled");
+    // Other tools find every file by the locators.
+    disk.flush().unwrap();
+    drop(disk);
+    assert!(read(&Chain::open(bench.place.top(), Access::Read).unwrap()) == model.disk, "by the locators");
+    for (number, content) in &model.checkpoints {
+        assert!(bench.layer(*number) == *content, "checkpoint {number} differs once it is settled");
+    }
+    let tree = bench.tree();
+    assert!(
+        tree.layers.len() <= 2 * model.checkpoints.len(),
+        "{} layers for {} checkpoints",
+        tree.layers.len(),
+        model.checkpoints.len()
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_disk_and_its_checkpoints_are_vectors_of_bytes_whatever_the_verbs(
+        ops in proptest::collection::vec(op(), 1..40),
+    ) {
+        run(ops);
+    }
+}
+
+/// What a folder holds: names, and what lies behind them.
+type Folder = BTreeMap<String, Arc<Vec<u8>>>;
+
+fn snapshot(dir: &Path) -> Folder {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    entries
+        .filter(|entry| entry.file_type().unwrap().is_file())
+        .map(|entry| (entry.file_name().into_string().unwrap(), Arc::new(fs::read(entry.path()).unwrap())))
+        .collect()
+}
+
+fn restore(folder: &Folder, dir: &Path) {
+    for (name, bytes) in folder {
+        let mut file = fs::File::create(dir.join(name)).unwrap();
+        file.set_len(bytes.len() as u64).unwrap();
+        for (n, page) in bytes.chunks(4096).enumerate() {
+            if page.iter().any(|&byte| byte != 0) {
+                file.seek(std::io::SeekFrom::Start(n as u64 * 4096)).unwrap();
+                file.write_all(page).unwrap();
+            }
+        }
+    }
+}
+
+/// A change of the folder, with the folder as it was right before.
+#[derive(Debug, Clone)]
+enum Change {
+    Link(String, String),
+    Rename(String, String),
+    Remove(String),
+    Sync,
+}
+
+/// Does what it is told to, and remembers it.
+#[derive(Debug)]
+struct Recorder {
+    dir: PathBuf,
+    changes: Mutex<Vec<(Folder, Change)>>,
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+impl Recorder {
+    fn note(&self, change: Change) {
+        self.changes.lock().unwrap().push((snapshot(&self.dir), change));
+    }
+}
+
+impl Hands for Recorder {
+    fn link(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
+        self.note(Change::Link(name_of(from), name_of(to)));
+        fs::hard_link(from, to).map_err(|source| DiskError::io(to, "link", source))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
+        self.note(Change::Rename(name_of(from), name_of(to)));
+        fs::rename(from, to).map_err(|source| DiskError::io(to, "rename", source))
+    }
+    fn remove(&self, path: &Path) -> Result<(), DiskError> {
+        if path.exists() {
+            self.note(Change::Remove(name_of(path)));
+            fs::remove_file(path).unwrap();
+        }
+        Ok(())
+    }
+    fn sync(&self, _: &Path) -> Result<(), DiskError> {
+        self.note(Change::Sync);
+        Ok(())
+    }
+}
+
+/// The folder after some changes of it; files behind names as they were at the cut.
+fn apply(folder: &mut Folder, change: &Change, now: &Folder) {
+    match change {
+        Change::Sync => {}
+        Change::Remove(name) => drop(folder.remove(name)),
+        Change::Link(from, to) => {
+            if let Some(bytes) = folder.get(from).or_else(|| now.get(from)).cloned() {
+                folder.insert(to.clone(), bytes);
+            }
+        }
+        Change::Rename(from, to) => {
+            if let Some(bytes) = folder.remove(from).or_else(|| now.get(from).cloned()) {
+                folder.insert(to.clone(), bytes);
+            }
+        }
+    }
+}
+
+/// Every folder that a cut of the power can leave: all changes up to the last flush of the folder before it, and any of those
+/// after. (New files are flushed, under a name that means nothing, before they are renamed.)
+fn possible_folders(changes: &[(Folder, Change)], last: &Folder) -> Vec<(usize, Folder)> {
+    let mut possible = Vec::new();
+    for cut in 0..=changes.len() {
+        let now = changes.get(cut).map_or(last, |(folder, _)| folder);
+        let synced = changes[..cut].iter().rposition(|(_, change)| matches!(change, Change::Sync));
+        let first = synced.map_or(0, |at| at + 1);
+        let since: Vec<&(Folder, Change)> = changes[first..cut].iter().collect();
+        let mut durable = changes.get(first).map_or(last, |(folder, _)| folder).clone();
+        let made: Vec<&String> = since
+            .iter()
+            .filter_map(|(_, change)| match change {
+                Change::Link(_, to) | Change::Rename(_, to) => Some(to),
+                _ => None,
+            })
+            .collect();
+        for (name, bytes) in since.iter().flat_map(|(folder, _)| folder).chain(now) {
+            if !durable.contains_key(name) && !made.contains(&name) {
+                durable.insert(name.clone(), Arc::clone(bytes));
+            }
+        }
+        assert!(since.len() <= 6, "too many changes without a flush: {since:?}");
+        for choice in 0..1u32 << since.len() {
+            let mut folder = durable.clone();
+            for (n, (before, change)) in since.iter().enumerate() {
+                if choice >> n & 1 == 1 {
+                    apply(&mut folder, change, before);
+                }
+            }
+            possible.push((cut, folder));
+        }
+    }
+    possible
+}
+
+/// Runs a verb on a disk with a history, and cuts the power and kills the process at every step of it. `check` is given what is
+/// found afterwards.
+fn cut_everywhere(prepare: impl Fn(&Bench) -> Vec<u8>, verb: impl Fn(&Bench), check: impl Fn(&Bench, &Overlay, &[u8])) {
+    let (masters, dir) = (scratch(), scratch());
+    let (base, _) = master(masters.path());
+    let mut bench = Bench::new(dir.path(), base);
+    let content = prepare(&bench);
+    let recorder = Arc::new(Recorder { dir: dir.path().to_owned(), changes: Mutex::default() });
+    bench.place.hands = Arc::clone(&recorder) as Arc<dyn Hands>;
+    verb(&bench);
+    let last = snapshot(dir.path());
+    let changes = std::mem::take(&mut *recorder.changes.lock().unwrap());
+    assert!(changes.len() > 1, "the verb does something: {}", changes.len());
+
+    let mut cases = 0;
+    let deaths = changes.iter().map(|(folder, _)| folder).chain([&last]).cloned().enumerate();
+    let deaths = deaths.map(|(cut, folder)| (cut, folder, BOOT));
+    let cuts = possible_folders(&changes, &last).into_iter().map(|(cut, folder)| (cut, folder, LATER));
+    for (cut, folder, boot) in deaths.chain(cuts) {
+        let dir = scratch();
+        restore(&folder, dir.path());
+        let after = Bench::in_folder(dir.path(), Arc::clone(&bench.base));
+        let what =
+            || format!("cut {cut} of {:?}: {:?}", changes.iter().map(|c| &c.1).collect::<Vec<_>>(), folder.keys());
+        let opened = Overlay::open(after.place.clone(), Arc::clone(&after.base), Some(&after.pending(boot)));
+        let disk = opened.unwrap_or_else(|error| panic!("{error}, {}", what()));
+        let tree = after.tree();
+        assert!(tree.damaged.is_empty() && tree.unfinished.is_empty(), "{tree:?}, {}", what());
+        check(&after, &disk, &content);
+        // And it goes on from there, whatever was left.
+        let mut model = read(&disk);
+        write(&disk, &mut model, 5, 3, 0x31);
+        let number = disk.checkpoint(&note("after")).unwrap_or_else(|error| panic!("{error}, {}", what()));
+        write(&disk, &mut model, 6, 3, 0x32);
+        after.settle(&disk);
+        assert!(read(&disk) == model, "{}", what());
+        drop(disk);
+        let disk = after.open_at(boot);
+        assert!(read(&disk) == model, "{}", what());
+        assert_eq!(after.tree().checkpoint(number).unwrap().note.text, "after");
+        cases += 1;
+    }
+    assert!(cases > changes.len());
+}
+
+/// A disk with a checkpoint, and changes that were flushed and others that were not.
+fn worked(bench: &Bench) -> Vec<u8> {
+    let disk = bench.open();
+    let mut model = read(&disk);
+    write(&disk, &mut model, 3, 20, 1);
+    disk.checkpoint(&note("first")).unwrap();
+    write(&disk, &mut model, 10, 30, 2);
+    disk.zero(100 * SECTOR, 4 * SECTOR).unwrap();
+    model[bytes(100)..bytes(104)].fill(0);
+    model
+}
+
+#[test]
+fn a_checkpoint_is_there_or_not_whenever_the_power_goes_and_the_disk_is_always_there() {
+    let verb = |bench: &Bench| {
+        let disk = bench.open();
+        assert_eq!(disk.checkpoint(&note("second")).unwrap(), 2);
+    };
+    cut_everywhere(worked, verb, |bench, disk, content| {
+        assert!(read(disk) == content);
+        let tree = bench.tree();
+        let numbers: Vec<u32> = tree.checkpoints().map(|layer| layer.number).collect();
+        assert!(numbers == [1] || numbers == [1, 2], "{numbers:?}");
+        if let Some(second) = tree.checkpoint(2) {
+            assert_eq!(second.note.text, "second");
+            let opened = super::open_layers(&bench.place, &tree, second.id, &bench.base, Path::new("test")).unwrap();
+            assert!(read(&*opened) == content);
+        }
+    });
+}
+
+#[test]
+fn a_disk_has_its_old_size_or_its_new_one_whenever_the_power_goes() {
+    let verb = |bench: &Bench| assert!(bench.open().resize(3 * SIZE_UNIT, 8).unwrap());
+    cut_everywhere(worked, verb, |_, disk, content| {
+        let now = read(disk);
+        assert!(now.len() == content.len() || now.len() == 3 << 20, "{}", now.len());
+        assert!(now[..content.len()] == *content && now[content.len()..].iter().all(|&byte| byte == 0));
+    });
+}
+
+#[test]
+fn a_merge_changes_nothing_that_is_read_whenever_the_power_goes() {
+    let prepare = |bench: &Bench| {
+        let mut model = worked(bench);
+        let disk = bench.open();
+        disk.checkpoint(&note("second")).unwrap();
+        write(&disk, &mut model, 30, 30, 3);
+        disk.resize(2 * SIZE_UNIT, 8).unwrap();
+        model.resize(2 << 20, 0);
+        write(&disk, &mut model, 2048 + 5, 9, 4);
+        disk.checkpoint(&note("third")).unwrap();
+        disk.flush().unwrap();
+        let tree = bench.tree();
+        bench.place.disown(tree.checkpoint(2).unwrap()).unwrap();
+        model
+    };
+    let verb = |bench: &Bench| assert_eq!(bench.tidy(), 2);
+    cut_everywhere(prepare, verb, |bench, disk, content| {
+        assert!(read(disk) == content);
+        let tree = bench.tree();
+        assert_eq!(tree.checkpoints().map(|layer| layer.number).collect::<Vec<_>>(), [1, 4]);
+        let third = tree.checkpoint(4).unwrap();
+        let opened = super::open_layers(&bench.place, &tree, third.id, &bench.base, Path::new("test")).unwrap();
+        assert!(read(&*opened) == content);
+    });
+}
+
+#[test]
+fn a_deleted_checkpoint_and_a_thawed_disk_change_nothing_that_is_read_whenever_the_power_goes() {
+    let verb = |bench: &Bench| {
+        let disk = bench.open();
+        bench.delete(&disk, 1);
+        assert!(bench.tree().layers.is_empty(), "it is all one file again");
+    };
+    cut_everywhere(worked, verb, |bench, disk, content| {
+        assert!(read(disk) == content);
+        assert!(bench.tree().checkpoints().count() <= 1);
+    });
+}
+
+#[test]
+fn a_disk_is_rolled_back_or_not_whenever_the_power_goes() {
+    let first = |bench: &Bench| {
+        let tree = bench.tree();
+        let opened =
+            super::open_layers(&bench.place, &tree, tree.checkpoint(1).unwrap().id, &bench.base, Path::new("test"));
+        read(&*opened.unwrap())
+    };
+    cut_everywhere(
+        |bench| {
+            let content = worked(bench);
+            bench.open().flush().unwrap();
+            content
+        },
+        |bench| bench.roll_back(1),
+        |bench, disk, content| {
+            let now = read(disk);
+            assert!(now == content || now == first(bench));
+        },
+    );
+}
+
+#[test]
+fn what_was_acknowledged_before_a_checkpoint_is_in_it_and_what_comes_after_is_not() {
+    let (masters, dir) = (scratch(), scratch());
+    let (base, mut model) = master(masters.path());
+    let bench = Bench::new(dir.path(), base);
+    let disk = bench.open();
+    write(&disk, &mut model, 7, 9, 1);
+    let frozen = model.clone();
+    let number = disk.checkpoint(&note("now")).unwrap();
+    write(&disk, &mut model, 8, 9, 2);
+    // The process dies, then the power goes: the frozen file needs no map.
+    drop(disk);
+    let tree = bench.tree();
+    let id = tree.checkpoint(number).unwrap().id;
+    let opened = super::open_layers(&bench.place, &tree, id, &bench.base, Path::new("test")).unwrap();
+    assert!(read(&*opened) == frozen);
+    assert!(read(&bench.open()) == model, "the map is the new file's");
+}
+
+#[test]
+fn a_checkpoint_that_fails_leaves_the_disk_at_work() {
+    let (masters, dir) = (scratch(), scratch());
+    let (base, mut model) = master(masters.path());
+    let bench = Bench::new(dir.path(), base);
+    let disk = bench.open();
+    write(&disk, &mut model, 7, 9, 1);
+    // Not even root can write a file where a folder is.
+    fs::create_dir(dir.path().join("pc-01.vhd.next")).unwrap();
+    assert!(matches!(disk.checkpoint(&note("no")), Err(VerbError::Disk(_))));
+    write(&disk, &mut model, 8, 9, 2);
+    assert!(bench.tree().layers.is_empty());
+    fs::remove_dir(dir.path().join("pc-01.vhd.next")).unwrap();
+    assert_eq!(disk.checkpoint(&note("yes")).unwrap(), 1);
+    drop(disk);
+    assert!(read(&bench.open()) == model);
+}
+
+/// Renames, and loses the folder right then.
+#[derive(Debug)]
+struct Slips(Mutex<bool>);
+
+impl Hands for Slips {
+    fn link(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
+        fs::hard_link(from, to).map_err(|source| DiskError::io(to, "link", source))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
+        *self.0.lock().unwrap() = to.extension().is_some_and(|extension| extension == "vhd");
+        fs::rename(from, to).map_err(|source| DiskError::io(to, "rename", source))
+    }
+    fn remove(&self, path: &Path) -> Result<(), DiskError> {
+        let _ = fs::remove_file(path);
+        Ok(())
+    }
+    fn sync(&self, path: &Path) -> Result<(), DiskError> {
+        if *self.0.lock().unwrap() { Err(DiskError::io(path, "flush", std::io::ErrorKind::Other)) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn a_disk_of_which_nobody_knows_which_file_it_is_takes_no_more_writes_until_it_is_opened_anew() {
+    let (masters, dir) = (scratch(), scratch());
+    let (base, mut model) = master(masters.path());
+    let mut bench = Bench::new(dir.path(), base);
+    bench.place.hands = Arc::new(Slips(Mutex::new(false)));
+    let disk = bench.open();
+    write(&disk, &mut model, 7, 9, 1);
+    assert!(disk.checkpoint(&note("slips")).is_err());
+    assert!(read(&disk) == model, "reads go on");
+    let refused = disk.write(0, &[IoSlice::new(&[1; 512])]).unwrap_err();
+    assert!(matches!(refused, DiskError::Failed { .. }) && disk.flush().is_err() && disk.zero(0, 512).is_err());
+    assert!(disk.checkpoint(&note("again")).is_err());
+    drop(disk);
+    assert!(read(&bench.open()) == model);
+}
+
+#[test]
+fn what_must_not_be_done_is_refused_with_what_to_do() {
+    let (masters, dir) = (scratch(), scratch());
+    let (base, _) = master(masters.path());
+    let bench = Bench::new(dir.path(), Arc::clone(&base));
+    let disk = bench.open();
+    let refusal = |answer: Result<bool, VerbError>| match answer {
+        Err(VerbError::Refused { what, help }) => format!("{what}; {help}"),
+        other => panic!("{other:?}"),
+    };
+    assert!(refusal(disk.resize(SIZE_UNIT - 512, 1)).contains("does not shrink"));
+    assert!(refusal(disk.resize(SIZE_UNIT + 512, 1)).contains("whole MiB"));
+    assert!(refusal(disk.resize((2040 << 30) + SIZE_UNIT, 1)).contains("2040 GiB"));
+    assert!(!disk.resize(SIZE_UNIT, 1).unwrap());
+    assert!(refusal(disk.checkpoint(&note(&"x".repeat(1025))).map(|_| true)).contains("1024"));
+    for _ in 0..MAX_CHECKPOINTS {
+        disk.checkpoint(&note("one more")).unwrap();
+    }
+    assert!(refusal(disk.checkpoint(&note("too many")).map(|_| true)).contains("32 checkpoints"));
+    drop(disk);
+    let dir = scratch();
+    let volatile = Overlay::open(Bench::new(dir.path(), Arc::clone(&base)).place, base, None).unwrap();
+    assert!(refusal(volatile.checkpoint(&note("no")).map(|_| true)).contains("keep"));
+}
+
+#[test]
+fn a_disk_of_the_greatest_size_is_made_and_larger_ones_are_not() {
+    let (masters, dir) = (scratch(), scratch());
+    let (base, mut model) = master(masters.path());
+    let bench = Bench::new(dir.path(), base);
+    let disk = bench.open();
+    write(&disk, &mut model, 7, 9, 1);
+    assert!(disk.resize(2040 << 30, 1).unwrap());
+    let last = (2040 << 30) - 512;
+    disk.write(last, &[IoSlice::new(&[9; 512])]).unwrap();
+    drop(disk);
+    let disk = bench.open();
+    let mut sector = [0; 512];
+    disk.read(last, &mut [IoSliceMut::new(&mut sector)]).unwrap();
+    assert_eq!((sector, disk.size()), ([9; 512], 2040 << 30));
+}
+
+#[test]
+fn a_branch_that_others_stand_on_stays_until_one_is_left() {
+    let (masters, dir) = (scratch(), scratch());
+    let (base, mut model) = master(masters.path());
+    let bench = Bench::new(dir.path(), base);
+    let disk = bench.open();
+    write(&disk, &mut model, 7, 9, 1);
+    let one = disk.checkpoint(&note("one")).unwrap();
+    let at_one = model.clone();
+    write(&disk, &mut model, 8, 9, 2);
+    let two = disk.checkpoint(&note("two")).unwrap();
+    let at_two = model.clone();
+    drop(disk);
+    bench.roll_back(one);
+    let disk = bench.open();
+    // The disk that was rolled back from stands on `two` as long as it is there.
+    bench.delete(&disk, two);
+    assert_eq!(bench.tree().layers.len(), 2);
+    bench.delete(&disk, one);
+    assert_eq!(bench.tree().checkpoints().count(), 0);
+    assert!(read(&Chain::open(&bench.place.previous(), Access::Peek).unwrap()) == at_two);
+    fs::remove_file(bench.place.previous()).unwrap();
+    bench.settle(&disk);
+    assert!(bench.tree().layers.is_empty());
+    assert!(read(&disk) == at_one);
+}
+
+#[test]
+fn a_lost_note_loses_no_checkpoint_and_a_damaged_layer_stops_all_merging() {
+    let (masters, dir) = (scratch(), scratch());
+    let (base, mut model) = master(masters.path());
+    let bench = Bench::new(dir.path(), base);
+    let disk = bench.open();
+    for n in 1..=3 {
+        write(&disk, &mut model, u64::from(n), 9, n);
+        disk.checkpoint(&note("kept")).unwrap();
+    }
+    fs::write(bench.place.note(2), b"{ torn").unwrap();
+    fs::remove_file(bench.place.note(3)).unwrap();
+    assert_eq!(bench.tree().checkpoints().count(), 3);
+    bench.place.disown(bench.tree().checkpoint(1).unwrap()).unwrap();
+    let good = fs::read(bench.place.layer(3)).unwrap();
+    fs::write(bench.place.layer(3), b"not a disk").unwrap();
+    assert!(!is_untidy(&bench.place).unwrap());
+    assert_eq!(bench.tree().damaged.len(), 1);
+    drop(disk);
+    let error = Overlay::open(bench.place.clone(), Arc::clone(&bench.base), Some(&bench.pending(BOOT))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Parent);
+    assert!(error.to_string().contains("checkpoint-3"), "{error}");
+    fs::write(bench.place.layer(3), good).unwrap();
+    assert_eq!(bench.tidy(), 1);
+    assert!(read(&bench.open()) == model);
+}
+
+#[test]
+fn a_merge_that_is_told_to_stop_leaves_everything_and_can_be_done_later() {
+    let (masters, dir) = (scratch(), scratch());
+    let (base, _) = master(masters.path());
+    let bench = Bench::new(dir.path(), base);
+    let model = worked(&bench);
+    let disk = bench.open();
+    bench.place.disown(bench.tree().checkpoint(1).unwrap()).unwrap();
+    assert!(disk.loosen(9).unwrap());
+    let before = snapshot(dir.path());
+    assert!(tidy(&bench.place, &bench.base, &mut |_, _| ControlFlow::Break(())).is_err());
+    assert!(snapshot(dir.path()) == before);
+    assert_eq!(bench.tidy(), 1);
+    assert!(read(&disk) == model);
+}
+
+#[test]
+fn compacting_gives_back_what_holds_nothing_and_nothing_else() {
+    use std::os::unix::fs::MetadataExt;
+    let (masters, dir) = (scratch(), scratch());
+    let (base, mut model) = master(masters.path());
+    let bench = Bench::new(dir.path(), base);
+    let disk = bench.open();
+    write(&disk, &mut model, 0, 1600, 1);
+    // Zeros that were written, not unmapped, to the sector.
+    disk.write(801 * SECTOR, &[IoSlice::new(&vec![0; bytes(400)])]).unwrap();
+    model[bytes(801)..bytes(1201)].fill(0);
+    disk.flush().unwrap();
+    let blocks = || fs::metadata(bench.place.top()).unwrap().blocks();
+    let before = blocks();
+    disk.compact(0, disk.size()).unwrap();
+    let given_back = before - blocks();
+    assert!((384..=400).contains(&given_back), "{given_back} of 400 sectors");
+    assert!(read(&disk) == model);
+    drop(disk);
+    assert!(read(&bench.open()) == model);
+}
+
+#[test]
+fn a_version_is_made_of_a_child_and_goes_only_when_nothing_stands_on_it() {
+    let dir = scratch();
+    let (images, disks) = (dir.path().join("images/linux"), dir.path().join("disks"));
+    fs::create_dir_all(&images).unwrap();
+    fs::create_dir_all(&disks).unwrap();
+    let raw = dir.path().join("linux.raw");
+    fs::write(&raw, pattern(0, SECTORS, 1)).unwrap();
+    import(&raw, &version_path(&images, 1), &mut |_, _| ()).unwrap();
+    let first = Chain::open(&version_path(&images, 1), Access::Read).unwrap();
+    let child = disks.join("pc-01.vhd");
+    create_child(&child, &first, r"..\images\linux\1.vhd").unwrap();
+    drop(first);
+
+    let path = maintain(&images, 1).unwrap();
+    assert!(matches!(maintain(&images, 1), Err(VersionError::InMaintenance { .. })));
+    assert!(
+        matches!(delete_version(&images, 1, &[&disks]), Err(VersionError::HasChildren { children, .. }) if children.len() == 2)
+    );
+    let mut model = pattern(0, SECTORS, 1);
+    let maintenance = open_maintenance(&images).unwrap();
+    write(&*maintenance, &mut model, 99, 9, 2);
+    maintenance.flush().unwrap();
+    assert!(matches!(publish(&path, &images, &mut |_, _| ()), Err(VersionError::Import(_))), "somebody works on it");
+    drop(maintenance);
+    let mut told = 0;
+    let (version, _) = publish_maintenance(&images, &mut |done, total| told = done * 100 / total).unwrap();
+    assert_eq!((version, told, path.exists()), (2, 100, false));
+    assert_eq!(versions(&images).unwrap(), [1, 2]);
+    assert!(read(&Chain::open(&version_path(&images, 2), Access::Read).unwrap()) == model);
+    assert!(read(&Chain::open(&child, Access::Read).unwrap()) == pattern(0, SECTORS, 1), "who stands on 1 sees 1");
+
+    let error = delete_version(&images, 1, &[&disks]).unwrap_err().to_string();
+    assert!(error.contains("a disk is a child of it") && error.contains("pc-01.vhd"), "{error}");
+    fs::remove_file(&child).unwrap();
+    delete_version(&images, 1, &[&disks]).unwrap();
+    assert_eq!(versions(&images).unwrap(), [2]);
+    assert!(matches!(delete_version(&images, 1, &[&disks]), Err(VersionError::NoVersion { .. })));
+}
+
+#[test]
+fn a_replacement_tells_its_steps_in_order() {
+    let (masters, dir) = (scratch(), scratch());
+    let (base, _) = master(masters.path());
+    let bench = Bench::new(dir.path(), Arc::clone(&base));
+    let mut steps = Vec::new();
+    bench
+        .place
+        .replace(&base, r"..\master.vhd", &mut |step| {
+            steps.push(step);
+            Ok(())
+        })
+        .unwrap();
+    assert!(matches!(steps[..], [Step::Made(_), Step::Linked, Step::Swapped]), "{steps:?}");
+    assert!(bench.place.previous().exists());
+}
+
+/// Run by hand: `cargo test --release --lib overlay::tests::times -- --ignored --nocapture`, with `TMPDIR` on the file system in
+/// question.
+#[test]
+#[ignore = "a measurement, no test: what it takes depends on the host"]
+fn times_of_a_disk_of_256_gib() {
+    use super::super::vhd::create_dynamic;
+    use std::time::{Duration, Instant};
+    const ROUNDS: usize = 25;
+    let median = |mut times: Vec<Duration>| {
+        times.sort_unstable();
+        (times[ROUNDS / 2], times[ROUNDS - 1])
+    };
+    for folder in ["/dev/shm".into(), std::env::temp_dir()] {
+        let dir = tempfile::tempdir_in(&folder).unwrap();
+        let path = dir.path().join("master.vhd");
+        create_dynamic(&path, 256 << 30).unwrap();
+        let base = Arc::new(Chain::open(&path, Access::Read).unwrap());
+        let mut times: [Vec<Duration>; 6] = Default::default();
+        for round in 0..ROUNDS {
+            let place = Place::new(dir.path().join(format!("pc-{round}.vhd")));
+            let mut time = |what: usize, work: &mut dyn FnMut()| {
+                let begun = Instant::now();
+                work();
+                times[what].push(begun.elapsed());
+            };
+            time(0, &mut || {
+                create_child(place.top(), &base, r".\master.vhd").unwrap();
+            });
+            let pending = PendingPath { path: dir.path().join(format!("map-{round}")), boot_id: BOOT.to_owned() };
+            let mut disk = None;
+            time(1, &mut || disk = Some(Overlay::open(place.clone(), Arc::clone(&base), Some(&pending)).unwrap()));
+            let disk = disk.unwrap();
+            for n in 0..200u64 {
+                disk.write(n * 977 * 64 * 512, &[IoSlice::new(&[1; 4096])]).unwrap();
+            }
+            disk.flush().unwrap();
+            time(2, &mut || {
+                disk.checkpoint(&note("")).unwrap();
+            });
+            time(3, &mut || assert!(disk.resize(disk.size() + SIZE_UNIT, 1).unwrap()));
+            drop(disk);
+            time(4, &mut || place.replace(&base, r".\master.vhd", &mut |_| Ok(())).unwrap());
+            time(5, &mut || super::super::file::remove(&place.layer(1)).unwrap());
+        }
+        let names = ["create", "open", "checkpoint", "resize", "reset", "delete a file with 200 pages"];
+        for (name, times) in names.into_iter().zip(times) {
+            let (middle, worst) = median(times);
+            println!("{}: {name}: median {middle:?}, worst {worst:?}", folder.display());
+        }
+    }
+}
