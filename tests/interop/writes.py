@@ -112,5 +112,5 @@ def tests(options, roost, report, image, master):
     if not roost.runs():
         roost.kill()
         roost.start()
-    written = ["pc-writes", "pc-kills", "pc-conformance"]
+    written = ["pc-writes", "pc-kills"]
     report.test("children-by-7zip-are-the-disks-over-iscsi", alike, options, roost, image, written)
