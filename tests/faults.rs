@@ -86,7 +86,7 @@ fn dhcp_client() -> UdpSocket {
     socket.set_broadcast(true).unwrap();
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 68)).into()).unwrap();
     let socket = UdpSocket::from(socket);
-    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     socket
 }
 
@@ -125,9 +125,14 @@ fn answer(socket: &UdpSocket, to: &[u8]) -> Option<(u8, Ipv4Addr)> {
 /// The offer that a machine gets.
 fn offered(socket: &UdpSocket, last: u8, xid: u8) -> Option<Ipv4Addr> {
     const OFFER: u8 = 2;
+    const TRIES: usize = 10;
     let discover = dhcp(last, xid, &[&DISCOVER[..], &END].concat());
-    shout(socket, &discover);
-    let (kind, address) = answer(socket, &discover)?;
+    // Machines say it again, too: a link that came up this moment may lose the first.
+    let mut answers = (0..TRIES).map(|_| {
+        shout(socket, &discover);
+        answer(socket, &discover)
+    });
+    let (kind, address) = answers.find_map(|answer| answer)?;
     assert_eq!(kind, OFFER);
     Some(address)
 }
