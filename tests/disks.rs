@@ -4,10 +4,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod strangers;
+
 use std::fs;
-use std::io::{IoSlice, IoSliceMut, Write};
+use std::io::{IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 
 use roost::disk::file::{Access, File};
@@ -18,64 +20,7 @@ use roost::disk::vhd::{
     Footer, Kind, Layout, NewChild, create_child_as, create_dynamic, create_dynamic_as, create_fixed,
 };
 use roost::disk::{Chain, Disk, PendingPath, SECTOR};
-
-/// Whether a program can be run; says what to do if not.
-fn has(test: &str, program: &str, package: &str) -> bool {
-    let found = Command::new(program).arg("--help").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-    if !found {
-        println!("skip: {test} needs {program} (apt install {package})");
-    }
-    found
-}
-
-/// A file that others made, unpacked into a folder.
-fn fixture(test: &str, dir: &Path, name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("ROOST_FIXTURES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures"), PathBuf::from);
-    let packed = root.join(name);
-    if !packed.exists() {
-        println!("skip: {test} needs {name} in the folder that ROOST_FIXTURES names");
-        return None;
-    }
-    let program = if name.ends_with(".bz2") { "bzip2" } else { "gzip" };
-    let path = dir.join(packed.file_stem().unwrap());
-    let unpacked = Command::new(program).arg("-dc").arg(&packed).stdout(fs::File::create(&path).unwrap()).status();
-    if !unpacked.is_ok_and(|status| status.success()) {
-        println!("skip: {test} needs {program} (apt install {program})");
-        return None;
-    }
-    Some(path)
-}
-
-/// The SHA-256 of a stream, by coreutils.
-fn sha256(feed: impl FnOnce(&mut dyn Write)) -> String {
-    let mut child = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    feed(child.stdin.as_mut().unwrap());
-    let output = child.wait_with_output().unwrap();
-    String::from_utf8(output.stdout).unwrap()[..64].to_owned()
-}
-
-fn sha256_of(disk: &Chain) -> String {
-    sha256(|to| {
-        let mut buffer = vec![0; 1 << 20];
-        let mut at = 0;
-        while at < disk.size() {
-            let len = usize::try_from((disk.size() - at).min(1 << 20)).unwrap();
-            disk.read(at, &mut [IoSliceMut::new(&mut buffer[..len])]).unwrap();
-            to.write_all(&buffer[..len]).unwrap();
-            at += len as u64;
-        }
-    })
-}
-
-/// The SHA-256 of what 7-Zip finds in a VHD. A refusal of its own gives no bytes at all and a word on stderr.
-fn sha256_by_7zip(path: &Path) -> String {
-    let output = Command::new("7zz").args(["e", "-tVHD", "-so"]).arg(path).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    let fine = output.status.success() && said.trim().is_empty() && !output.stdout.is_empty();
-    assert!(fine, "7zz refused {}: {said}", path.display());
-    sha256(|to| to.write_all(&output.stdout).unwrap())
-}
+use strangers::{fixture, has, sha256, sha256_by_7zip, sha256_of};
 
 /// The disk's bytes as we read them, in a raw file.
 fn raw_copy(disk: &Chain, path: &Path) {
@@ -178,16 +123,16 @@ fn seven_zip_reads_a_chain_of_three_as_we_do() {
         for (n, relative) in [r"..\images\lab\1.vhd", r".\pc-0.vhd", r".\pc-1.vhd"].into_iter().enumerate() {
             let path = dir.path().join(format!("disks/pc-{n}.vhd"));
             create_child_as(&path, &parent, relative, new).unwrap();
-            assert_eq!(sha256_by_7zip(&path), sha256_of(&parent), "{new:?}: a new child reads as its parent");
+            assert_eq!(sha256_by_7zip("VHD", &path), sha256_of(&parent), "{new:?}: a new child reads as its parent");
             let pending = PendingPath { path: dir.path().join(format!("pending-{n}")), boot_id: "a-boot".into() };
             let disk = Chain::open_child(&path, Arc::clone(&parent), Some(pending)).unwrap();
             scribble(&disk, 400, &mut random);
             disk.flush().unwrap();
             let ours = sha256_of(&disk);
             assert_ne!(ours, sha256_of(&parent));
-            assert_eq!(sha256_by_7zip(&path), ours, "{new:?}, while it is open");
+            assert_eq!(sha256_by_7zip("VHD", &path), ours, "{new:?}, while it is open");
             drop(disk);
-            assert_eq!(sha256_by_7zip(&path), ours, "{new:?}");
+            assert_eq!(sha256_by_7zip("VHD", &path), ours, "{new:?}");
             // This time the parents are found as the files name them.
             parent = Arc::new(Chain::open(&path, Access::Read).unwrap());
             assert_eq!(sha256_of(&parent), ours);
@@ -260,12 +205,12 @@ fn seven_zip_and_qemu_read_masters_dynamic_and_fixed_disks_as_we_do() {
         disk.flush().unwrap();
         // With the space that is kept for more blocks, and without it.
         let ours = sha256_of(&disk);
-        assert_eq!(sha256_by_7zip(path), ours, "{}, while it is open", path.display());
+        assert_eq!(sha256_by_7zip("VHD", path), ours, "{}, while it is open", path.display());
     }
     disks.push(master(dir.path(), &mut random));
     for path in &disks {
         let ours = sha256_of(&Chain::open(path, Access::Read).unwrap());
-        assert_eq!(sha256_by_7zip(path), ours, "{}", path.display());
+        assert_eq!(sha256_by_7zip("VHD", path), ours, "{}", path.display());
         same_by_qemu(path);
     }
 }
@@ -349,7 +294,7 @@ fn what_others_made_is_written_and_read_right_by_others() {
         assert_eq!(inspect(&path).unwrap().warnings, warnings, "{name}");
         if let Some(after) = after {
             assert_ne!(before, Some(after.clone()));
-            assert_eq!(sha256_by_7zip(&path), after, "{name}");
+            assert_eq!(sha256_by_7zip("VHD", &path), after, "{name}");
             same_by_qemu(&path);
         }
     }

@@ -4,78 +4,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod strangers;
+
 use std::fs;
-use std::io::{IoSlice, IoSliceMut, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::io::IoSlice;
+use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use roost::disk::file::Access;
 use roost::disk::inspect::{DiskFormat, inspect};
 use roost::disk::vhdx::{Spec, create, create_child};
 use roost::disk::{Chain, Disk, DiskError, PendingPath, SECTOR};
-
-/// Whether a program can be run; says what to do if not.
-fn has(test: &str, program: &str, package: &str) -> bool {
-    let found = Command::new(program).arg("--help").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-    if !found {
-        println!("skip: {test} needs {program} (apt install {package})");
-    }
-    found
-}
-
-/// A file that others made, unpacked into a folder.
-fn fixture(test: &str, dir: &Path, name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("ROOST_FIXTURES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures"), PathBuf::from);
-    let packed = root.join(name);
-    if !packed.exists() {
-        println!("skip: {test} needs {name} in the folder that ROOST_FIXTURES names");
-        return None;
-    }
-    let program = if name.ends_with(".bz2") { "bzip2" } else { "gzip" };
-    let path = dir.join(packed.file_stem().unwrap());
-    let unpacked = Command::new(program).arg("-dc").arg(&packed).stdout(fs::File::create(&path).unwrap()).status();
-    if !unpacked.is_ok_and(|status| status.success()) {
-        println!("skip: {test} needs {program} (apt install {program})");
-        return None;
-    }
-    Some(path)
-}
-
-/// The SHA-256 of a stream, by coreutils.
-fn sha256(feed: impl FnOnce(&mut dyn Write)) -> String {
-    let mut child = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    feed(child.stdin.as_mut().unwrap());
-    let output = child.wait_with_output().unwrap();
-    String::from_utf8(output.stdout).unwrap()[..64].to_owned()
-}
-
-fn sha256_of(disk: &Chain) -> String {
-    sha256(|to| {
-        let mut buffer = vec![0; 1 << 20];
-        let mut at = 0;
-        while at < disk.size() {
-            let len = usize::try_from((disk.size() - at).min(1 << 20)).unwrap();
-            disk.read(at, &mut [IoSliceMut::new(&mut buffer[..len])]).unwrap();
-            to.write_all(&buffer[..len]).unwrap();
-            at += len as u64;
-        }
-    })
-}
-
-/// The SHA-256 of what 7-Zip finds in a VHDX. A refusal of its own gives no bytes at all and a word on stderr.
-fn sha256_by_7zip(path: &Path) -> String {
-    let mut command = Command::new("7zz");
-    command.args(["e", "-tVHDX", "-so"]).arg(path).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let stdout = child.stdout.take().unwrap();
-    let sum = Command::new("sha256sum").stdin(stdout).output().unwrap();
-    let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.trim().is_empty(), "7zz refused {}: {said}", path.display());
-    String::from_utf8(sum.stdout).unwrap()[..64].to_owned()
-}
+use strangers::{fixture, has, sha256, sha256_by_7zip, sha256_of};
 
 /// The SHA-256 of what qemu-img finds in a VHDX that needs no parent.
 fn sha256_by_qemu(path: &Path) -> String {
@@ -154,7 +95,7 @@ fn images_that_windows_made_hold_what_is_known_of_them() {
         drop(disk);
         assert!(inspect(&path).unwrap().warnings.is_empty());
         if has(test, "7zz", "7zip") {
-            assert_eq!(sha256_by_7zip(&path), changed, "{name}");
+            assert_eq!(sha256_by_7zip("VHDX", &path), changed, "{name}");
         }
     }
 }
@@ -185,7 +126,7 @@ fn seven_zip_and_qemu_read_dynamic_and_fixed_disks_as_we_do() {
             drop(disk);
             let kind = if fixed { DiskFormat::VhdxFixed } else { DiskFormat::VhdxDynamic };
             assert_eq!(inspect(&path).unwrap().layers[0].format, kind);
-            assert_eq!(sha256_by_7zip(&path), ours, "{logical_sector} {block_size} {fixed}");
+            assert_eq!(sha256_by_7zip("VHDX", &path), ours, "{logical_sector} {block_size} {fixed}");
             if logical_sector == 512 {
                 assert_eq!(sha256_by_qemu(&path), ours, "{logical_sector} {block_size} {fixed}");
                 assert!(
@@ -220,7 +161,7 @@ fn seven_zip_reads_a_chain_of_three_as_we_do() {
         for (n, relative) in [r"..\images\1.vhdx", r".\pc-0.vhdx", r".\pc-1.vhdx"].into_iter().enumerate() {
             let path = dir.path().join(format!("disks/pc-{n}.vhdx"));
             create_child(&path, &parent, relative).unwrap();
-            assert_eq!(sha256_by_7zip(&path), sha256_of(&parent), "a new child reads as its parent");
+            assert_eq!(sha256_by_7zip("VHDX", &path), sha256_of(&parent), "a new child reads as its parent");
             let pending = PendingPath { path: dir.path().join(format!("pending-{n}")), boot_id: "a-boot".into() };
             let disk = Chain::open_child(&path, Arc::clone(&parent), Some(pending)).unwrap();
             scribble(&disk, 400, &mut random);
@@ -228,7 +169,7 @@ fn seven_zip_reads_a_chain_of_three_as_we_do() {
             let ours = sha256_of(&disk);
             assert_ne!(ours, sha256_of(&parent));
             drop(disk);
-            assert_eq!(sha256_by_7zip(&path), ours);
+            assert_eq!(sha256_by_7zip("VHDX", &path), ours);
             // This time the parents are found as the files name them.
             parent = Arc::new(Chain::open(&path, Access::Read).unwrap());
             assert_eq!(sha256_of(&parent), ours);
