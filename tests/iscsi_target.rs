@@ -65,6 +65,7 @@ fn client(number: u8, initiators: Initiators, off: bool) -> Client {
         off,
         title: None,
         note: None,
+        limit: None,
     }
 }
 

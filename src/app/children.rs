@@ -350,6 +350,7 @@ mod tests {
             off: false,
             title: None,
             note: None,
+            limit: None,
         };
         ChildFiles::new(state, &client, boot_id, &Masters::default(), &Gate::default())
     }

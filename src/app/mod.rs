@@ -16,6 +16,7 @@ pub mod recorder;
 pub mod report;
 pub mod scrub;
 pub mod sessions;
+pub mod space;
 
 use std::sync::Arc;
 

@@ -22,17 +22,26 @@ struct Common {
     disk: Given<DiskPolicy>,
     /// Whether the disk may only be read.
     mode: Given<bool>,
+    /// The most bytes of its own that the disk may take up.
+    limit: Given<u64>,
     off: Given<bool>,
 }
 
 impl Common {
-    const NOTHING: Self = Self { image: Given::Absent, disk: Given::Absent, mode: Given::Absent, off: Given::Absent };
+    const NOTHING: Self = Self {
+        image: Given::Absent,
+        disk: Given::Absent,
+        mode: Given::Absent,
+        limit: Given::Absent,
+        off: Given::Absent,
+    };
 
     fn read<'a>(walker: &mut Walker<'a>, section: &Section<'a>) -> Self {
         Self {
             image: walker.parsed(section, "image", values::image),
             disk: walker.parsed(section, "disk", disk_policy),
             mode: walker.parsed(section, "mode", read_only),
+            limit: walker.parsed(section, "limit", values::limit),
             off: walker.flag(section, "off"),
         }
     }
@@ -42,6 +51,7 @@ impl Common {
             image: self.image.or(&farther.image),
             disk: self.disk.or(&farther.disk),
             mode: self.mode.or(&farther.mode),
+            limit: self.limit.or(&farther.limit),
             off: self.off.or(&farther.off),
         }
     }
@@ -383,6 +393,7 @@ impl Entry {
             disk: self.all.disk.value().unwrap_or_default(),
             initiators,
             read_only: self.all.mode.value().unwrap_or(false),
+            limit: self.all.limit.value(),
             off: self.all.off.value().unwrap_or(false),
             title: self.title.value(),
             note: self.note.value(),

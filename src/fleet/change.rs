@@ -138,6 +138,7 @@ mod tests {
             off,
             title: None,
             note: Some("by the door".to_owned()),
+            limit: None,
         }
     }
 

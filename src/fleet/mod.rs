@@ -12,6 +12,7 @@ pub mod lease;
 pub mod mac;
 pub mod nearest;
 pub mod policy;
+pub mod size;
 pub mod web;
 
 use std::collections::{BTreeMap, HashMap};

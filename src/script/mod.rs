@@ -195,6 +195,7 @@ mod tests {
             off,
             title: None,
             note: None,
+            limit: None,
         }])
         .unwrap()
     }

@@ -123,6 +123,7 @@ fn fleet() -> Fleet {
         off: false,
         title: None,
         note: None,
+        limit: None,
     }])
     .unwrap()
 }

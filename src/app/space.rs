@@ -1,0 +1,357 @@
+//! The host's space: how much of it clients may still take, and who must wait.
+//!
+//! Two bounds. Each client's own files have their `limit`; and the file system of the state folder keeps a reserve, which
+//! disks never grow into, so that the store, leases and logs go on when it is full. What a write takes is promised before it
+//! is written and settled after it, in one account that all disks share: together they cannot promise what is not there.
+//!
+//! A promise is first an upper bound that costs nothing to know. Only where that does not fit is it found out what is
+//! free now, and what the write really adds ([`Disk::growth`](crate::disk::Disk::growth)): overwriting adds nothing, and always goes on.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::App;
+use crate::disk::{DiskError, PAGE};
+use crate::fleet::ClientName;
+use crate::scsi::unmap::ByteRange;
+
+/// How often the host's free space is looked at although nobody asks, and the age after which a look is none any more: others
+/// use the file system too.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The share of the file system below which it runs low: a twentieth, within [`MIN_LOW`] and [`MAX_LOW`].
+const LOW_SHARE: u64 = 20;
+/// Less than this is little for a lab that writes.
+const MIN_LOW: u64 = 1 << 30;
+/// More than this is enough, however large the file system is.
+const MAX_LOW: u64 = 64 << 30;
+/// On a small file system an eighth is low, whatever [`MIN_LOW`] says.
+const SMALL_LOW_SHARE: u64 = 8;
+
+/// What disks leave to the store, leases and logs; on a small file system a part of it.
+const RESERVE: u64 = 256 << 20;
+const RESERVE_SHARE: u64 = 64;
+
+/// A block's bits lie apart from its data: bytes of the disk for which a page of bits may have to be allocated.
+const BITS_STEP: u64 = 2 << 20;
+
+/// The space of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Free {
+    /// Bytes that can still be allocated.
+    pub(super) free: u64,
+    /// Bytes of it altogether.
+    pub(super) total: u64,
+}
+
+impl Free {
+    /// Below this it runs low.
+    fn low(self) -> u64 {
+        (self.total / LOW_SHARE).clamp(MIN_LOW, MAX_LOW).min(self.total / SMALL_LOW_SHARE)
+    }
+
+    /// What disks do not grow into.
+    fn reserve(self) -> u64 {
+        RESERVE.min(self.total / RESERVE_SHARE)
+    }
+}
+
+/// Tells how much is free.
+pub(super) trait Meter: Send + Sync {
+    /// As it is now.
+    fn look(&self) -> io::Result<Free>;
+}
+
+/// The file system of a folder.
+struct Folder(PathBuf);
+
+impl Meter for Folder {
+    fn look(&self) -> io::Result<Free> {
+        let stat = rustix::fs::statvfs(&self.0)?;
+        Ok(Free {
+            free: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+        })
+    }
+}
+
+/// The host's space, shared by all disks.
+pub(super) struct Space {
+    state: PathBuf,
+    meter: Box<dyn Meter>,
+    host: Mutex<Host>,
+}
+
+#[derive(Default)]
+struct Host {
+    /// The last look. `None`: none succeeded.
+    seen: Option<(Instant, Free)>,
+    /// Promised to writes that are not done.
+    promised: u64,
+    /// Of promises that were settled since the last look.
+    settled: u64,
+    low: bool,
+}
+
+impl fmt::Debug for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Space").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+/// What a look found that is news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// The host runs low.
+    Low(Free),
+    /// It has space again.
+    Recovered(Free),
+}
+
+impl Space {
+    /// The space under this state folder.
+    pub(super) fn of(state: &Path) -> Arc<Self> {
+        Self::with(state, Box::new(Folder(state.to_owned())))
+    }
+
+    fn with(state: &Path, meter: Box<dyn Meter>) -> Arc<Self> {
+        Arc::new(Self { state: state.to_owned(), meter, host: Mutex::default() })
+    }
+
+    /// Promises so many bytes, if they are there; `false`: they are not.
+    fn promise(&self, bytes: u64) -> bool {
+        let mut host = self.host();
+        let fits = |host: &Host| host.room().is_none_or(|room| bytes <= room);
+        let fresh = host.seen.is_some_and(|(at, _)| at.elapsed() < LOOK);
+        if !(fresh && fits(&host)) {
+            host.look(&*self.meter);
+        }
+        let fits = bytes == 0 || fits(&host);
+        if fits {
+            host.promised += bytes;
+        }
+        fits
+    }
+
+    fn settle(&self, bytes: u64) {
+        let mut host = self.host();
+        host.promised -= bytes;
+        host.settled += bytes;
+    }
+
+    /// Looks, and tells what is news.
+    fn news(&self) -> Option<News> {
+        let mut host = self.host();
+        host.look(&*self.meter);
+        let (_, free) = host.seen?;
+        // A little above the mark it would be low again at once.
+        let enough = free.low() + free.low() / 8;
+        match host.low {
+            false if free.free < free.low() => {
+                host.low = true;
+                Some(News::Low(free))
+            }
+            true if free.free >= enough => {
+                host.low = false;
+                Some(News::Recovered(free))
+            }
+            _ => None,
+        }
+    }
+
+    fn host(&self) -> MutexGuard<'_, Host> {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Host {
+    /// What disks may still grow by; `None` where nobody knows, and the file system itself will say.
+    fn room(&self) -> Option<u64> {
+        let (_, free) = self.seen?;
+        Some(free.free.saturating_sub(free.reserve()).saturating_sub(self.promised + self.settled))
+    }
+
+    /// What was settled before is in what is found; what is only promised may be or not, and is counted.
+    fn look(&mut self, meter: &dyn Meter) {
+        match meter.look() {
+            Ok(free) => {
+                self.seen = Some((Instant::now(), free));
+                self.settled = 0;
+            }
+            Err(error) => {
+                tracing::debug!("how much space is free cannot be told: {error}");
+                self.seen = None;
+            }
+        }
+    }
+}
+
+/// Bytes that a write may take. Given back, as taken, when it is dropped.
+#[derive(Debug)]
+pub(super) struct Promise {
+    space: Arc<Space>,
+    bytes: u64,
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.space.settle(self.bytes);
+    }
+}
+
+/// Why a write may not begin.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoRoom {
+    /// The client's own files would grow beyond its limit.
+    #[error("the client's own disk has grown to its limit")]
+    Limit,
+    /// The host has no space just now.
+    #[error("the host is full")]
+    Host,
+    /// What it would take could not be found out.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+/// One client's part of the account.
+#[derive(Debug)]
+pub(super) struct Account {
+    client: ClientName,
+    disk: PathBuf,
+    space: Arc<Space>,
+    own: Mutex<Own>,
+}
+
+#[derive(Debug, Default)]
+struct Own {
+    limit: Option<u64>,
+    /// What its files took up when they were last looked at.
+    measured: u64,
+    /// What was promised since.
+    since: u64,
+    /// It was told that it is full.
+    full: bool,
+}
+
+impl Account {
+    pub(super) fn new(client: &ClientName, disk: &Path, space: &Arc<Space>) -> Self {
+        let own = Own { measured: bytes_of(disk), ..Own::default() };
+        Self { client: client.clone(), disk: disk.to_owned(), space: Arc::clone(space), own: Mutex::new(own) }
+    }
+
+    /// How far its files may grow from now on.
+    pub(super) fn set_limit(&self, limit: Option<u64>) {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).limit = limit;
+    }
+
+    /// Promises what a write of these ranges takes. `growth` finds out what the data adds, if it must be known.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub(super) fn promise(
+        &self,
+        ranges: &[ByteRange],
+        growth: &dyn Fn() -> Result<u64, DiskError>,
+    ) -> Result<Promise, NoRoom> {
+        let bits = ranges.iter().map(|range| (range.length / BITS_STEP + 2) * PAGE).sum::<u64>();
+        let most = ranges.iter().map(|range| range.length.saturating_add(2 * PAGE)).fold(bits, u64::saturating_add);
+        let exactly = || match growth()? {
+            0 => Ok::<_, DiskError>(0),
+            grown => Ok(grown.saturating_add(bits)),
+        };
+        let mut exact = None;
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(limit) = own.limit
+            && own.used().saturating_add(most) > limit
+        {
+            (own.measured, own.since) = (bytes_of(&self.disk), 0);
+            if own.used().saturating_add(most) > limit {
+                let grown = exactly()?;
+                if grown > 0 && own.used().saturating_add(grown) > limit {
+                    own.tell_full(&self.client, limit);
+                    return Err(NoRoom::Limit);
+                }
+                exact = Some(grown);
+            }
+            own.full &= own.used().saturating_add(limit / 16) > limit;
+        }
+        let mut bytes = exact.unwrap_or(most);
+        if !self.space.promise(bytes) {
+            bytes = match exact {
+                Some(grown) => grown,
+                None => exactly()?,
+            };
+            if !self.space.promise(bytes) {
+                return Err(NoRoom::Host);
+            }
+        }
+        own.since += bytes;
+        Ok(Promise { space: Arc::clone(&self.space), bytes })
+    }
+}
+
+impl Own {
+    /// What its files take up at most.
+    fn used(&self) -> u64 {
+        self.measured.saturating_add(self.since)
+    }
+
+    /// Said once, until it has freed a part.
+    fn tell_full(&mut self, client: &ClientName, limit: u64) {
+        if !std::mem::replace(&mut self.full, true) {
+            tracing::warn!(
+                "{client}: its disk has grown to its limit of {} MiB: what would grow it further is refused; raise `limit` \
+                 in roost.toml, or free space in it (delete checkpoints, roost client compact {client})",
+                limit >> 20
+            );
+        }
+    }
+}
+
+/// What a client's own files take up on the host: its disk and the layers below it.
+pub(super) fn bytes_of(disk: &Path) -> u64 {
+    let stored = |meta: &fs::Metadata| meta.blocks() * 512; // `st_blocks` counts these, whatever the file system's are
+    let top = fs::metadata(disk).map_or(0, |meta| stored(&meta));
+    let (Some(folder), Some(stem)) = (disk.parent(), disk.file_stem().and_then(|stem| stem.to_str())) else {
+        return top;
+    };
+    let prefix = format!("{stem}.checkpoint-");
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    let layers = files.filter(|file| file.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)));
+    layers.filter_map(|layer| layer.metadata().ok()).map(|meta| stored(&meta)).fold(top, u64::saturating_add)
+}
+
+/// Looks at the host's space from time to time, and tells the operator and the clients when it runs low.
+pub async fn run(app: &Arc<App>) {
+    let space = Arc::clone(&app.disks.space);
+    loop {
+        let looking = Arc::clone(&space);
+        // A file system may take its time.
+        let news = tokio::task::spawn_blocking(move || looking.news()).await.unwrap_or_default();
+        match news {
+            Some(News::Low(free)) => {
+                tracing::warn!(
+                    "{}: {} MiB are left of {} MiB, which is little: free some, or give clients a `limit`; with less than {} \
+                     MiB what grows a disk waits, and then fails",
+                    space.state.display(),
+                    free.free >> 20,
+                    free.total >> 20,
+                    free.reserve() >> 20
+                );
+                for disk in app.disks.open_disks() {
+                    disk.unit().space_runs_low();
+                }
+            }
+            Some(News::Recovered(free)) => {
+                tracing::info!("{}: {} MiB are free again, which is enough", space.state.display(), free.free >> 20);
+            }
+            None => {}
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
