@@ -696,6 +696,7 @@ fn copy(disk: &dyn Disk, range: CopyRange) -> Result<(), DiskError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::space::tests::Fake;
     use super::*;
     use std::io::IoSliceMut;
     use std::sync::mpsc;
@@ -782,5 +783,130 @@ mod tests {
         let order: Vec<u64> = (0..8).map(|n| n * 512).collect();
         assert_eq!(*disk.written.lock().unwrap(), order);
         assert_eq!(arrivals.try_iter().collect::<Vec<_>>(), order);
+    }
+
+    /// A disk that remembers what was written, and grows by what was not written before.
+    #[derive(Debug, Default)]
+    struct Thin(Mutex<Vec<(u64, u8)>>);
+
+    impl Thin {
+        fn written(&self) -> Vec<(u64, u8)> {
+            self.0.lock().unwrap().clone()
+        }
+    }
+
+    impl Disk for Thin {
+        fn size(&self) -> u64 {
+            1 << 30
+        }
+        fn try_read(&self, _: u64, _: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
+            Ok(false)
+        }
+        fn read(&self, _: u64, _: &mut [IoSliceMut<'_>]) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
+            self.0.lock().unwrap().push((offset, bufs[0][0]));
+            Ok(())
+        }
+        fn zero(&self, offset: u64, _: u64) -> Result<(), DiskError> {
+            self.0.lock().unwrap().push((offset, 0));
+            Ok(())
+        }
+        fn flush(&self) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn read_only(&self) -> bool {
+            false
+        }
+        fn growth(&self, offset: u64, len: u64) -> Result<u64, DiskError> {
+            Ok(if self.written().iter().any(|(there, _)| *there == offset) { 0 } else { len })
+        }
+    }
+
+    /// A queue over such a disk on a host of 64 MiB, that is full, and what tells of each task's end.
+    struct Full {
+        disk: Arc<Thin>,
+        host: Fake,
+        queue: Arc<WriteQueue>,
+        ends: tokio::sync::mpsc::UnboundedReceiver<(u64, bool)>,
+        end: tokio::sync::mpsc::UnboundedSender<(u64, bool)>,
+    }
+
+    impl Full {
+        fn new() -> Self {
+            let (disk, host) = (Arc::<Thin>::default(), Fake::new(0, 64 << 20));
+            disk.0.lock().unwrap().push((0, 1));
+            let queue = WriteQueue::of_file(disk.clone(), Arc::default(), None, Some(host.account()));
+            let (end, ends) = tokio::sync::mpsc::unbounded_channel();
+            Self { disk, host, queue, ends, end }
+        }
+
+        fn submit(&self, task: u64, job: Job) {
+            let end = self.end.clone();
+            let done = move |result: Result<(), Failed>| {
+                assert!(matches!(result, Ok(()) | Err(Failed::Busy)), "{result:?}");
+                let _ = end.send((task, result.is_ok()));
+            };
+            self.queue.submit([(Ticket { nexus: Nexus(1), task }, job, Box::new(done) as Done)]);
+        }
+
+        fn write(&self, task: u64, offset: u64, byte: u8) {
+            self.submit(task, Job::Write { offset, data: vec![Bytes::from(vec![byte; 4096])], fua: false });
+        }
+
+        async fn ended(&mut self) -> (u64, bool) {
+            self.ends.recv().await.unwrap()
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_grows_waits_for_space_and_lets_the_others_pass_but_those_that_touch_the_same_bytes() {
+        let mut full = Full::new();
+        full.write(1, 8192, 2);
+        full.write(2, 8192, 3);
+        full.submit(3, Job::Zero(vec![ByteRange { offset: 4096, length: 8192 }]));
+        full.write(4, 0, 4);
+        full.submit(5, Job::Zero(vec![ByteRange { offset: 1 << 20, length: 4096 }]));
+        full.submit(6, Job::Flush);
+        for task in 4..=6 {
+            assert_eq!(full.ended().await, (task, true));
+        }
+        assert_eq!(full.disk.written(), [(0, 1), (0, 4), (1 << 20, 0)]);
+        full.host.set(64 << 20);
+        for task in 1..=3 {
+            assert_eq!(full.ended().await, (task, true));
+        }
+        assert_eq!(full.disk.written()[3..], [(8192, 2), (8192, 3), (4096, 0)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_waits_for_space_and_is_cancelled_never_lands() {
+        let mut full = Full::new();
+        full.write(1, 8192, 2);
+        full.write(2, 0, 3);
+        assert_eq!(full.ended().await, (2, true), "the first is held by now");
+        full.queue.cancel(Nexus(1), Some(&[1])).await;
+        full.host.set(64 << 20);
+        full.write(3, 8192, 4);
+        assert_eq!(full.ended().await, (3, true));
+        tokio::time::sleep(TRY_AGAIN * 2).await;
+        assert_eq!(full.disk.written(), [(0, 1), (0, 3), (8192, 4)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_many_that_wait_the_rest_is_told_at_once() {
+        let mut full = Full::new();
+        for n in 0..20 {
+            full.write(n, (n + 1) * 4096, 2);
+        }
+        let most = u64::try_from(MAX_HELD).unwrap();
+        for n in most..20 {
+            assert_eq!(full.ended().await, (n, false));
+        }
+        full.host.set(64 << 20);
+        for n in 0..most {
+            assert_eq!(full.ended().await, (n, true));
+        }
     }
 }

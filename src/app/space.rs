@@ -355,3 +355,186 @@ pub async fn run(app: &Arc<App>) {
         tokio::time::sleep(LOOK).await;
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::collections::BTreeSet;
+    use std::io::IoSlice;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::disk::file::Access;
+    use crate::disk::{Chain, Disk as _};
+
+    /// A file system that a test fills and frees.
+    #[derive(Debug, Clone)]
+    pub(in crate::app) struct Fake(Arc<Mutex<Free>>);
+
+    impl Fake {
+        pub(in crate::app) fn new(free: u64, total: u64) -> Self {
+            Self(Arc::new(Mutex::new(Free { free, total })))
+        }
+
+        pub(in crate::app) fn set(&self, free: u64) {
+            self.0.lock().unwrap().free = free;
+        }
+
+        fn get(&self) -> Free {
+            *self.0.lock().unwrap()
+        }
+
+        /// An account of a client without a limit.
+        pub(in crate::app) fn account(&self) -> Arc<Account> {
+            let space = Space::with(Path::new("/state"), Box::new(self.clone()));
+            Arc::new(Account::new(&"pc-01".parse().unwrap(), Path::new("/nowhere/pc-01.vhd"), &space))
+        }
+    }
+
+    impl Meter for Fake {
+        fn look(&self) -> io::Result<Free> {
+            Ok(self.get())
+        }
+    }
+
+    const TOTAL: u64 = 64 << 20;
+
+    #[test]
+    fn marks_follow_the_size_of_the_file_system() {
+        let marks = |total: u64| {
+            let free = Free { free: 0, total };
+            (free.low() >> 20, free.reserve() >> 20)
+        };
+        assert_eq!(marks(16 << 20), (2, 0), "of the reserve there are 256 KiB");
+        assert_eq!(marks(4 << 30), (512, 64));
+        assert_eq!(marks(100 << 30), (5 << 10, 256));
+        assert_eq!(marks(10 << 40), (64 << 10, 256));
+    }
+
+    #[test]
+    fn a_host_that_runs_low_is_told_once_and_again_after_it_recovered() {
+        let fake = Fake::new(TOTAL, TOTAL);
+        let space = Space::with(Path::new("/state"), Box::new(fake.clone()));
+        let low = TOTAL / 8;
+        let mut news = |free| {
+            fake.set(free);
+            space.news().map(|news| matches!(news, News::Low(_)))
+        };
+        let told = [low, low - 1, 0, low, low + low / 8 - 1, low + low / 8, low, low - 1].map(&mut news);
+        assert_eq!(told, [None, Some(true), None, None, None, Some(false), None, Some(true)]);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// A write asks for so much.
+        Ask(u64),
+        /// One that was let through allocates this part, in thousandths, of what it may, and is done or goes on.
+        Write { which: usize, part: u64, done: bool },
+        /// Others take or free so much, and it is looked.
+        Others(u64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (0..8_u64 << 20).prop_map(Step::Ask),
+            4 => (any::<usize>(), 0..=1000_u64, any::<bool>()).prop_map(|(which, part, done)| Step::Write { which, part, done }),
+            1 => (0..TOTAL).prop_map(Step::Others),
+        ];
+        prop::collection::vec(step, 1..60)
+    }
+
+    proptest! {
+        /// Who is let through finds what it was promised, beside all the others, and leaves the reserve alone; who is not
+        /// would not have.
+        #[test]
+        fn what_is_promised_is_there(steps in steps()) {
+            let fake = Fake::new(TOTAL, TOTAL);
+            let reserve = fake.get().reserve();
+            let space = Space::with(Path::new("/state"), Box::new(fake.clone()));
+            // Of each write what it was promised, and what it has not allocated of that yet.
+            let mut writes: Vec<(u64, u64)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Ask(bytes) => {
+                        let free = fake.get().free;
+                        let open: u64 = writes.iter().map(|(_, rest)| rest).sum();
+                        let promised: u64 = writes.iter().map(|(whole, _)| whole).sum();
+                        if space.promise(bytes) {
+                            prop_assert!(bytes == 0 || free >= reserve + open + bytes, "{} of {}", bytes, free);
+                            writes.push((bytes, bytes));
+                        } else {
+                            prop_assert!(free < reserve + promised + bytes, "{} of {}", bytes, free);
+                        }
+                    }
+                    Step::Write { which, part, done } if !writes.is_empty() => {
+                        let index = which % writes.len();
+                        let (whole, rest) = &mut writes[index];
+                        let taken = (*rest).min(*whole * part / 1000);
+                        *rest -= taken;
+                        fake.set(fake.get().free.saturating_sub(taken));
+                        if done {
+                            space.settle(writes.swap_remove(index).0);
+                        }
+                    }
+                    Step::Write { .. } => {}
+                    Step::Others(free) => {
+                        fake.set(free);
+                        space.news();
+                    }
+                }
+            }
+        }
+
+        /// On a real file: it never takes more than its limit, a write is refused only where it would, and what lies there is
+        /// overwritten whatever the limit.
+        #[test]
+        fn a_client_stays_within_its_limit(writes in prop::collection::vec((0..512_u64, 1..64_u64, any::<bool>()), 1..60)) {
+            const LIMIT: u64 = 1 << 20;
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("pc-01.vhd");
+            fs::File::create(&path).unwrap().set_len(4 << 20).unwrap();
+            let disk = Chain::open(&path, Access::Write).unwrap();
+            let space = Space::with(folder.path(), Box::new(Fake::new(TOTAL, TOTAL)));
+            let account = Account::new(&"pc-01".parse().unwrap(), &path, &space);
+            account.set_limit(Some(LIMIT));
+            let mut mine: BTreeSet<u64> = BTreeSet::new();
+            for (first, count, free) in writes {
+                let range = ByteRange { offset: first * PAGE, length: count * PAGE };
+                let pages = first..first + count;
+                if free {
+                    disk.zero(range.offset, range.length).unwrap();
+                    mine.retain(|page| !pages.contains(page));
+                    continue;
+                }
+                let new = pages.clone().filter(|page| !mine.contains(page)).count() as u64 * PAGE;
+                prop_assert_eq!(disk.growth(range.offset, range.length).unwrap(), new);
+                let used = bytes_of(&path);
+                match account.promise(&[range], &|| disk.growth(range.offset, range.length)) {
+                    Ok(_promise) => {
+                        let data = vec![1; usize::try_from(range.length).unwrap()];
+                        disk.write(range.offset, &[IoSlice::new(&data)]).unwrap();
+                        mine.extend(pages);
+                        prop_assert!(bytes_of(&path) <= LIMIT);
+                    }
+                    Err(NoRoom::Limit) => {
+                        let bits = (range.length / BITS_STEP + 2) * PAGE;
+                        prop_assert!(new > 0 && used + new + bits > LIMIT, "{} and {}", used, new);
+                    }
+                    Err(other) => return Err(TestCaseError::fail(other.to_string())),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn layers_count_and_other_clients_do_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let fill = |name: &str, pages: usize| fs::write(folder.path().join(name), vec![1; pages * 4096]).unwrap();
+        fill("pc-1.vhd", 3);
+        fill("pc-1.checkpoint-1.vhd", 2);
+        fill("pc-10.vhd", 7);
+        fill("pc-10.checkpoint-1.vhd", 7);
+        fill("pc-1.vhd.previous", 7);
+        assert_eq!(bytes_of(&folder.path().join("pc-1.vhd")), 5 * 4096);
+    }
+}
