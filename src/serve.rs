@@ -16,6 +16,7 @@ use crate::app::bootfiles::{BootContext, BootFiles};
 use crate::app::keeper::Keeper;
 use crate::app::recorder::Recorder;
 use crate::app::report::Reporter;
+use crate::app::secrets::SecretBook;
 use crate::app::{scrub, space};
 use crate::config::{DhcpMode, Loaded, Report};
 use crate::dhcp::{LeaseChange, Leases, Role, Site};
@@ -65,7 +66,9 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     let recorder = Recorder::new(writer.clone(), seen.collect::<Vec<_>>());
 
     let boot_id = sys::boot_id().context("cannot read this boot's id")?;
-    let app = Arc::new(App::new(settings.clone(), loaded.config.fleet, recorder, boot_id));
+    let secrets = SecretBook::new(writer.clone(), store.secrets()?);
+    let app = App::new(settings.clone(), loaded.config.fleet, recorder, boot_id).with_secrets(secrets);
+    let app = Arc::new(app);
     let files = BootFiles::load(settings.loader_dir.as_deref())?;
     let boot = Arc::new(boot_context(&app, files, address));
 

@@ -18,7 +18,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("script", &["fleet"]),
     ("config", &["fleet"]),
     ("store", &["fleet"]),
-    ("app", &["fleet", "config", "store", "script", "scsi", "disk", "sys"]),
+    ("app", &["fleet", "config", "store", "script", "iscsi", "scsi", "disk", "sys"]),
     ("http", &["app", "fleet", "config", "store", "script", "sys"]),
     ("net", &["app", "fleet", "dhcp", "tftp", "iscsi", "scsi", "disk", "sys"]),
     (

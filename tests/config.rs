@@ -161,6 +161,7 @@ fn a_whole_lab_is_read_as_it_is_written() {
         [defaults]
         image = "debian-12"
         off = true
+        chap = true
         [clients]
         pc-01 = "5254.00AA.0001"
         pc-02.mac = "525400AA0002"
@@ -169,6 +170,7 @@ fn a_whole_lab_is_read_as_it_is_written() {
         title = "Staff"
         image = "win11"
         off = false
+        chap = false
         [group.staff.clients.desk]
         mac = ["52:54:00:bb:00:01", "52:54:00:bb:00:01", "52:54:00:bb:00:02"]
         ip = "10.20.0.50"
@@ -176,6 +178,7 @@ fn a_whole_lab_is_read_as_it_is_written() {
         [group.staff.clients.own]
         mac = "52:54:00:bb:00:03"
         image = "own"
+        chap = true
         note = "a note"
     "#;
     let loaded = config::parse(text, "/etc/roost/roost.toml").unwrap_or_else(|report| panic!("{report}"));
@@ -199,6 +202,8 @@ fn a_whole_lab_is_read_as_it_is_written() {
         ("debian-12", true, &None)
     );
     assert!(!client("pc-02").off);
+    let chap = ["pc-01", "desk", "own"].map(|name| client(name).chap);
+    assert_eq!(chap, [true, false, true], "from the defaults, the group, the client");
     let desk = client("desk");
     assert_eq!((desk.image.as_str(), desk.off, desk.group.as_deref()), ("win11", false, Some("staff")));
     assert_eq!(desk.ip, Some(Ipv4Addr::new(10, 20, 0, 50)));

@@ -118,6 +118,7 @@ fn app() -> App {
         image: "debian-12".parse().unwrap(),
         disk: DiskPolicy::Keep,
         initiators: Initiators::OwnOnly,
+        chap: false,
         read_only: false,
         off: false,
         title: None,

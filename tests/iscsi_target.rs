@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use initiator::{CONFLICT, Initiator, Isid, READ, cdb_read, status_of};
+use initiator::{Answer, CONFLICT, Initiator, Isid, READ, cdb_read, status_of};
 use roost::app::App;
 use roost::app::disks::ClientDisk;
 use roost::app::recorder::Recorder;
@@ -22,7 +22,8 @@ use roost::config::{DhcpMode, Settings};
 use roost::disk::import::import;
 use roost::disk::{Disk, DiskError};
 use roost::fleet::{Client, ClientName, DiskPolicy, Event, Fleet, Initiators, Stage};
-use roost::net::iscsi::Server;
+use roost::iscsi::chap::{Algorithm, hexadecimal};
+use roost::net::iscsi::{Limits, Server};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -39,8 +40,8 @@ fn master_block(n: usize) -> Vec<u8> {
     vec![u8::try_from(n % 251).unwrap(); 512]
 }
 
-/// A target with five clients: `pc-01` at [`HOME`], `pc-02` that lets [`ADMIN`] in, `pc-03` that is switched off, `pc-04` whose disk is
-/// read-only, `pc-05` with a limit of 2 MiB.
+/// A target with six clients: `pc-01` at [`HOME`], `pc-02` that lets [`ADMIN`] in, `pc-03` that is switched off, `pc-04` whose
+/// disk is read-only, `pc-05` that must pass CHAP, and `pc-06` with a limit of 2 MiB.
 struct Lab {
     state: TempDir,
     life: Option<Life>,
@@ -51,7 +52,7 @@ struct Life {
     runtime: Runtime,
     app: Arc<App>,
     address: SocketAddr,
-    _stop: watch::Sender<()>,
+    stop: watch::Sender<()>,
 }
 
 fn client(number: u8, initiators: Initiators, off: bool) -> Client {
@@ -63,6 +64,7 @@ fn client(number: u8, initiators: Initiators, off: bool) -> Client {
         image: "linux".parse().unwrap(),
         disk: DiskPolicy::Keep,
         initiators,
+        chap: false,
         read_only: false,
         off,
         title: None,
@@ -73,6 +75,10 @@ fn client(number: u8, initiators: Initiators, off: bool) -> Client {
 
 impl Lab {
     fn new() -> Self {
+        Self::with(Limits::default())
+    }
+
+    fn with(limits: Limits) -> Self {
         let state = tempfile::tempdir().unwrap();
         for folder in ["images/linux", "disks", "pending"] {
             fs::create_dir_all(state.path().join(folder)).unwrap();
@@ -80,7 +86,7 @@ impl Lab {
         let raw = state.path().join("linux.raw");
         fs::write(&raw, (0..MASTER / 512).flat_map(master_block).collect::<Vec<u8>>()).unwrap();
         import(&raw, &state.path().join("images/linux/1.vhd"), &mut |_, _| ()).unwrap();
-        let life = Some(Life::begin(state.path()));
+        let life = Some(Life::begin(state.path(), limits));
         Self { state, life }
     }
 
@@ -98,7 +104,7 @@ impl Lab {
         drop(app);
         // Tasks are dropped where they stand, and threads that wait for a disk are waited for.
         runtime.shutdown_timeout(Duration::from_secs(10));
-        self.life = Some(Life::begin(self.state.path()));
+        self.life = Some(Life::begin(self.state.path(), Limits::default()));
     }
 
     fn connect(&self, from: Ipv4Addr) -> Initiator {
@@ -131,7 +137,7 @@ impl Lab {
 }
 
 impl Life {
-    fn begin(state: &Path) -> Self {
+    fn begin(state: &Path, limits: Limits) -> Self {
         let settings = Settings {
             interface: None,
             dhcp: DhcpMode::Off,
@@ -146,15 +152,16 @@ impl Life {
             client(2, admin, false),
             client(3, Initiators::Anyone, true),
             Client { read_only: true, ..client(4, Initiators::OwnOnly, false) },
-            Client { limit: Some(2 << 20), ..client(5, Initiators::OwnOnly, false) },
+            Client { chap: true, ..client(5, Initiators::OwnOnly, false) },
+            Client { limit: Some(2 << 20), ..client(6, Initiators::OwnOnly, false) },
         ]);
         let app = Arc::new(App::new(settings, fleet.unwrap(), Recorder::detached(), "this-boot".to_owned()));
         let runtime = Runtime::new().unwrap();
         let (stop, mut stopped) = watch::channel(());
         let server = runtime.block_on(Server::bind((HOME, 0).into(), Arc::clone(&app))).unwrap();
         let address = server.address().unwrap();
-        runtime.spawn(server.run(async move { drop(stopped.changed().await) }));
-        Self { runtime, app, address, _stop: stop }
+        runtime.spawn(server.with_limits(limits).run(async move { drop(stopped.changed().await) }));
+        Self { runtime, app, address, stop }
     }
 }
 
@@ -295,7 +302,9 @@ fn each_refusal_has_its_status_and_a_sentence_for_the_operator() {
     assert_eq!(ask(77, &both), 0x020a);
     assert!(last().contains("a session that is no more"), "{}", last());
     let session = lab.log_in(1, Isid::system(1));
-    assert_eq!(ask(session.tsih, &both), 0x0206);
+    let mut beside = lab.connect(HOME);
+    beside.cid = 7;
+    assert_eq!(beside.first_login(Isid::system(1), session.tsih, &both).0, 0x0206);
     assert!(last().contains("second connection"), "{}", last());
 }
 
@@ -623,6 +632,279 @@ fn a_disk_that_cannot_be_opened_ends_nobodys_session_and_is_said() {
     assert!(lab.app().sessions.of(&name(1)).is_empty());
 }
 
+#[test]
+fn with_both_digests_everything_is_as_it_is_without() {
+    let lab = Lab::new();
+    let (own, target) = names(1);
+    let both = format!("InitiatorName={own}\0TargetName={target}\0HeaderDigest=CRC32C,None\0DataDigest=CRC32C\0");
+    let enter = || {
+        let mut session = lab.connect(HOME);
+        let (status, text) = session.first_login(Isid::system(1), 0, &format!("{both}MaxRecvDataSegmentLength=8192\0"));
+        let text = String::from_utf8(text).unwrap();
+        assert_eq!(status, 0);
+        assert!(text.contains("HeaderDigest=CRC32C\0") && text.contains("DataDigest=CRC32C\0"), "{text}");
+        session.use_digests();
+        session.settle();
+        session
+    };
+    let mut session = enter();
+    let written: Vec<u8> = (0..32768_u32).map(|n| n.to_be_bytes()[3] ^ n.to_be_bytes()[2]).collect();
+    session.write(16, &written);
+    assert_eq!(session.read(15, 66), [master_block(15), written, master_block(80)].concat(), "in PDUs of 8 KiB");
+    session.nop();
+    // The disk is not in memory: the answer is made on another thread.
+    lab.gate(2);
+    let mut other = lab.connect(HOME);
+    let (own, target) = names(2);
+    let keys = format!("InitiatorName={own}\0TargetName={target}\0HeaderDigest=CRC32C\0DataDigest=CRC32C\0");
+    assert_eq!(other.first_login(Isid::system(1), 0, &keys).0, 0);
+    other.use_digests();
+    other.settle();
+    assert_eq!(other.read(0, 300), vec![0; 300 * 512]);
+    // A header that does not match its digest ends the connection, and is said.
+    let mut header = [0; 52];
+    header[0] = 0x40;
+    session.send_bytes(&header);
+    assert!(session.is_closed());
+    eventually("it is told", || !lab.events(Stage::Refused).is_empty());
+    let told = lab.events(Stage::Refused).pop().unwrap().detail;
+    assert!(told.contains("a header that does not match its digest"), "{told}");
+    assert_eq!(lab.app().tally.broken.count(), 1);
+    enter();
+}
+
+/// Value of this key in a text.
+fn value(text: &[u8], key: &str) -> String {
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    let pair = text.split('\0').find_map(|pair| pair.strip_prefix(&format!("{key}=")));
+    pair.unwrap_or_else(|| panic!("no {key} in {text}")).to_owned()
+}
+
+fn bytes_of(hexadecimal: &str) -> Vec<u8> {
+    let digits = hexadecimal.strip_prefix("0x").unwrap();
+    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+}
+
+/// Logs in to the client with CHAP as iPXE does, which asks on in every request; its status, and what the target proved.
+fn chap(session: &mut Initiator, name: &str, secret: &str, algorithm: Algorithm) -> (u16, Option<String>) {
+    const ON: u8 = 0x81;
+    let (own, target) = names(5);
+    let isid = Isid::loader(1);
+    let first = format!("InitiatorName={own}\0TargetName={target}\0SessionType=Normal\0AuthMethod=CHAP,None\0");
+    let (status, flags, text) = session.login_step(ON, isid, 0, &first);
+    if status != 0 {
+        return (status, None);
+    }
+    assert_eq!((flags, value(&text, "AuthMethod").as_str()), (0, "CHAP"), "not before it has passed");
+    let number = algorithm as u8;
+    let (_, flags, text) = session.login_step(ON, isid, 0, &format!("CHAP_A={number}\0"));
+    assert_eq!((flags, value(&text, "CHAP_A")), (0, number.to_string()));
+    let identifier = value(&text, "CHAP_I").parse().unwrap();
+    let response = algorithm.respond(identifier, secret, &bytes_of(&value(&text, "CHAP_C")));
+    let proof = format!(
+        "CHAP_N={name}\0CHAP_R={}\0CHAP_I=77\0CHAP_C=0x00112233445566778899aabbccddeeff\0",
+        hexadecimal(&response)
+    );
+    let (status, flags, text) = session.login_step(ON, isid, 0, &proof);
+    if status != 0 {
+        return (status, None);
+    }
+    assert_eq!((flags, value(&text, "CHAP_N").as_str()), (ON, "roost"));
+    let proved = value(&text, "CHAP_R");
+    let (status, ..) = session.login_step(0x87, isid, 0, "ImmediateData=No\0");
+    (status, Some(proved))
+}
+
+#[test]
+fn a_client_with_chap_opens_its_disk_to_who_knows_its_secret_and_proves_to_know_its_own() {
+    let lab = Lab::new();
+    let last = || lab.events(Stage::Refused).pop().unwrap();
+    let guess = chap(&mut lab.connect(HOME), "pc-05", "a-guess", Algorithm::Md5);
+    assert_eq!(guess.0, 0x0201);
+    assert!(last().detail.contains("there is no CHAP secret yet"), "{}", last().detail);
+    let secrets = lab.life().runtime.block_on(lab.app().secrets.of(&name(5))).unwrap();
+    for algorithm in [Algorithm::Md5, Algorithm::Sha256, Algorithm::Sha3_256] {
+        let mut session = lab.connect(HOME);
+        let (status, proved) = chap(&mut session, "pc-05", &secrets.machine, algorithm);
+        assert_eq!(status, 0);
+        let challenge: Vec<u8> = (0..16).map(|n| n * 0x11).collect();
+        assert_eq!(proved, Some(hexadecimal(&algorithm.respond(77, &secrets.server, &challenge))));
+        session.settle();
+        assert_eq!(session.read(2, 1), master_block(2));
+    }
+    for (user, secret, why) in [
+        ("pc-05", "a-guess-of-many", "its CHAP secret is wrong"),
+        ("pc-05", secrets.server.as_str(), "its CHAP secret is wrong"),
+        ("pc-01", secrets.machine.as_str(), "its CHAP name is not this client's"),
+    ] {
+        assert_eq!(chap(&mut lab.connect(HOME), user, secret, Algorithm::Md5).0, 0x0201, "{why}");
+        assert!(last().detail.contains(why), "{}", last().detail);
+        assert_eq!(last().client, Some(name(5)));
+    }
+    // The secret alone opens nothing, and neither do name and address.
+    assert_eq!(chap(&mut lab.connect(ELSEWHERE), "pc-05", &secrets.machine, Algorithm::Md5).0, 0x0202);
+    let (own, target) = names(5);
+    assert_eq!(lab.connect(HOME).log_in(&own, &target, Isid::system(1)), 0x0201);
+    assert!(last().detail.contains("it offers no CHAP"), "{}", last().detail);
+    // Whoever lists targets need not prove anything.
+    assert_eq!(lab.connect(HOME).log_in_to_discovery(&own), 0);
+    // A new machine gets another secret; what the old one knows is worth nothing.
+    lab.life().runtime.block_on(lab.app().secrets.forget(&name(5)));
+    assert_eq!(chap(&mut lab.connect(HOME), "pc-05", &secrets.machine, Algorithm::Md5).0, 0x0201);
+    let renewed = lab.life().runtime.block_on(lab.app().secrets.of(&name(5))).unwrap();
+    assert_ne!(renewed, secrets);
+    assert_eq!(chap(&mut lab.connect(HOME), "pc-05", &secrets.machine, Algorithm::Md5).0, 0x0201);
+    assert_eq!(chap(&mut lab.connect(HOME), "pc-05", &renewed.machine, Algorithm::Md5).0, 0);
+    assert_eq!(lab.app().tally.refused_logins.count(), 8);
+    let told = lab.events(Stage::Refused);
+    assert!(told.iter().all(|event| !event.detail.contains(&secrets.machine)), "no secret is ever told");
+}
+
+#[test]
+fn a_connection_takes_the_place_of_its_broken_one_with_what_was_agreed_on() {
+    let lab = Lab::new();
+    let (own, target) = names(1);
+    let names = format!("InitiatorName={own}\0TargetName={target}\0");
+    let mut old = lab.connect(HOME);
+    assert_eq!(old.first_login(Isid::system(1), 0, &format!("{names}ImmediateData=No\0")).0, 0);
+    let tsih = old.tsih;
+    let mut wrong = lab.connect(HOME);
+    assert_eq!(wrong.first_login(Isid::system(2), tsih, &names).0, 0x020a, "another session's handle");
+    let mut new = lab.connect(HOME);
+    assert_eq!(new.first_login(Isid::system(1), tsih, &names).0, 0);
+    assert_eq!(new.tsih, tsih);
+    assert!(old.is_closed());
+    new.settle();
+    let itt = new.start_write(1, &[1; 512]);
+    assert_eq!(status_of(&new.take_response(itt)), Some((0xB, 0x0C, 0x0C)), "no immediate data, as agreed on before");
+    assert_eq!(lab.app().sessions.of(&name(1)).len(), 1);
+}
+
+#[test]
+fn a_client_is_led_elsewhere_until_it_is_not() {
+    let lab = Lab::new();
+    let (own, target) = names(1);
+    let ask =
+        || lab.connect(HOME).first_login(Isid::system(1), 0, &format!("InitiatorName={own}\0TargetName={target}\0"));
+    lab.app().sessions.lead(&name(1), Some(([192, 0, 2, 7], 3260).into()));
+    let (status, text) = ask();
+    assert_eq!((status, value(&text, "TargetAddress").as_str()), (0x0101, "192.0.2.7:3260"));
+    assert_eq!(lab.events(Stage::Refused), [], "that is no refusal");
+    lab.app().sessions.lead(&name(1), None);
+    assert_eq!(ask().0, 0);
+}
+
+#[test]
+fn a_silent_session_is_ended_if_it_used_to_answer_and_only_then() {
+    let lab = Lab::with(Limits { silence: Duration::from_millis(200), ..Limits::default() });
+    let mut never = lab.connect(ELSEWHERE);
+    assert_eq!(never.log_in(ADMIN, &names(2).1, Isid::system(1)), 0);
+    let mut loader = lab.log_in(1, Isid::loader(1));
+    loader.settle();
+    let mut lost = lab.log_in(2, Isid::system(1));
+    // While it answers it lives, though it says nothing else.
+    for _ in 0..4 {
+        lost.answer_a_ping();
+    }
+    assert_eq!(lab.app().tally.dead.count(), 0);
+    assert!(lost.is_closed());
+    assert_eq!(lab.app().tally.dead.count(), 1);
+    eventually("it left its place", || lab.app().sessions.of(&name(2)).len() == 1);
+    // Neither one that never answers nor a loader, which is not even asked.
+    never.settle();
+    assert_eq!(loader.test_unit_ready(), None);
+    assert!(!loader.was_pinged() && never.was_pinged());
+}
+
+#[test]
+fn sessions_are_asked_to_log_out_before_we_stop_and_told_when_we_do() {
+    let lab = Lab::new();
+    let mut loader = lab.log_in(1, Isid::loader(1));
+    let mut obedient = lab.log_in(2, Isid::system(1));
+    let mut stubborn = lab.log_in(1, Isid::system(1));
+    let event = |answer: &Answer| (answer.header[36], answer.header[43]);
+    let begun = Instant::now();
+    lab.life().stop.send(()).unwrap();
+    assert!(loader.is_closed(), "iPXE would not understand");
+    for session in [&mut obedient, &mut stubborn] {
+        assert_eq!(event(&session.take_answer(0x32)), (1, 1), "log out within a second");
+    }
+    obedient.log_out();
+    assert!(obedient.is_closed());
+    // Until then it is served.
+    stubborn.settle();
+    assert_eq!(event(&stubborn.take_answer(0x32)), (3, 0), "all connections are dropped");
+    assert!(stubborn.is_closed());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    eventually("nobody is left", || (1..3).all(|number| lab.app().sessions.of(&name(number)).is_empty()));
+}
+
+#[test]
+fn a_login_that_comes_byte_by_byte_is_ended_in_time() {
+    let lab = Lab::with(Limits { login: Duration::from_millis(500), ..Limits::default() });
+    let mut slow = lab.connect(HOME);
+    let begun = Instant::now();
+    while slow.try_send_bytes(&[0x43]) && begun.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(lab.app().tally.slow_logins.count(), 1);
+    lab.log_in(1, Isid::system(1)).settle();
+}
+
+#[test]
+fn thousands_of_login_attempts_exhaust_nothing() {
+    // Ten thousand take half a minute.
+    let attempts = if std::env::var("ROOST_LONG").is_ok_and(|value| value == "1") { 10_000 } else { 2_000 };
+    let lab = Lab::new();
+    let mut session = lab.log_in(1, Isid::system(1));
+    session.settle();
+    let before = resident();
+    let address = lab.life().address;
+    let knock = |attempt: u32| {
+        let [.., high, low] = attempt.to_be_bytes();
+        let mut stranger = Initiator::connect(Ipv4Addr::new(127, 1, high % 4, low), address);
+        let mut half = [0; 48 + 8191];
+        (half[0], half[1], half[6]) = (0x43, 0x87, 0x20);
+        let _ = match attempt % 4 {
+            0 => true, // says nothing
+            1 => stranger.try_send_bytes(&[0x43; 47]),
+            2 => stranger.try_send_bytes(&half), // a login with its whole text but for the last byte
+            _ => stranger.try_send_bytes(&[0xFF; 48]),
+        };
+        stranger
+    };
+    // From several threads: the kernel lets a knock wait for a second when too many come at once.
+    let open: Vec<_> = std::thread::scope(|scope| {
+        let knocking = |first| {
+            move || {
+                let mut open = std::collections::VecDeque::new();
+                for attempt in (first..attempts).step_by(8) {
+                    open.push_back(knock(attempt));
+                    if open.len() > 40 {
+                        open.pop_front();
+                    }
+                }
+                open
+            }
+        };
+        let threads: Vec<_> = (0..8).map(|first| scope.spawn(knocking(first))).collect();
+        for block in 0..100 {
+            assert_eq!(session.read(block, 1), master_block(block as usize), "who is in is served");
+        }
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    // One that knows its name comes in, whatever else knocks.
+    lab.log_in(2, Isid::system(1)).settle();
+    // 256 of them wait at most, each with its 16 KiB; other tests of this file run beside this one.
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 40 << 20, "{} MiB more", grown >> 20);
+    let sent_away = lab.app().tally.turned_away.count() + lab.app().tally.broken.count();
+    assert!(sent_away > u64::from(attempts) / 5, "{sent_away} of {attempts}");
+    drop(open);
+    eventually("they are gone", || lab.app().sessions.of(&name(1)).len() == 1);
+}
+
 /// A sixteen-byte CDB: LBA at 2, count at 10.
 fn sixteen(opcode: u8, options: u8, lba: u64, count: u32) -> Vec<u8> {
     [&[opcode, options][..], &lba.to_be_bytes(), &count.to_be_bytes(), &[0, 0]].concat()
@@ -808,8 +1090,8 @@ fn at_its_limit_a_client_is_told_at_once_and_reads_overwrites_and_frees() {
     const LIMIT: u64 = 2 << 20;
     const BLOCKS: u32 = 128;
     let lab = Lab::new();
-    let path = lab.state.path().join("disks/pc-05.vhd");
-    let mut session = lab.log_in(5, Isid::system(1));
+    let path = lab.state.path().join("disks/pc-06.vhd");
+    let mut session = lab.log_in(6, Isid::system(1));
     session.settle();
     let on_host = || fs::metadata(&path).unwrap().blocks() * 512;
     let data = |byte: u8| vec![byte; BLOCKS as usize * 512];

@@ -120,6 +120,10 @@ impl Lab {
 
 impl Life {
     fn begin(state: &Path, policy: DiskPolicy, boot_id: &str) -> Self {
+        Self::begin_with(state, policy, boot_id, false)
+    }
+
+    fn begin_with(state: &Path, policy: DiskPolicy, boot_id: &str, chap: bool) -> Self {
         let settings = Settings {
             interface: None,
             dhcp: DhcpMode::Off,
@@ -136,6 +140,7 @@ impl Life {
             image: "linux".parse().unwrap(),
             disk: policy,
             initiators: Initiators::OwnOnly,
+            chap,
             read_only: false,
             off: false,
             title: None,
@@ -175,6 +180,10 @@ fn name() -> ClientName {
 }
 
 fn fetch(http: SocketAddr, method: &str, from: Ipv4Addr) -> u16 {
+    fetch_all(http, method, from).split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+fn fetch_all(http: SocketAddr, method: &str, from: Ipv4Addr) -> String {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(IpAddr::V4(from), 0).into()).unwrap();
     socket.connect(&http.into()).unwrap();
@@ -184,7 +193,7 @@ fn fetch(http: SocketAddr, method: &str, from: Ipv4Addr) -> u16 {
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    answer.split(' ').nth(1).unwrap().parse().unwrap()
+    answer
 }
 
 /// A machine writes to its disk and loses its power: its session stays, and answers nothing.
@@ -345,6 +354,36 @@ fn a_machine_whose_disk_cannot_be_made_anew_gets_no_script() {
     assert_eq!(lab.fetch("GET", HOME), 503);
     let why = lab.refusal();
     assert!(why.starts_with("its boot script: its disk cannot be made anew: "), "{why}");
+}
+
+#[test]
+fn a_secret_is_told_in_the_script_to_the_machines_own_address_alone() {
+    let mut lab = Lab::new(DiskPolicy::Keep);
+    let Life { runtime, app, .. } = lab.life.take().unwrap();
+    drop(app);
+    runtime.shutdown_timeout(Duration::from_secs(10));
+    lab.life = Some(Life::begin_with(lab.state.path(), DiskPolicy::Keep, "this-boot", true));
+    let script = |method, from| fetch_all(lab.life().http, method, from);
+    for (method, from) in [("GET", ELSEWHERE), ("HEAD", HOME), ("HEAD", ELSEWHERE)] {
+        let told = script(method, from);
+        assert!(told.starts_with("HTTP/1.1 200 ") && !told.contains("password"), "{method} {from}: {told}");
+    }
+    assert_eq!(lab.life().app.secrets.credentials(&name()), None, "none is made for strangers");
+    let told = script("GET", HOME);
+    let known = lab.life().app.secrets.credentials(&name()).unwrap();
+    for line in [
+        "set username pc-01".to_owned(),
+        format!("set password {}", known.secret),
+        "set reverse-username roost".to_owned(),
+        format!("set reverse-password {}", known.target_secret),
+    ] {
+        assert!(told.contains(&format!("\n{line}\n")), "{line}: {told}");
+    }
+    let (head, body) = told.split_once("\r\n\r\n").unwrap();
+    assert!(head.to_ascii_lowercase().contains(&format!("content-length: {}\r\n", body.len())), "{head}");
+    assert_eq!(script("GET", HOME), told, "the same at each boot");
+    let events = lab.life().app.recorder.events();
+    assert!(events.iter().all(|event| !event.detail.contains(&known.secret)));
 }
 
 /// Until this holds, which it does within moments.

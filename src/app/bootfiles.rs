@@ -20,7 +20,7 @@ use bytes::Bytes;
 use super::boots::BootError;
 use super::recorder::Recorder;
 use crate::fleet::policy::{DiskAtBoot, boot_plan};
-use crate::fleet::{DiskPolicy, Fleet, Mac, Stage};
+use crate::fleet::{DiskPolicy, Fleet, Mac, Secrets, Stage};
 use crate::script::{self, ScriptError, Server};
 
 /// Where Debian's package `ipxe` puts loaders.
@@ -206,12 +206,23 @@ fn check_efi(bytes: &[u8]) -> Result<(), String> {
 /// Who has this address, as far as the lease table and the kernel's neighbours know.
 pub type Resolver = Box<dyn Fn(Ipv4Addr) -> Option<Mac> + Send + Sync>;
 
-/// Begins a boot of this machine, which fetches its script from this address: what that means for its client's disk, with
-/// the client's policy; `None` where it is nobody's machine, or its client is out of service.
+/// Begins a boot of this machine, which fetches its script from this address; `None` where it is nobody's machine, or its
+/// client is out of service.
 pub type Begin = Box<dyn Fn(Mac, IpAddr) -> Pin<Box<dyn Future<Output = Begun> + Send>> + Send + Sync>;
 
 /// What came of beginning a boot.
-pub type Begun = Result<Option<(DiskAtBoot, DiskPolicy)>, BootError>;
+pub type Begun = Result<Option<Boot>, BootError>;
+
+/// A boot that began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Boot {
+    /// What it means for the client's disk.
+    pub disk: DiskAtBoot,
+    /// The client's policy.
+    pub policy: DiskPolicy,
+    /// The client's CHAP secrets, if it has any and the address is known to be the machine's own.
+    pub secrets: Option<Secrets>,
+}
 
 /// The fleet as it is now.
 pub type Snapshot = Box<dyn Fn() -> Arc<Fleet> + Send + Sync>;
@@ -246,11 +257,24 @@ impl BootContext {
     /// # Errors
     /// A script could not be rendered.
     pub fn lookup(&self, name: &[u8], who: Option<Mac>) -> Result<Option<BootFile>, ScriptError> {
+        self.lookup_with(name, who, None)
+    }
+
+    /// The same; with the CHAP secrets of the machine's client, for an address that is known to be the machine's own.
+    ///
+    /// # Errors
+    /// A script could not be rendered.
+    pub fn lookup_with(
+        &self,
+        name: &[u8],
+        who: Option<Mac>,
+        secrets: Option<&Secrets>,
+    ) -> Result<Option<BootFile>, ScriptError> {
         let Some(name) = Name::of(name) else { return Ok(None) };
         let file = |kind, bytes| Some(BootFile { name: name.as_str(), kind, bytes });
         Ok(match (name, who) {
             (Name::Script, Some(mac)) => {
-                let script = script::render(boot_plan(&(self.fleet)(), mac), mac, &self.server)?;
+                let script = script::render(boot_plan(&(self.fleet)(), mac), mac, &self.server, secrets)?;
                 file(Kind::Script, script.into())
             }
             (Name::Autoexec, _) | (Name::Script, None) => file(Kind::Hook, script::chain(&self.server)?.into()),

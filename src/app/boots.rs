@@ -14,9 +14,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::App;
-use super::bootfiles::Begun;
+use super::bootfiles::{Begun, Boot};
 use super::disks::ServeError;
 use super::report::{disk_path, previous_path};
+use super::secrets::SecretError;
 use super::sessions::Entry;
 use crate::fleet::policy::{DiskAtBoot, DiskFound, Fetch, Plan, Stays, boot_plan, disk_at_boot};
 use crate::fleet::{Client, ClientName, DiskPolicy, Mac};
@@ -34,6 +35,9 @@ pub enum BootError {
     /// The disk cannot be made anew.
     #[error("its disk cannot be made anew: {0}")]
     Disk(#[from] ServeError),
+    /// It has no CHAP secret.
+    #[error("no CHAP secret could be made for it: {0}")]
+    Secret(#[from] SecretError),
     /// An old session does not let go of the disk in time.
     #[error("its disk is still busy with an old session after {} s", PATIENCE.as_secs())]
     Busy,
@@ -97,7 +101,11 @@ impl App {
     pub async fn begin_boot_of(self: &Arc<Self>, mac: Mac, from: IpAddr, neighbour: Option<Mac>) -> Begun {
         let fleet = self.fleet();
         let Plan::Boot(client) = boot_plan(&fleet, mac) else { return Ok(None) };
-        Ok(Some((self.begin_boot(client, from, neighbour).await?, client.disk)))
+        let disk = self.begin_boot(client, from, neighbour).await?;
+        // By the same rule as the boot itself: only its own address is told.
+        let told = client.chap && self.is_its_machine(client, from, neighbour).is_ok();
+        let secrets = if told { Some(self.secrets.of(&client.name).await?) } else { None };
+        Ok(Some(Boot { disk, policy: client.disk, secrets }))
     }
 
     /// A machine fetches its client's script: the boot begins, if it is really its machine. Returns once the script may go

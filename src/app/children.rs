@@ -346,6 +346,7 @@ mod tests {
             image: "linux".parse().unwrap(),
             disk: policy,
             initiators: Initiators::OwnOnly,
+            chap: false,
             read_only: false,
             off: false,
             title: None,

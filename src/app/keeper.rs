@@ -17,6 +17,7 @@ use super::sessions::Entry;
 use crate::config::edit::{self, EditError};
 use crate::fleet::change::{Change, Changed, Effect, Refusal};
 use crate::fleet::{ClientName, Event, Mac, Stage};
+use crate::store::Record;
 
 /// How long the ended sessions of an old machine have to leave its disk. Their last writes may wait for a slow disk; the new
 /// machine's login waits for them in any case.
@@ -116,6 +117,8 @@ impl Keeper {
 
     async fn follow(&self, effect: &Effect) {
         let Effect::Machine { client, new, .. } = effect;
+        // What the old machine was told lets nobody in any more.
+        self.app.secrets.forget(client).await;
         self.app.recorder.note(Some(*new), Some(client), Stage::Replaced, &words(effect));
         let mut ended = JoinSet::new();
         for session in self.machine_sessions(client) {
@@ -175,13 +178,15 @@ pub fn replaced(client: &ClientName, mac: Mac, effects: &[Effect]) -> ReplaceRep
     }
 }
 
-/// The events that these effects are in their clients' histories.
+/// What the store is to know of these effects, where nothing runs that would follow them: events in the clients' histories,
+/// and that what their old machines were told is void.
 #[must_use]
-pub fn events(effects: &[Effect]) -> Vec<Event> {
-    let event = |effect: &Effect| {
+pub fn records(effects: &[Effect]) -> Vec<Record> {
+    let records = |effect: &Effect| {
         let Effect::Machine { client, new, .. } = effect;
-        let at = super::recorder::now();
-        Event { at, mac: Some(*new), client: Some(client.clone()), stage: Stage::Replaced, detail: words(effect) }
+        let (at, detail) = (super::recorder::now(), words(effect));
+        let event = Event { at, mac: Some(*new), client: Some(client.clone()), stage: Stage::Replaced, detail };
+        [Record::Event(event), Record::SecretsGone(client.clone())]
     };
-    effects.iter().map(event).collect()
+    effects.iter().flat_map(records).collect()
 }

@@ -15,8 +15,10 @@ pub mod queue;
 pub mod recorder;
 pub mod report;
 pub mod scrub;
+pub mod secrets;
 pub mod sessions;
 pub mod space;
+pub mod tally;
 
 use std::sync::Arc;
 
@@ -28,7 +30,9 @@ use disks::Disks;
 use lanes::Lanes;
 use overlays::Works;
 use recorder::Recorder;
+use secrets::SecretBook;
 use sessions::Sessions;
+use tally::Tally;
 
 /// The shared state of a running Roost.
 #[derive(Debug)]
@@ -41,6 +45,10 @@ pub struct App {
     pub recorder: Recorder,
     /// The clients' disks.
     pub disks: Disks,
+    /// The clients' CHAP secrets.
+    pub secrets: SecretBook,
+    /// What went wrong at the iSCSI port, in numbers.
+    pub tally: Tally,
     /// Who is logged in.
     pub sessions: Arc<Sessions>,
     /// Where operations that may wait run.
@@ -60,11 +68,19 @@ impl App {
             disks: Disks::new(settings.state.clone(), boot_id, Arc::clone(&lanes)),
             settings,
             recorder,
+            secrets: SecretBook::default(),
+            tally: Tally::default(),
             sessions: Arc::default(),
             works: Works::default(),
             lanes,
             fleet: watch::Sender::new(Arc::new(fleet)),
         }
+    }
+
+    /// With these CHAP secrets.
+    #[must_use]
+    pub fn with_secrets(self, secrets: SecretBook) -> Self {
+        Self { secrets, ..self }
     }
 
     /// The fleet as it is now.

@@ -660,6 +660,7 @@ mod tests {
             image: "debian-12".parse().unwrap(),
             disk: crate::fleet::DiskPolicy::Keep,
             initiators: crate::fleet::Initiators::OwnOnly,
+            chap: false,
             read_only: false,
             off: false,
             title: None,

@@ -3,7 +3,7 @@
 //! A session belongs to its connection's task; here is only the way to speak to it.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::disks::ClientDisk;
 use super::report::{SessionKind, SessionReport, SessionsView};
 use crate::fleet::{ClientName, Timestamp};
+use crate::iscsi::text::Params;
 use crate::scsi::{InitiatorPort, Nexus};
 
 /// How long an old session has to show that it lives. Waiting longer would delay the boot of every machine that was power-cycled.
@@ -35,6 +36,8 @@ const MAILBOX: usize = 8;
 pub enum Control {
     /// Ask the initiator for a sign of life, and tell when one came.
     Probe(oneshot::Sender<()>),
+    /// We stop: ask the initiator to log out, or end where that cannot be asked.
+    Leave,
     /// End, and tell when nothing of the session can touch the disk any more.
     End(&'static str, oneshot::Sender<()>),
     /// Another session resets the logical unit, or clears its task set: stop all tasks, and tell when that is done, and
@@ -55,6 +58,10 @@ pub struct Entry {
     pub isid: [u8; 6],
     /// Target session identifying handle: never 0, and unlike those of the client's other sessions.
     pub tsih: u16,
+    /// Connection ID.
+    pub cid: u16,
+    /// What it agreed on, which holds for a connection that takes the place of this one.
+    pub params: Params,
     /// Where it comes from.
     pub address: IpAddr,
     /// What is at the other end.
@@ -88,6 +95,12 @@ pub struct Newcomer {
     pub initiator: String,
     /// Initiator session ID.
     pub isid: [u8; 6],
+    /// The handle that it goes on with; 0 for a new session.
+    pub tsih: u16,
+    /// Connection ID.
+    pub cid: u16,
+    /// What it agreed on.
+    pub params: Params,
     /// Where it comes from.
     pub address: IpAddr,
     /// What is at the other end.
@@ -132,6 +145,8 @@ struct Table {
     by_client: HashMap<ClientName, Vec<Arc<Entry>>>,
     /// One login or boot of a client at a time.
     doors: HashMap<ClientName, Arc<tokio::sync::Mutex<()>>>,
+    /// Clients whose disks are served elsewhere for now.
+    moved: HashMap<ClientName, SocketAddr>,
     last: u64,
 }
 
@@ -223,10 +238,47 @@ impl Sessions {
         self.table().by_client.get(client).cloned().unwrap_or_default()
     }
 
-    /// Whether a session has this handle.
+    /// The session of a client with this handle.
     #[must_use]
-    pub fn has_handle(&self, client: &ClientName, tsih: u16) -> bool {
-        self.of(client).iter().any(|entry| entry.tsih == tsih)
+    pub fn with_handle(&self, client: &ClientName, tsih: u16) -> Option<Arc<Entry>> {
+        self.of(client).into_iter().find(|entry| entry.tsih == tsih)
+    }
+
+    /// From now on logins of this client are led to another address; `None`: they are taken here again. Sessions that there
+    /// are stay until they end.
+    pub fn lead(&self, client: &ClientName, elsewhere: Option<SocketAddr>) {
+        let moved = &mut self.table().moved;
+        match elsewhere {
+            Some(address) => drop(moved.insert(client.clone(), address)),
+            None => drop(moved.remove(client)),
+        }
+    }
+
+    /// Where logins of this client are led to.
+    #[must_use]
+    pub fn elsewhere(&self, client: &ClientName) -> Option<SocketAddr> {
+        self.table().moved.get(client).copied()
+    }
+
+    fn all(&self) -> Vec<Arc<Entry>> {
+        self.table().by_client.values().flatten().cloned().collect()
+    }
+
+    /// Has every session ask its initiator to log out.
+    pub fn ask_to_leave(&self) {
+        for entry in self.all() {
+            // A full mailbox belongs to a session that is on its way out, or is told soon enough.
+            let _ = entry.mailbox.try_send(Control::Leave);
+        }
+    }
+
+    /// Ends every session; returns when nothing of them can touch a disk any more.
+    pub async fn end_all(&self, why: &'static str) {
+        let mut ended = JoinSet::new();
+        for entry in self.all() {
+            ended.spawn(async move { entry.end(why).await });
+        }
+        while ended.join_next().await.is_some() {}
     }
 
     /// Stops the tasks of these sessions of a client, which another one of it preempted.
@@ -268,19 +320,21 @@ impl Table {
         if others.len() >= MAX_SESSIONS_OF_ONE {
             return Err(Full::OfOne);
         }
-        let tsih = loop {
-            self.last += 1;
-            let tsih = u16::try_from(self.last % (u64::from(u16::MAX) + 1)).unwrap_or_default();
-            if tsih != 0 && others.iter().all(|other| other.tsih != tsih) {
-                break tsih;
-            }
-        };
+        let is_free = |tsih: u16| tsih != 0 && others.iter().all(|other| other.tsih != tsih);
+        self.last += 1;
+        let mut tsih = newcomer.tsih;
+        while !is_free(tsih) {
+            tsih = u16::try_from(self.last % (u64::from(u16::MAX) + 1)).unwrap_or_default();
+            self.last += u64::from(!is_free(tsih));
+        }
         let entry = Arc::new(Entry {
             nexus: Nexus(self.last),
             client: newcomer.client,
             initiator: newcomer.initiator,
             isid: newcomer.isid,
             tsih,
+            cid: newcomer.cid,
+            params: newcomer.params,
             address: newcomer.address,
             kind: newcomer.kind,
             since: newcomer.since,

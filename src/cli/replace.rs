@@ -7,12 +7,12 @@ use super::ask::{Answer, tell};
 use super::error::{Error, Kind};
 use super::output::{print, print_json};
 use super::{Globals, lab};
-use crate::app::keeper::{events, replaced};
+use crate::app::keeper::{records, replaced};
 use crate::app::report::{ReplaceReport, ReplaceRequest};
 use crate::config::edit::{self, EditError};
 use crate::fleet::change::{Change, Changed};
 use crate::fleet::{ClientName, Mac};
-use crate::store::{Record, StateLock, Store};
+use crate::store::{StateLock, Store};
 
 pub(super) fn run(globals: &Globals, name: &ClientName, mac: Mac, force: bool) -> Result<(), Error> {
     let state = lab::state(globals)?;
@@ -34,9 +34,7 @@ fn by_hand(globals: &Globals, state: &std::path::Path, name: &ClientName, mac: M
     let Changed { effects, .. } = change.apply(&fleet).map_err(EditError::from)?;
     edit::edit(&globals.config, &change)?;
     if lock.is_some() && !effects.is_empty() {
-        let records: Vec<Record> = events(&effects).into_iter().map(Record::Event).collect();
-        let store = Store::open(state)?;
-        store.commit(&records)?;
+        Store::open(state)?.commit(&records(&effects))?;
     }
     Ok(replaced(name, mac, &effects))
 }

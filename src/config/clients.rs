@@ -20,6 +20,7 @@ use crate::fleet::{Client, ClientName, DiskPolicy, Fleet, ImageName, Initiators,
 struct Common {
     image: Given<ImageName>,
     disk: Given<DiskPolicy>,
+    chap: Given<bool>,
     /// Whether the disk may only be read.
     mode: Given<bool>,
     /// The most bytes of its own that the disk may take up.
@@ -33,6 +34,7 @@ impl Common {
         disk: Given::Absent,
         mode: Given::Absent,
         limit: Given::Absent,
+        chap: Given::Absent,
         off: Given::Absent,
     };
 
@@ -40,6 +42,7 @@ impl Common {
         Self {
             image: walker.parsed(section, "image", values::image),
             disk: walker.parsed(section, "disk", disk_policy),
+            chap: walker.flag(section, "chap"),
             mode: walker.parsed(section, "mode", read_only),
             limit: walker.parsed(section, "limit", values::limit),
             off: walker.flag(section, "off"),
@@ -50,6 +53,7 @@ impl Common {
         Self {
             image: self.image.or(&farther.image),
             disk: self.disk.or(&farther.disk),
+            chap: self.chap.or(&farther.chap),
             mode: self.mode.or(&farther.mode),
             limit: self.limit.or(&farther.limit),
             off: self.off.or(&farther.off),
@@ -392,6 +396,7 @@ impl Entry {
             image: self.all.image.value()?,
             disk: self.all.disk.value().unwrap_or_default(),
             initiators,
+            chap: self.all.chap.value().unwrap_or(false),
             read_only: self.all.mode.value().unwrap_or(false),
             limit: self.all.limit.value(),
             off: self.all.off.value().unwrap_or(false),

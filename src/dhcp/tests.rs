@@ -35,6 +35,7 @@ fn client(text: &str, macs: &[u8], ip: Option<[u8; 4]>) -> Client {
         image: "debian-12".parse().unwrap(),
         disk: DiskPolicy::Keep,
         initiators: Initiators::OwnOnly,
+        chap: false,
         read_only: false,
         off: false,
         title: None,

@@ -134,6 +134,7 @@ mod tests {
             image: "debian-12".parse().unwrap(),
             disk: DiskPolicy::Keep,
             initiators: Initiators::OwnOnly,
+            chap: false,
             read_only: false,
             off,
             title: None,

@@ -122,6 +122,8 @@ pub struct Client {
     pub disk: DiskPolicy,
     /// Who else may log in.
     pub initiators: Initiators,
+    /// A login must pass CHAP with a secret that Roost makes.
+    pub chap: bool,
     /// Its disk may be read, not written.
     pub read_only: bool,
     /// The most bytes that its own disk may take up on the host, its checkpoints among them.

@@ -12,6 +12,7 @@ pub mod lease;
 pub mod mac;
 pub mod nearest;
 pub mod policy;
+pub mod secrets;
 pub mod size;
 pub mod web;
 
@@ -24,6 +25,7 @@ pub use image::ImageName;
 pub use iqn::Naming;
 pub use lease::{Holder, Lease, Pool, Sighting};
 pub use mac::Mac;
+pub use secrets::Secrets;
 
 /// Every client of the lab, and which MAC address belongs to which.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]

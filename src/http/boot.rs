@@ -3,8 +3,8 @@
 //! Files are found by the last part of the path, at any depth, as by TFTP ([`Name::of`]). An address with `mac=` says for
 //! which machine a script is meant, in every spelling of a MAC.
 //!
-//! Anybody on the wire can ask for anybody's script: there is nothing secret in it, and its disk opens only for the right
-//! name *and* address. But what was *seen* of a machine decides who that is. So a fetch counts as a sighting only where
+//! Anybody on the wire can ask for anybody's script: its disk opens only for the right name *and* address, and a secret
+//! stands in it only for an address that is known to be its machine's. But what was *seen* of a machine decides who that is. So a fetch counts as a sighting only where
 //! the address it came from is known to be that machine's, from its lease or from the kernel's neighbours: else a
 //! stranger could name another's MAC and be taken for it. By the same proof a boot begins
 //! ([`App::begin_boot`](crate::app::App::begin_boot)), and the answer waits until the machine's disk is ready for it.
@@ -29,9 +29,8 @@ use tokio::task::JoinSet;
 use tokio::time;
 
 use super::connection::{self, PATIENCE};
-use crate::app::bootfiles::{BootContext, BootFile, Kind, Name};
-use crate::app::boots::BootError;
-use crate::fleet::Mac;
+use crate::app::bootfiles::{Begun, BootContext, BootFile, Kind, Name};
+use crate::fleet::{Mac, Secrets};
 use crate::script::{self, ScriptError};
 use crate::sys::{Taken, Transport};
 
@@ -199,46 +198,58 @@ async fn answer(
     }
     let path = unescape(uri.path().as_bytes());
     let mac = mac_of(uri.query().unwrap_or_default());
-    let file = match find(&boot, &path, mac) {
+    let mut file = match find(&boot, &path, mac, None) {
         Ok(Some(file)) => file,
         Ok(None) => {
             tracing::info!(%peer, path = %uri.path(), "HTTP: no such boot file");
             return (StatusCode::NOT_FOUND, "no such boot file\n").into_response();
         }
         Err(error) => {
-            tracing::error!(%peer, %error, "HTTP: no script");
-            return (StatusCode::INTERNAL_SERVER_ERROR, "the script cannot be made; see the server's log\n")
-                .into_response();
+            return no_script(peer, &error);
         }
     };
-    let wanted = if method == Method::GET { wanted(request.headers(), file.bytes.len()) } else { Wanted::Whole };
+    let mut wanted = if method == Method::GET { wanted(request.headers(), file.bytes.len()) } else { Wanted::Whole };
     if method == Method::GET && wanted.begins() {
         match begin(&boot, &file, mac, peer).await {
-            Ok(disk) => note(&boot, &file, mac, peer, disk),
+            Ok(begun) => {
+                if let Some(secrets) = begun.as_ref().and_then(|begun| begun.secrets.as_ref()) {
+                    match find(&boot, &path, mac, Some(secrets)) {
+                        Ok(found) => file = found.unwrap_or(file),
+                        Err(error) => return no_script(peer, &error),
+                    }
+                    wanted = Wanted::Whole;
+                }
+                let disk = begun.and_then(|begun| begun.disk.words(begun.policy));
+                note(&boot, &file, mac, peer, disk);
+            }
             Err(why) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
         }
     }
     respond(&file, wanted)
 }
 
-fn find(boot: &BootContext, path: &[u8], mac: Option<Mac>) -> Result<Option<BootFile>, ScriptError> {
+fn no_script(peer: SocketAddr, error: &ScriptError) -> Response {
+    tracing::error!(%peer, %error, "HTTP: no script");
+    (StatusCode::INTERNAL_SERVER_ERROR, "the script cannot be made; see the server's log\n").into_response()
+}
+
+fn find(
+    boot: &BootContext,
+    path: &[u8],
+    mac: Option<Mac>,
+    secrets: Option<&Secrets>,
+) -> Result<Option<BootFile>, ScriptError> {
     if Name::of(path) == Some(Name::Script) && mac.is_none() {
         let script = script::nameless(&boot.server)?;
         return Ok(Some(BootFile { name: Name::Script.as_str(), kind: Kind::Hook, bytes: script.into() }));
     }
-    boot.lookup(path, mac)
+    boot.lookup_with(path, mac, secrets)
 }
 
-/// With its script a machine begins to boot: what there is to say of its disk.
-async fn begin(
-    boot: &BootContext,
-    file: &BootFile,
-    named: Option<Mac>,
-    peer: SocketAddr,
-) -> Result<Option<&'static str>, BootError> {
+/// With its script a machine begins to boot.
+async fn begin(boot: &BootContext, file: &BootFile, named: Option<Mac>, peer: SocketAddr) -> Begun {
     let (Kind::Script, Some(mac)) = (file.kind, named) else { return Ok(None) };
-    let begun = (boot.begin)(mac, peer.ip()).await.inspect_err(|why| boot.withheld(mac, why))?;
-    Ok(begun.and_then(|(disk, policy)| disk.words(policy)))
+    (boot.begin)(mac, peer.ip()).await.inspect_err(|why| boot.withheld(mac, why))
 }
 
 /// Reports a fetch, and a sighting where the address proves it (see the module's words).

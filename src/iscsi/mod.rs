@@ -3,6 +3,7 @@
 //! Pure: bytes are cut into PDUs ([`frame`]), a [`login`] negotiates ([`text`]), a [`session`] turns PDUs into effects and
 //! results into PDUs. There is no socket, no clock and no disk here; `net::iscsi` brings those.
 
+pub mod chap;
 pub mod frame;
 pub mod login;
 pub mod pdu;
@@ -17,3 +18,6 @@ pub const MAX_DATA_SEGMENT: u32 = 262_144;
 
 /// The largest data segment while logging in, both ways (RFC 7143 §13.12).
 pub const LOGIN_DATA_SEGMENT: u32 = 8192;
+
+/// Most text of one request that is put together out of continued PDUs.
+pub const MAX_TEXT: usize = 32_768;

@@ -26,6 +26,8 @@ pub mod opcode {
     pub const LOGOUT: u8 = 0x06;
     /// SNACK Request.
     pub const SNACK: u8 = 0x10;
+    /// Asynchronous Message.
+    pub const ASYNC: u8 = 0x32;
     /// NOP-In.
     pub const NOP_IN: u8 = 0x20;
     /// SCSI Response.
@@ -145,30 +147,119 @@ impl Header {
     }
 }
 
-/// A PDU as it came: its header, its additional headers unread but for their presence, its data.
+/// A PDU as it came.
 #[derive(Debug, Clone)]
 pub struct Pdu {
     /// The basic header segment.
     pub header: Header,
-    /// Whether additional header segments were there.
-    pub ahs: bool,
+    /// The additional header segments, which only a SCSI Command may have.
+    pub ahs: Bytes,
     /// The data segment without its padding.
     pub data: Bytes,
+    /// Whether the data segment matched its digest, where there is one.
+    pub intact: bool,
 }
 
-/// Appends a PDU to what is to be sent: header, data, padding to four bytes.
+/// Whether additional headers are whole, and of kinds that there are: a CDB of more than 16 bytes, or the read length of a
+/// command that moves data both ways (RFC 7143 §11.2.2).
+#[must_use]
+pub fn additional_headers_are_sound(mut ahs: &[u8]) -> bool {
+    const EXTENDED_CDB: u8 = 1;
+    const BIDIRECTIONAL_READ: u8 = 2;
+    /// Length and type, which the length does not count.
+    const FRONT: usize = 3;
+    while let Some(([high, low, kind], _)) = ahs.split_first_chunk::<FRONT>() {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        let sound = match kind & 0x3F {
+            EXTENDED_CDB => (2..=245).contains(&length), // a reserved byte, and the CDB's bytes 16 to 259
+            BIDIRECTIONAL_READ => length == 5,
+            _ => false,
+        };
+        let Some(rest) = ahs.get((FRONT + length).next_multiple_of(4)..) else { return false };
+        if !sound {
+            return false;
+        }
+        ahs = rest;
+    }
+    ahs.is_empty()
+}
+
+/// Which digests follow the segments of a PDU, each a CRC32C of four bytes (RFC 7143 §11.2.3, §13.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Digests {
+    /// Behind the header and its additional headers.
+    pub header: bool,
+    /// Behind a data segment and its padding, unless it is empty.
+    pub data: bool,
+}
+
+/// Length of a digest.
+const DIGEST: usize = 4;
+
+impl Digests {
+    /// As every connection begins.
+    pub const NONE: Self = Self { header: false, data: false };
+
+    /// Bytes of digest behind a header.
+    #[must_use]
+    pub fn of_header(self) -> usize {
+        if self.header { DIGEST } else { 0 }
+    }
+
+    /// Bytes of digest behind a data segment of this length.
+    #[must_use]
+    pub fn of_data(self, length: usize) -> usize {
+        if self.data && length > 0 { DIGEST } else { 0 }
+    }
+
+    /// Bytes between the front of one PDU without additional headers and the front of the next.
+    #[must_use]
+    pub fn wire_length(self, data: usize) -> usize {
+        HEADER + self.of_header() + data + padding(data) + self.of_data(data)
+    }
+}
+
+/// The digest of these bytes, as it is sent: the CRC's bits go out reversed, which is least significant byte first.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> [u8; DIGEST] {
+    crc32c::crc32c(bytes).to_le_bytes()
+}
+
+/// Appends a PDU to what is to be sent: header, data, padding to four bytes, and the digests.
 ///
 /// # Panics
 /// With more data than a PDU can carry (16 MiB), which no caller has.
-pub fn append(out: &mut Vec<u8>, mut header: Header, data: &[u8]) {
+pub fn append(out: &mut Vec<u8>, mut header: Header, data: &[u8], digests: Digests) {
     header.set_data_length(u32::try_from(data.len()).expect("a data segment has at most 16 MiB"));
     out.extend_from_slice(&header.0);
+    if digests.header {
+        out.extend_from_slice(&digest(&header.0));
+    }
+    let start = out.len();
     out.extend_from_slice(data);
     out.resize(out.len() + padding(data.len()), 0);
+    if digests.of_data(data.len()) > 0 {
+        let digest = digest(&out[start..]);
+        out.extend_from_slice(&digest);
+    }
 }
 
 /// Zero bytes that follow a data segment of this length.
 #[must_use]
 pub fn padding(length: usize) -> usize {
     length.next_multiple_of(4) - length
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_those_of_the_standards_examples() {
+        // RFC 7143 appendix A.4 gives them in the order of transmission.
+        assert_eq!(digest(&[0; 32]), [0xAA, 0x36, 0x91, 0x8A]);
+        assert_eq!(digest(&[0xFF; 32]), [0x43, 0xAB, 0xA8, 0x62]);
+        let rising: Vec<u8> = (0..32).collect();
+        assert_eq!(digest(&rising), [0x4E, 0x79, 0xDD, 0x46]);
+    }
 }

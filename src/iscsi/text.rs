@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::MAX_DATA_SEGMENT;
+use super::pdu::Digests;
 use crate::scsi::{BLOCK, MAX_TRANSFER_BLOCKS};
 
 /// Longest key name (RFC 7143 §6.1).
 const MAX_KEY: usize = 63;
+/// Most keys of one text. The standard has some forty; unknown ones are answered, too, and an answer is longer than they are.
+pub const MAX_KEYS: usize = 128;
 /// Longest value that we take. The standard's own limit is 255, but for a few values of up to 8192.
 const MAX_VALUE: usize = 8192;
 
@@ -22,6 +25,9 @@ pub enum TextError {
     /// Bytes that are not UTF-8.
     #[error("a text key or value that is not UTF-8")]
     Encoding,
+    /// More than [`MAX_KEYS`].
+    #[error("a text of more than {MAX_KEYS} keys")]
+    TooMany,
     /// The same key twice (RFC 7143 §6.2: a protocol error).
     #[error("a text key that comes twice")]
     Twice,
@@ -41,6 +47,9 @@ pub fn parse(text: &[u8]) -> Result<Keys, TextError> {
         let (key, value) = pair.split_once('=').ok_or(TextError::NoValue)?;
         if key.is_empty() || key.len() > MAX_KEY || value.len() > MAX_VALUE {
             return Err(TextError::TooLong);
+        }
+        if keys.len() >= MAX_KEYS {
+            return Err(TextError::TooMany);
         }
         if keys.insert(key.to_owned(), value.to_owned()).is_some() {
             return Err(TextError::Twice);
@@ -72,6 +81,8 @@ pub struct Params {
     pub first_burst: u32,
     /// R2Ts of one task that may be outstanding.
     pub max_r2t: u32,
+    /// Which digests each PDU carries, both ways.
+    pub digests: Digests,
 }
 
 impl Default for Params {
@@ -83,6 +94,7 @@ impl Default for Params {
             max_burst: 262_144,
             first_burst: 65_536,
             max_r2t: 1,
+            digests: Digests::NONE,
         }
     }
 }
@@ -94,6 +106,9 @@ const _: () = assert!(OUR_MAX_BURST as u64 == MAX_TRANSFER_BLOCKS as u64 * BLOCK
 const OUR_FIRST_BURST: u32 = 262_144;
 /// Range of the length keys (RFC 7143 §13.12 to §13.14): 512 to 2^24 - 1.
 const LENGTHS: std::ops::RangeInclusive<u32> = 512..=16_777_215;
+
+/// The one key that both ends declare.
+const OUR_SEGMENT: &str = "MaxRecvDataSegmentLength";
 
 /// Negotiates operational keys one text at a time.
 #[derive(Debug, Clone, Default)]
@@ -115,9 +130,11 @@ impl Negotiation {
                 push(&mut reply, key, &answer);
             }
         }
-        if !self.our_segment_declared {
+        // Where theirs was rejected, the key stands there already, and may stand there only once.
+        let theirs_rejected = keys.get(OUR_SEGMENT).is_some_and(|value| number(value, LENGTHS).is_none());
+        if !self.our_segment_declared && !theirs_rejected {
             self.our_segment_declared = true;
-            push(&mut reply, "MaxRecvDataSegmentLength", &MAX_DATA_SEGMENT.to_string());
+            push(&mut reply, OUR_SEGMENT, &MAX_DATA_SEGMENT.to_string());
         }
         // FirstBurstLength must not exceed MaxBurstLength (RFC 7143 §13.14); the keys may come in either order.
         self.params.first_burst = self.params.first_burst.min(self.params.max_burst);
@@ -131,6 +148,7 @@ impl Negotiation {
         match key {
             // Read by `login`; declarations need no answer.
             "InitiatorName" | "InitiatorAlias" | "TargetName" | "SessionType" | "AuthMethod" => None,
+            "CHAP_A" | "CHAP_C" | "CHAP_I" | "CHAP_N" | "CHAP_R" => rejected, // not in this stage
             "TargetAlias" | "TargetAddress" | "TargetPortalGroupTag" => rejected, // ours to declare
             "MaxRecvDataSegmentLength" => match number(value, LENGTHS) {
                 Some(length) => {
@@ -139,7 +157,8 @@ impl Negotiation {
                 }
                 None => rejected,
             },
-            "HeaderDigest" | "DataDigest" => Some(choose(value, "None")),
+            "HeaderDigest" => digest(value, &mut params.digests.header),
+            "DataDigest" => digest(value, &mut params.digests.data),
             "MaxConnections" if self.discovery => irrelevant,
             "MaxConnections" => number(value, 1..=65_535).map_or(rejected, |_| Some("1".to_owned())),
             "InitialR2T"
@@ -190,6 +209,69 @@ impl Negotiation {
         }
     }
 }
+
+/// A digest by the initiator's preference: the first of its list that we know, or `Reject`.
+fn digest(list: &str, used: &mut bool) -> Option<String> {
+    let known = list.split(',').find(|value| matches!(*value, "CRC32C" | "None"));
+    *used = known == Some("CRC32C");
+    Some(known.unwrap_or("Reject").to_owned())
+}
+
+/// Answers the keys of a text in the full feature phase, where all but a few have had their time: the initiator may declare
+/// what it takes anew (RFC 7143 §13.12).
+pub fn declared(keys: &Keys, params: &mut Params) -> Vec<u8> {
+    let mut reply = Vec::new();
+    for (key, value) in keys {
+        let answer = match key.as_str() {
+            "MaxRecvDataSegmentLength" => match number(value, LENGTHS) {
+                Some(length) => {
+                    params.initiator_segment = length;
+                    continue;
+                }
+                None => "Reject",
+            },
+            "InitiatorAlias" => continue,
+            known if LOGIN_KEYS.contains(&known) => "Reject",
+            _ => "NotUnderstood",
+        };
+        push(&mut reply, key, answer);
+    }
+    reply
+}
+
+/// Keys that we know, and that have no place after the login.
+const LOGIN_KEYS: [&str; 30] = [
+    "AuthMethod",
+    "CHAP_A",
+    "CHAP_C",
+    "CHAP_I",
+    "CHAP_N",
+    "CHAP_R",
+    "DataDigest",
+    "DataPDUInOrder",
+    "DataSequenceInOrder",
+    "DefaultTime2Retain",
+    "DefaultTime2Wait",
+    "ErrorRecoveryLevel",
+    "FirstBurstLength",
+    "HeaderDigest",
+    "IFMarkInt",
+    "IFMarker",
+    "ImmediateData",
+    "InitialR2T",
+    "InitiatorName",
+    "MaxBurstLength",
+    "MaxConnections",
+    "MaxOutstandingR2T",
+    "OFMarkInt",
+    "OFMarker",
+    "SendTargets",
+    "SessionType",
+    "TargetAddress",
+    "TargetAlias",
+    "TargetName",
+    "TargetPortalGroupTag",
+];
 
 /// The one value that we know out of a list by preference, or `Reject`.
 fn choose(list: &str, known: &str) -> String {

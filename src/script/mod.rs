@@ -12,8 +12,10 @@ use askama::Template;
 
 use crate::fleet::policy::Plan;
 use crate::fleet::web::{ISCSI_PORT, authority, script_url};
-use crate::fleet::{Client, Mac, Naming};
+use crate::fleet::{Client, Mac, Naming, Secrets};
 
+/// What the server calls itself in CHAP.
+pub const CHAP_SERVER: &str = "roost";
 /// How often a client tries to open its disk. With [`PAUSE_S`] these are two and a half minutes: a server that starts
 /// again, with its file systems to check, is back by then.
 pub const TRIES: u32 = 30;
@@ -55,6 +57,9 @@ struct Boot<'a> {
     target: &'a str,
     root: &'a str,
     server: SocketAddrV4,
+    chap: bool,
+    secrets: Option<&'a Secrets>,
+    chap_server: &'a str,
     tries: u32,
     pause: u32,
     reading: u32,
@@ -92,14 +97,14 @@ struct Chain<'a> {
     reading: u32,
 }
 
-/// The script of the machine with this MAC.
+/// The script of the machine with this MAC. `secrets` are its client's: only for an address that is known to be its own.
 ///
 /// # Errors
 /// A name that iPXE would not read as one word.
-pub fn render(plan: Plan<'_>, mac: Mac, server: &Server) -> Result<String, ScriptError> {
+pub fn render(plan: Plan<'_>, mac: Mac, server: &Server, secrets: Option<&Secrets>) -> Result<String, ScriptError> {
     let here = *server.iscsi.ip();
     match plan {
-        Plan::Boot(client) => boot(client, server),
+        Plan::Boot(client) => boot(client, server, secrets),
         Plan::Off(client) => text(&Off { name: client.name.as_str(), mac, server: here, reading: READING_S }),
         Plan::Unknown => text(&Unknown { mac, server: here, reading: READING_S }),
     }
@@ -136,17 +141,25 @@ pub fn root_path(client: &Client, server: &Server) -> String {
     format!("iscsi:{}::{port}:0:{}", server.iscsi.ip(), server.naming.target(&client.name))
 }
 
-fn boot(client: &Client, server: &Server) -> Result<String, ScriptError> {
+fn boot(client: &Client, server: &Server, secrets: Option<&Secrets>) -> Result<String, ScriptError> {
     let initiator = server.naming.initiator(&client.name);
     let target = server.naming.target(&client.name);
     one_word(&initiator)?;
     one_word(&target)?;
+    let secrets = secrets.filter(|_| client.chap);
+    for secret in secrets.iter().flat_map(|secrets| [&secrets.machine, &secrets.server]) {
+        // The error would tell it.
+        one_word(secret).map_err(|_| ScriptError::Word { value: "a secret".to_owned() })?;
+    }
     text(&Boot {
         name: client.name.as_str(),
         initiator: &initiator,
         target: &target,
         root: &root_path(client, server),
         server: server.iscsi,
+        chap: client.chap,
+        secrets,
+        chap_server: CHAP_SERVER,
         tries: TRIES,
         pause: PAUSE_S,
         reading: READING_S,
@@ -191,6 +204,7 @@ mod tests {
             image: "debian-12".parse().unwrap(),
             disk: DiskPolicy::Keep,
             initiators: Initiators::OwnOnly,
+            chap: false,
             read_only: false,
             off,
             title: None,
@@ -203,7 +217,7 @@ mod tests {
     #[test]
     fn a_client_opens_its_disk_and_tries_again_for_a_while() {
         let fleet = fleet(false);
-        let script = render(boot_plan(&fleet, mac()), mac(), &server(3260, 80)).unwrap();
+        let script = render(boot_plan(&fleet, mac()), mac(), &server(3260, 80), None).unwrap();
         let expected = "\
 #!ipxe
 # pc-01 boots from its own disk.
@@ -233,8 +247,30 @@ exit 1
     }
 
     #[test]
+    fn a_client_with_chap_is_told_its_secrets_and_who_must_not_know_them_is_told_that() {
+        let fleet = Fleet::new(fleet(false).clients().map(|client| Client { chap: true, ..client.clone() })).unwrap();
+        let secrets = Secrets { machine: "Abcdefghijklmn._".to_owned(), server: "0123456789abcdef".to_owned() };
+        let script = |secrets| render(boot_plan(&fleet, mac()), mac(), &server(3260, 80), secrets).unwrap();
+        let told = "\
+set hostname pc-01
+set username pc-01
+set password Abcdefghijklmn._
+set reverse-username roost
+set reverse-password 0123456789abcdef
+set try:int32 0
+";
+        assert!(script(Some(&secrets)).contains(told), "{}", script(Some(&secrets)));
+        let without = script(None);
+        assert!(!without.contains("password"), "{without}");
+        assert!(without.contains("\necho Roost: its CHAP secret is not told to this address"), "{without}");
+        let none =
+            render(boot_plan(&super::tests::fleet(false), mac()), mac(), &server(3260, 80), Some(&secrets)).unwrap();
+        assert!(!none.contains("password"), "a client without CHAP has no secrets");
+    }
+
+    #[test]
     fn an_unknown_machine_is_told_its_line_for_the_mapping_file() {
-        let script = render(Plan::Unknown, mac(), &server(3260, 80)).unwrap();
+        let script = render(Plan::Unknown, mac(), &server(3260, 80), None).unwrap();
         let expected = "\
 #!ipxe
 # A machine that stands in no client's place: it gets no disk.
@@ -254,7 +290,7 @@ exit 1
     #[test]
     fn a_client_out_of_service_is_told_so() {
         let fleet = fleet(true);
-        let script = render(boot_plan(&fleet, mac()), mac(), &server(3260, 80)).unwrap();
+        let script = render(boot_plan(&fleet, mac()), mac(), &server(3260, 80), None).unwrap();
         let expected = "\
 #!ipxe
 # A client that is out of service.
@@ -300,7 +336,7 @@ exit 1
     fn every_line_fits_a_screen_of_80_columns() {
         let (on, off, server) = (fleet(false), fleet(true), server(3260, 8080));
         let plans = [boot_plan(&on, mac()), boot_plan(&off, mac()), Plan::Unknown];
-        let mut scripts: Vec<String> = plans.map(|plan| render(plan, mac(), &server).unwrap()).into();
+        let mut scripts: Vec<String> = plans.map(|plan| render(plan, mac(), &server, None).unwrap()).into();
         scripts.extend([chain(&server).unwrap(), nameless(&server).unwrap()]);
         for shown in scripts.iter().flat_map(|script| script.lines()).filter_map(|line| line.strip_prefix("echo ")) {
             assert!(shown.len() < 80, "{shown}");
@@ -320,7 +356,7 @@ exit 1
         let fleet = fleet(false);
         for prefix in ["iqn.2026-11.x && shell", "iqn.${mac}", "iqn.2026-11.x\nshell", "iqn.2026-11.ü"] {
             let server = Server { naming: Naming::new(prefix), ..server(3260, 80) };
-            let error = render(boot_plan(&fleet, mac()), mac(), &server).unwrap_err();
+            let error = render(boot_plan(&fleet, mac()), mac(), &server, None).unwrap_err();
             assert!(matches!(error, ScriptError::Word { .. }), "{prefix}");
         }
     }

@@ -117,6 +117,8 @@ impl Sense {
     pub const COMMANDS_CLEARED: Self = Self::new(Key::UnitAttention, 0x2F, 0x00);
     /// Unsolicited data that was not agreed on arrived (RFC 7143 §11.4.7.2).
     pub const UNEXPECTED_UNSOLICITED_DATA: Self = Self::new(Key::AbortedCommand, 0x0C, 0x0C);
+    /// Data that did not match its digest arrived (RFC 7143 §11.4.7.2).
+    pub const CRC_ERROR: Self = Self::new(Key::AbortedCommand, 0x47, 0x05);
     /// Data arrived in an amount that was not agreed on (RFC 7143 §11.4.7.2).
     pub const INCORRECT_AMOUNT_OF_DATA: Self = Self::new(Key::AbortedCommand, 0x0C, 0x0D);
     /// Data arrived out of its sequence.

@@ -1,8 +1,8 @@
 //! What was seen and must outlive a restart: leases, sightings of machines, and the events of their boots.
 //!
 //! Not here: what the operator wants, which is the mapping file's (`config`), and bytes of disks. One redb file,
-//! `STATE/roost.redb`, holds four kinds of table: leases by holder, sightings by MAC, events by time, and indexes over the
-//! events. Values are JSON, so that a rescuer can read them; [`SCHEMA`] is their version. Every table has a bound, because
+//! `STATE/roost.redb`, holds five kinds of table: leases by holder, sightings by MAC, events by time, indexes over the
+//! events, and CHAP secrets by client, for which nobody but its owner may read the file. Values are JSON, so that a rescuer can read them; [`SCHEMA`] is their version. Every table has a bound, because
 //! strangers on the wire cause most of what is written here.
 //!
 //! [`Store`] is synchronous. [`Writer`] is how async code writes: one task that gathers what many adapters record into few
@@ -13,9 +13,10 @@ mod rows;
 mod writer;
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
 use std::ops::RangeInclusive;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -23,7 +24,7 @@ use redb::{
     Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
 };
 
-use crate::fleet::{ClientName, Event, Holder, Lease, Mac, Sighting};
+use crate::fleet::{ClientName, Event, Holder, Lease, Mac, Secrets, Sighting};
 
 pub use lock::{LockError, StateLock};
 pub use writer::{WriteError, Writer};
@@ -54,6 +55,8 @@ const LEASES: TableDefinition<&str, &[u8]> = TableDefinition::new("leases");
 const SIGHTINGS: TableDefinition<&str, &[u8]> = TableDefinition::new("sightings");
 /// (milliseconds, MAC): which sighting is the oldest.
 const SIGHTINGS_BY_AGE: TableDefinition<(u64, &str), ()> = TableDefinition::new("sightings-by-age");
+/// A client's CHAP secrets.
+const SECRETS: TableDefinition<&str, &[u8]> = TableDefinition::new("secrets");
 /// (milliseconds, sequence number): events in the order in which they happened, and within one millisecond, were recorded.
 const EVENTS: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("events");
 /// (subject, milliseconds, sequence number): the events of one subject.
@@ -127,6 +130,10 @@ pub enum Record {
     Sighting(Sighting),
     /// A stage of a boot.
     Event(Event),
+    /// A client's new CHAP secrets.
+    Secrets(ClientName, Secrets),
+    /// A client whose CHAP secrets are void.
+    SecretsGone(ClientName),
 }
 
 /// The open store. Clones share it.
@@ -158,10 +165,10 @@ impl Store {
     /// The file is another process's, a newer roost's, or cannot be read or written.
     pub fn open(state: &Path) -> Result<Self, StoreError> {
         let path = state.join(FILE);
+        let io = |error: io::Error| StoreError::Open { path: path.clone(), source: Box::new(error.into()) };
         if !path.exists() {
             // Made beside its place: where the host is full, or the process dies, no half of a store is left there.
             let made = path.with_extension("redb.new");
-            let io = |error: io::Error| StoreError::Open { path: path.clone(), source: Box::new(error.into()) };
             match fs::remove_file(&made) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(error)),
                 _ => {}
@@ -170,6 +177,12 @@ impl Store {
             // The file's name is durable only when its folder is.
             fs::rename(&made, &path).and_then(|()| File::open(state)?.sync_all()).map_err(io)?;
         }
+        // It holds secrets.
+        let private = fs::metadata(&path).and_then(|found| match found.permissions().mode() & 0o077 {
+            0 => Ok(()),
+            _ => fs::set_permissions(&path, Permissions::from_mode(0o600)),
+        });
+        private.map_err(io)?;
         Self::at(path)
     }
 
@@ -246,6 +259,25 @@ impl Store {
             let table = read.open_table(SIGHTINGS).map_err(failed)?;
             let rows = table.range::<&str>(..).map_err(failed)?;
             rows.map(|row| row.map_err(failed).and_then(|(mac, row)| rows::sighting(mac.value(), row.value())))
+                .collect()
+        })
+    }
+
+    /// The CHAP secrets of every client that has some, in the order of names.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn secrets(&self) -> Result<Vec<(ClientName, Secrets)>, StoreError> {
+        self.use_db(|db| {
+            let read = db.begin_read().map_err(failed)?;
+            let table = match read.open_table(SECRETS) {
+                Ok(table) => table,
+                // Made by an older roost, and not written to since.
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                Err(other) => return Err(failed(other)),
+            };
+            let rows = table.range::<&str>(..).map_err(failed)?;
+            rows.map(|row| row.map_err(failed).and_then(|(client, row)| rows::secrets(client.value(), row.value())))
                 .collect()
         })
     }
@@ -376,6 +408,7 @@ struct Tables<'txn> {
     leases: redb::Table<'txn, &'static str, &'static [u8]>,
     sightings: redb::Table<'txn, &'static str, &'static [u8]>,
     sightings_by_age: redb::Table<'txn, (u64, &'static str), ()>,
+    secrets: redb::Table<'txn, &'static str, &'static [u8]>,
     events: redb::Table<'txn, (u64, u64), &'static [u8]>,
     events_by_subject: redb::Table<'txn, (&'static str, u64, u64), ()>,
     event_counts: redb::Table<'txn, &'static str, u64>,
@@ -388,6 +421,7 @@ impl<'txn> Tables<'txn> {
             leases: write.open_table(LEASES).map_err(failed)?,
             sightings: write.open_table(SIGHTINGS).map_err(failed)?,
             sightings_by_age: write.open_table(SIGHTINGS_BY_AGE).map_err(failed)?,
+            secrets: write.open_table(SECRETS).map_err(failed)?,
             events: write.open_table(EVENTS).map_err(failed)?,
             events_by_subject: write.open_table(EVENTS_BY_SUBJECT).map_err(failed)?,
             event_counts: write.open_table(EVENT_COUNTS).map_err(failed)?,
@@ -407,6 +441,15 @@ impl<'txn> Tables<'txn> {
             }
             Record::Sighting(sighting) => self.put_sighting(sighting),
             Record::Event(event) => self.put_event(event),
+            Record::Secrets(client, secrets) => {
+                let row = rows::secrets_row(secrets);
+                self.secrets.insert(client.as_str(), row.as_slice()).map_err(failed)?;
+                Ok(())
+            }
+            Record::SecretsGone(client) => {
+                self.secrets.remove(client.as_str()).map_err(failed)?;
+                Ok(())
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_EVENTS_OF_ONE, MAX_EVENTS_OF_STRANGERS, StoreError};
-use crate::fleet::{ClientName, Event, Holder, Lease, Mac, Sighting, Timestamp};
+use crate::fleet::{ClientName, Event, Holder, Lease, Mac, Secrets, Sighting, Timestamp};
 
 /// The subject that all events have which happened in no client's place.
 const STRANGERS: &str = "strangers";
@@ -35,6 +35,12 @@ struct EventRow {
     client: Option<String>,
     stage: String,
     detail: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SecretsRow {
+    machine: String,
+    server: String,
 }
 
 pub(super) fn client_key(client: &ClientName) -> String {
@@ -89,6 +95,17 @@ pub(super) fn sighting(key: &str, row: &[u8]) -> Result<Sighting, StoreError> {
     let bad = |why: String| StoreError::Row { table: "sightings", why: format!("{key}: {why}") };
     let row: SightingRow = decode(row).map_err(bad)?;
     Ok(Sighting { mac: parse_mac(key).map_err(bad)?, address: row.address, at: Timestamp(row.at) })
+}
+
+pub(super) fn secrets_row(secrets: &Secrets) -> Vec<u8> {
+    encode(&SecretsRow { machine: secrets.machine.clone(), server: secrets.server.clone() })
+}
+
+pub(super) fn secrets(key: &str, row: &[u8]) -> Result<(ClientName, Secrets), StoreError> {
+    let bad = |why: String| StoreError::Row { table: "secrets", why: format!("{key}: {why}") };
+    let SecretsRow { machine, server } = decode(row).map_err(bad)?;
+    let client = key.parse().map_err(|error| bad(format!("{error}")))?;
+    Ok((client, Secrets { machine, server }))
 }
 
 pub(super) fn event_row(event: &Event) -> Vec<u8> {

@@ -26,6 +26,7 @@ fn event(at: u64, who: Option<u8>, hardware: Option<u16>, stage: Stage) -> Event
 struct Model {
     leases: BTreeMap<Holder, Lease>,
     sightings: BTreeMap<Mac, Sighting>,
+    secrets: BTreeMap<ClientName, Secrets>,
     /// In the order recorded; sorted by time when asked, which keeps that order within a millisecond.
     events: Vec<Event>,
 }
@@ -43,6 +44,12 @@ impl Model {
                 self.sightings.insert(sighting.mac, sighting.clone());
             }
             Record::Event(event) => self.events.push(event.clone()),
+            Record::Secrets(client, secrets) => {
+                self.secrets.insert(client.clone(), secrets.clone());
+            }
+            Record::SecretsGone(client) => {
+                self.secrets.remove(client);
+            }
         }
     }
 
@@ -72,7 +79,22 @@ fn records() -> impl Strategy<Value = Record> {
     let stage = prop::sample::select(Stage::ALL.to_vec());
     let event = (0..50_u64, proptest::option::of(0..3_u8), proptest::option::of(0..4_u16), stage)
         .prop_map(|(at, who, hardware, stage)| Record::Event(event(at, who, hardware, stage)));
-    prop_oneof![lease, holders().prop_map(Record::LeaseGone), sighting, event]
+    let secrets = (0..4_u8, "[a-z]{4}", "[A-Z]{4}")
+        .prop_map(|(who, machine, server)| Record::Secrets(client(who), Secrets { machine, server }));
+    let secrets_gone = (0..4_u8).prop_map(|who| Record::SecretsGone(client(who)));
+    prop_oneof![lease, holders().prop_map(Record::LeaseGone), sighting, event, secrets, secrets_gone]
+}
+
+#[test]
+fn the_file_is_its_owners_alone_also_if_an_older_roost_made_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let state = tempfile::tempdir().unwrap();
+    let mode = || std::fs::metadata(state.path().join(FILE)).unwrap().permissions().mode() & 0o777;
+    drop(Store::open(state.path()).unwrap());
+    assert_eq!(mode(), 0o600);
+    std::fs::set_permissions(state.path().join(FILE), std::fs::Permissions::from_mode(0o644)).unwrap();
+    drop(Store::open(state.path()).unwrap());
+    assert_eq!(mode(), 0o600);
 }
 
 proptest! {
@@ -94,6 +116,7 @@ proptest! {
             }
             prop_assert_eq!(sorted(store.leases().unwrap()), model.leases.values().cloned().collect::<Vec<_>>());
             prop_assert_eq!(store.sightings().unwrap(), model.sightings.values().cloned().collect::<Vec<_>>());
+            prop_assert_eq!(store.secrets().unwrap(), model.secrets.clone().into_iter().collect::<Vec<_>>());
             for who in 0..3 {
                 let name = client(who);
                 let expected = model.events(|event| event.client.as_ref() == Some(&name));

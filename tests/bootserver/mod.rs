@@ -119,6 +119,7 @@ fn fleet() -> Fleet {
         image: "debian-12".parse().unwrap(),
         disk: DiskPolicy::Keep,
         initiators: Initiators::OwnOnly,
+        chap: false,
         read_only: false,
         off: false,
         title: None,

@@ -18,6 +18,8 @@ pub(crate) const CONFLICT: u8 = 0x18;
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 const NO_TAG: u32 = 0xFFFF_FFFF;
+/// All requests of a login have one tag.
+const LOGIN_ITT: u32 = 0x4C4F_4749;
 
 /// An initiator session ID.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +82,10 @@ pub(crate) struct Initiator {
     cmd_sn: u32,
     last_itt: u32,
     pub(crate) tsih: u16,
+    /// Connection ID.
+    pub(crate) cid: u16,
+    /// Both digests are in use.
+    digests: bool,
 }
 
 impl Initiator {
@@ -90,12 +96,30 @@ impl Initiator {
         let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, waiting: VecDeque::new(), cmd_sn: 1, last_itt: 0, tsih: 0 }
+        Self { stream, waiting: VecDeque::new(), cmd_sn: 1, last_itt: 0, tsih: 0, cid: 0, digests: false }
     }
 
     /// Sends these bytes as they are, be they a PDU or not.
     pub(crate) fn send_bytes(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
+    }
+
+    /// The same; false once the target has closed the connection.
+    pub(crate) fn try_send_bytes(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).is_ok()
+    }
+
+    /// Logs out, until that is answered.
+    pub(crate) fn log_out(&mut self) {
+        let mut header = self.header(0x06, 0x80);
+        self.number(&mut header);
+        self.send(header, &[]);
+        assert_eq!(self.take_answer(0x26).header[2], 0);
+    }
+
+    /// Whether a ping came so far, among what was read.
+    pub(crate) fn was_pinged(&self) -> bool {
+        self.waiting.iter().any(|answer| answer.opcode() == 0x20 && answer.itt() == NO_TAG)
     }
 
     /// Sends nothing more; what the target still says can be read.
@@ -119,13 +143,27 @@ impl Initiator {
 
     /// A login request that asks for the full feature phase at once; status and text of the answer.
     pub(crate) fn first_login(&mut self, isid: Isid, tsih: u16, text: &str) -> (u16, Vec<u8>) {
-        let mut header = self.header(0x43, 0x87); // T, operational negotiation to full feature phase
+        // T, operational negotiation to full feature phase
+        let (status, _, text) = self.login_step(0x87, isid, tsih, text);
+        (status, text)
+    }
+
+    /// One login request with these flags; status, flags and text of the answer.
+    pub(crate) fn login_step(&mut self, flags: u8, isid: Isid, tsih: u16, text: &str) -> (u16, u8, Vec<u8>) {
+        let mut header = self.header(0x43, flags);
         header[8..14].copy_from_slice(&isid.0);
         header[14..16].copy_from_slice(&tsih.to_be_bytes());
+        header[16..20].copy_from_slice(&LOGIN_ITT.to_be_bytes());
+        header[20..22].copy_from_slice(&self.cid.to_be_bytes());
         self.send(header, text.as_bytes());
         let answer = self.take_answer(0x23);
         self.tsih = u16::from_be_bytes([answer.header[14], answer.header[15]]);
-        (u16::from_be_bytes([answer.header[36], answer.header[37]]), answer.data)
+        (u16::from_be_bytes([answer.header[36], answer.header[37]]), answer.header[1], answer.data)
+    }
+
+    /// From here on every PDU has both digests, and must have them.
+    pub(crate) fn use_digests(&mut self) {
+        self.digests = true;
     }
 
     /// Values of the text that answers SendTargets, in order.
@@ -145,8 +183,8 @@ impl Initiator {
     }
 
     pub(crate) fn test_unit_ready(&mut self) -> Option<(u8, u8, u8)> {
-        self.start(&[0; 6], 0, 0, &[]);
-        status_of(&self.take_answer(0x21))
+        let itt = self.start(&[0; 6], 0, 0, &[]);
+        status_of(&self.take_response(itt))
     }
 
     pub(crate) fn read(&mut self, lba: u32, blocks: u16) -> Vec<u8> {
@@ -172,8 +210,8 @@ impl Initiator {
     }
 
     pub(crate) fn write(&mut self, lba: u32, data: &[u8]) {
-        self.start_write(lba, data);
-        assert_eq!(status_of(&self.take_answer(0x21)), None);
+        let itt = self.start_write(lba, data);
+        assert_eq!(status_of(&self.take_response(itt)), None);
     }
 
     pub(crate) fn start_write(&mut self, lba: u32, data: &[u8]) -> u32 {
@@ -265,6 +303,11 @@ impl Initiator {
         self.send(header, &[]);
     }
 
+    /// The SCSI Response of this task, whatever else is answered before it.
+    pub(crate) fn take_response(&mut self, itt: u32) -> Answer {
+        self.take(|answer| answer.opcode() == 0x21 && answer.itt() == itt)
+    }
+
     pub(crate) fn take_answer(&mut self, opcode: u8) -> Answer {
         self.take(|answer| answer.opcode() == opcode)
     }
@@ -297,11 +340,25 @@ impl Initiator {
     fn next(&mut self) -> std::io::Result<Answer> {
         let mut header = [0; 48];
         self.stream.read_exact(&mut header)?;
+        self.check_digest(&header)?;
         let length = u32::from_be_bytes([0, header[5], header[6], header[7]]) as usize;
         let mut data = vec![0; length.next_multiple_of(4)];
         self.stream.read_exact(&mut data)?;
+        if length > 0 {
+            self.check_digest(&data)?;
+        }
         data.truncate(length);
         Ok(Answer { header, data })
+    }
+
+    /// Takes the digest that follows these bytes, if there are digests.
+    fn check_digest(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        if self.digests {
+            let mut digest = [0; 4];
+            self.stream.read_exact(&mut digest)?;
+            assert_eq!(digest, crc32c::crc32c(bytes).to_le_bytes(), "a digest of the target's");
+        }
+        Ok(())
     }
 
     /// A header with a tag of its own and the CmdSN that is due.
@@ -323,8 +380,16 @@ impl Initiator {
     fn send(&mut self, mut header: [u8; 48], data: &[u8]) {
         header[5..8].copy_from_slice(&u32::try_from(data.len()).unwrap().to_be_bytes()[1..]);
         let mut bytes = header.to_vec();
+        if self.digests {
+            bytes.extend_from_slice(&crc32c::crc32c(&header).to_le_bytes());
+        }
+        let start = bytes.len();
         bytes.extend_from_slice(data);
-        bytes.resize(48 + data.len().next_multiple_of(4), 0);
+        bytes.resize(start + data.len().next_multiple_of(4), 0);
+        if self.digests && !data.is_empty() {
+            let digest = crc32c::crc32c(&bytes[start..]).to_le_bytes();
+            bytes.extend_from_slice(&digest);
+        }
         self.stream.write_all(&bytes).unwrap();
     }
 }

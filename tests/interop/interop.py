@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from report import TESTER, Report, arguments, no_panic  # noqa: E402
 
 import beside  # noqa: E402
+import chap  # noqa: E402
 import netboot  # noqa: E402
 import targets  # noqa: E402
 import writes  # noqa: E402
@@ -36,6 +37,7 @@ CLIENTS = {
     "pc-kills": client("52:54:00:77:02:03", TESTER),
     "pc-private": client("52:54:00:77:02:04"),
     "pc-dhcp": client(netboot.CLIENT_MAC),
+    chap.CLIENT: chap.VALUE,
 }
 
 
@@ -61,6 +63,7 @@ def everything(options, report):
     try:
         netboot.tests(options, roost, report)
         targets.tests(options, roost, report, DISK_MIB << 20)
+        chap.tests(options, report)
         writes.tests(options, roost, report, IMAGE, master)
         report.test("no-panic", no_panic, roost)
     finally:

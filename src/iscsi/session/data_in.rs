@@ -2,7 +2,7 @@
 
 use std::io::IoSliceMut;
 
-use super::super::pdu::{HEADER, padding};
+use super::super::pdu::{Digests, HEADER};
 
 /// The shape of a read's answer: a buffer of headers and data segments that lies as it will be sent, so that the disk is
 /// read straight into it.
@@ -12,6 +12,7 @@ pub struct Layout {
     pub length: usize,
     segment: usize,
     burst: usize,
+    digests: Digests,
 }
 
 /// One PDU of a layout.
@@ -19,6 +20,8 @@ pub struct Layout {
 pub(super) struct Segment {
     /// Where its header begins in the buffer.
     pub(super) at: usize,
+    /// Where its data begins in the buffer.
+    pub(super) data_at: usize,
     /// Where its data begins in the command's data.
     pub(super) offset: usize,
     /// Bytes of data.
@@ -29,8 +32,8 @@ pub(super) struct Segment {
 
 impl Layout {
     /// `length` bytes in segments and bursts of at most these sizes; `segment` is a multiple of four.
-    pub(super) fn new(length: usize, segment: usize, burst: usize) -> Self {
-        Self { length, segment, burst }
+    pub(super) fn new(length: usize, segment: usize, burst: usize, digests: Digests) -> Self {
+        Self { length, segment, burst, digests }
     }
 
     pub(super) fn segments(self) -> impl Iterator<Item = Segment> {
@@ -41,8 +44,9 @@ impl Layout {
             if length == 0 {
                 return None;
             }
-            let segment = Segment { at, offset, length, ends_burst: length == left_of_burst };
-            at += HEADER + length + padding(length);
+            let data_at = at + HEADER + self.digests.of_header();
+            let segment = Segment { at, data_at, offset, length, ends_burst: length == left_of_burst };
+            at += self.digests.wire_length(length);
             offset += length;
             Some(segment)
         })
@@ -51,7 +55,7 @@ impl Layout {
     /// Bytes of the whole answer.
     #[must_use]
     pub fn wire_length(self) -> usize {
-        self.segments().last().map_or(0, |last| last.at + HEADER + last.length + padding(last.length))
+        self.segments().last().map_or(0, |last| last.at + self.digests.wire_length(last.length))
     }
 
     /// Where the data goes in a buffer of [`Layout::wire_length`] bytes.
@@ -61,8 +65,9 @@ impl Layout {
     pub fn slices(self, buffer: &mut [u8]) -> Vec<IoSliceMut<'_>> {
         let (mut slices, mut rest, mut taken) = (Vec::new(), buffer, 0);
         for segment in self.segments() {
-            let (head, tail) = rest.split_at_mut(segment.at + HEADER + segment.length - taken);
-            taken = segment.at + HEADER + segment.length;
+            let end = segment.data_at + segment.length;
+            let (head, tail) = rest.split_at_mut(end - taken);
+            taken = end;
             let start = head.len() - segment.length;
             slices.push(IoSliceMut::new(&mut head[start..]));
             rest = tail;
@@ -80,8 +85,9 @@ mod tests {
         #[test]
         fn segments_cover_the_data_once_and_keep_to_bursts(
             length in 0_usize..300_000, segment in (128_usize..70_000).prop_map(|s| s * 4), burst in 512_usize..300_000,
+            header: bool, data: bool,
         ) {
-            let layout = Layout::new(length, segment, burst);
+            let layout = Layout::new(length, segment, burst, Digests { header, data });
             let mut covered = 0;
             for part in layout.segments() {
                 prop_assert_eq!(part.offset, covered);

@@ -6,17 +6,18 @@
 
 mod collected;
 mod data_in;
+mod exchange;
 mod task;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
 use super::login::Agreed;
-use super::pdu::{CONTINUE, FINAL, Header, NO_TAG, Pdu, append, opcode};
+use super::pdu::{CONTINUE, Digests, FINAL, Header, NO_TAG, Pdu, additional_headers_are_sound, append, opcode};
 use super::text::{self, Params};
 use super::{LOGIN_DATA_SEGMENT, MAX_DATA_SEGMENT};
 use crate::scsi::Sense;
@@ -25,6 +26,7 @@ use crate::scsi::copy::Copy;
 use crate::scsi::unit::{LUNS, LogicalUnit, Nexus};
 use crate::scsi::unmap::ByteRange;
 pub use data_in::Layout;
+use exchange::Exchange;
 use task::Task;
 
 /// Commands of one session that may be on their way or at work. open-iscsi queues 32 by default and 128 at most.
@@ -214,42 +216,41 @@ pub enum ProtocolError {
 pub struct Session {
     nexus: Nexus,
     discovery: bool,
+    /// Connection ID: the session's one connection.
+    cid: u16,
     params: Params,
     stat_sn: u32,
     exp_cmd_sn: u32,
     max_cmd_sn: u32,
+    /// CmdSNs still to come that ABORT TASK made count as received.
+    skipped: BTreeSet<u32>,
     tasks: HashMap<u32, Task>,
     by_id: HashMap<TaskId, u32>,
     next_id: u64,
     next_ttt: u32,
     solicited: u32,
     waiting_for_r2t: VecDeque<u32>,
-    listing: Option<Listing>,
+    exchange: Option<Exchange>,
     /// Effects of [`Effect::Abort`] that are not answered yet.
     functions: usize,
     /// The initiator task tag of a logout that waits for them.
     logout: Option<u32>,
     /// Nothing that still comes counts.
     closing: bool,
+    rejects: u64,
     effects: VecDeque<Effect>,
     out: Vec<u8>,
 }
 
-/// A text response that did not fit one PDU.
-#[derive(Debug)]
-struct Listing {
-    itt: u32,
-    ttt: u32,
-    rest: Vec<u8>,
-}
-
 /// Reasons of a Reject (RFC 7143 §11.17.1).
 mod reject {
+    pub(super) const DATA_DIGEST: u8 = 0x02;
     pub(super) const SNACK: u8 = 0x03;
     pub(super) const PROTOCOL_ERROR: u8 = 0x04;
     pub(super) const COMMAND_NOT_SUPPORTED: u8 = 0x05;
     pub(super) const TOO_MANY_IMMEDIATE: u8 = 0x06;
     pub(super) const TASK_IN_PROGRESS: u8 = 0x07;
+    pub(super) const INVALID_FIELD: u8 = 0x09;
 }
 
 /// Responses of a task management function (RFC 7143 §11.6.1).
@@ -269,20 +270,23 @@ impl Session {
         Self {
             nexus,
             discovery: agreed.who.target.is_none(),
+            cid: agreed.cid,
             params: agreed.params.clone(),
             stat_sn: agreed.stat_sn,
             exp_cmd_sn: agreed.cmd_sn,
             max_cmd_sn: agreed.cmd_sn.wrapping_add(WINDOW - 1),
+            skipped: BTreeSet::new(),
             tasks: HashMap::new(),
             by_id: HashMap::new(),
             next_id: 0,
             next_ttt: 0,
             solicited: 0,
             waiting_for_r2t: VecDeque::new(),
-            listing: None,
+            exchange: None,
             functions: 0,
             logout: None,
             closing: false,
+            rejects: 0,
             effects: VecDeque::new(),
             out: Vec::new(),
         }
@@ -304,10 +308,22 @@ impl Session {
         !self.effects.is_empty()
     }
 
+    /// PDUs that were rejected.
+    #[must_use]
+    pub fn rejects(&self) -> u64 {
+        self.rejects
+    }
+
     /// Tasks that have no response yet.
     #[must_use]
     pub fn tasks(&self) -> usize {
         self.tasks.len()
+    }
+
+    /// The digests of this connection's PDUs, both ways.
+    #[must_use]
+    pub fn digests(&self) -> Digests {
+        self.params.digests
     }
 
     /// A PDU came. `unit` is the session's logical unit, `None` in a discovery session.
@@ -319,8 +335,17 @@ impl Session {
         if self.closing {
             return Ok(());
         }
-        let numbered = !matches!(header.opcode(), opcode::DATA_OUT | opcode::SNACK);
-        if numbered && !header.immediate() && !self.take_number(header.word(24))? {
+        let numbered = !matches!(header.opcode(), opcode::DATA_OUT | opcode::SNACK) && !header.immediate();
+        if !pdu.intact && header.opcode() != opcode::DATA_OUT {
+            self.discard(&header, numbered);
+            return Ok(());
+        }
+        if numbered && !self.take_number(header.word(24))? {
+            return Ok(());
+        }
+        let may_have_ahs = header.opcode() == opcode::SCSI_COMMAND && additional_headers_are_sound(&pdu.ahs);
+        if !pdu.ahs.is_empty() && !may_have_ahs {
+            self.reject(&header, reject::INVALID_FIELD);
             return Ok(());
         }
         match header.opcode() {
@@ -341,18 +366,52 @@ impl Session {
         Ok(())
     }
 
+    /// A PDU whose data does not match its digest is rejected and does not count (RFC 7143 §7.8). Its CmdSN is missing from
+    /// then on, which level 0 cannot mend: the session ends, and begins anew.
+    fn discard(&mut self, header: &Header, numbered: bool) {
+        self.reject(header, reject::DATA_DIGEST);
+        if numbered {
+            self.closing = true;
+            self.effects.push_back(Effect::Close);
+        }
+    }
+
     /// Whether a command with this CmdSN is the one due. Others are dropped silently (RFC 7143 §4.2.2.1), but for a gap.
     fn take_number(&mut self, cmd_sn: u32) -> Result<bool, ProtocolError> {
         let ahead = cmd_sn.wrapping_sub(self.exp_cmd_sn);
         let open = self.max_cmd_sn.wrapping_sub(self.exp_cmd_sn).wrapping_add(1);
         if ahead == 0 && open > 0 && open <= WINDOW {
-            self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
+            self.received();
             return Ok(true);
         }
         if ahead > 0 && ahead < open && open <= WINDOW {
             return Err(ProtocolError::Gap { got: cmd_sn, expected: self.exp_cmd_sn });
         }
         Ok(false)
+    }
+
+    /// The command that was due counts as received.
+    fn received(&mut self) {
+        self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
+        while self.skipped.remove(&self.exp_cmd_sn) {
+            self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
+        }
+    }
+
+    /// Whether a command of this CmdSN may still come, before the request of number `cmd_sn`. If so it counts as received
+    /// now (RFC 7143 §11.6.1).
+    fn skip(&mut self, missing: u32, cmd_sn: u32) -> bool {
+        let ahead = missing.wrapping_sub(self.exp_cmd_sn);
+        let open = self.max_cmd_sn.wrapping_sub(self.exp_cmd_sn).wrapping_add(1);
+        if ahead >= open || open > WINDOW || ahead >= cmd_sn.wrapping_sub(self.exp_cmd_sn).min(WINDOW) {
+            return false;
+        }
+        if ahead == 0 {
+            self.received();
+        } else {
+            self.skipped.insert(missing);
+        }
+        true
     }
 
     /// MaxCmdSN: the window less what is at work, and never moving back.
@@ -378,12 +437,13 @@ impl Session {
 
     fn send(&mut self, mut header: Header, data: &[u8]) {
         self.number(&mut header, true);
-        append(&mut self.out, header, data);
+        append(&mut self.out, header, data, self.params.digests);
     }
 
     fn reject(&mut self, header: &Header, reason: u8) {
         let mut rejection = Header::new(opcode::REJECT, FINAL).with(16, NO_TAG);
         rejection.0[2] = reason;
+        self.rejects += 1;
         self.send(rejection, &header.0);
     }
 
@@ -402,7 +462,33 @@ impl Session {
         let ttt = self.new_ttt();
         let mut header = Header::new(opcode::NOP_IN, FINAL).with(16, NO_TAG).with(20, ttt);
         self.number(&mut header, false);
-        append(&mut self.out, header, &[]);
+        append(&mut self.out, header, &[], self.params.digests);
+    }
+
+    /// Asks the initiator to log out within so many seconds (RFC 7143 §11.9.1). Not for iPXE, which takes it for an error.
+    pub fn ask_for_logout(&mut self, seconds: u16) {
+        const LOGOUT_REQUESTED: u8 = 1;
+        self.tell(LOGOUT_REQUESTED, [0, 0, seconds]);
+    }
+
+    /// Says that the session's connections are about to be dropped and that the initiator may be back after so many
+    /// seconds. Its tasks are not kept for it.
+    pub fn announce_drop(&mut self, back_after: u16) {
+        const ALL_CONNECTIONS: u8 = 3;
+        self.tell(ALL_CONNECTIONS, [0, back_after, 0]);
+    }
+
+    /// Sends an Asynchronous Message.
+    fn tell(&mut self, event: u8, parameters: [u16; 3]) {
+        if self.discovery || self.closing {
+            return;
+        }
+        let mut header = Header::new(opcode::ASYNC, FINAL).with(16, NO_TAG);
+        header.0[36] = event;
+        for (field, value) in header.0[38..44].chunks_exact_mut(2).zip(parameters) {
+            field.copy_from_slice(&value.to_be_bytes());
+        }
+        self.send(header, &[]);
     }
 
     fn new_ttt(&mut self) -> u32 {
@@ -418,60 +504,23 @@ impl Session {
         (self.params.initiator_segment.min(MAX_DATA_SEGMENT) & !3) as usize
     }
 
-    fn text(&mut self, pdu: &Pdu) {
-        let header = pdu.header;
-        if header.word(20) != NO_TAG {
-            let listing = self.listing.take_if(|l| l.ttt == header.word(20) && l.itt == header.itt());
-            let Some(listing) = listing else { return self.reject(&header, reject::PROTOCOL_ERROR) };
-            return self.send_listing(listing.itt, listing.rest);
-        }
-        // One text at a time (RFC 7143 §11.10), in one PDU, and no longer than in a login.
-        let waits = self.listing.as_ref().is_some_and(|listing| listing.ttt == NO_TAG);
-        let legal = !waits && header.flags() & CONTINUE == 0 && pdu.data.len() <= LOGIN_DATA_SEGMENT as usize;
-        let keys = legal.then(|| text::parse(&pdu.data).ok()).flatten();
-        let Some(keys) = keys else { return self.reject(&header, reject::PROTOCOL_ERROR) };
-        self.listing = None;
-        // "All" is for discovery sessions alone (RFC 7143 appendix C).
-        if let Some(value) = keys.get("SendTargets").filter(|value| self.discovery || *value != "All") {
-            let which = if value == "All" { Which::All } else { Which::One(value.clone()) };
-            self.listing = Some(Listing { itt: header.itt(), ttt: NO_TAG, rest: Vec::new() });
-            return self.effects.push_back(Effect::SendTargets(which));
-        }
-        let mut reply = Vec::new();
-        for key in keys.keys() {
-            text::push(&mut reply, key, if key == "SendTargets" { "Reject" } else { "NotUnderstood" });
-        }
-        self.send_listing(header.itt(), reply);
-    }
-
-    /// The answer to [`Effect::SendTargets`]: target names, and the address that they are reached at, as `ip:port,group`.
-    pub fn targets(&mut self, names: &[String], address: &str) {
-        let Some(listing) = self.listing.take() else { return };
-        let mut reply = Vec::new();
-        for name in names {
-            text::push(&mut reply, "TargetName", name);
-            text::push(&mut reply, "TargetAddress", address);
-        }
-        self.send_listing(listing.itt, reply);
-    }
-
-    /// Sends as much of a text as fits one PDU and remembers the rest for the initiator to ask for.
-    fn send_listing(&mut self, itt: u32, mut text: Vec<u8>) {
-        let rest = text.split_off(self.segment().min(text.len()));
-        let (flags, ttt) = if rest.is_empty() { (FINAL, NO_TAG) } else { (CONTINUE, self.new_ttt()) };
-        self.send(Header::new(opcode::TEXT_RESPONSE, flags).with(16, itt).with(20, ttt), &text);
-        if !rest.is_empty() {
-            self.listing = Some(Listing { itt, ttt, rest });
-        }
-    }
-
     fn logout(&mut self, header: &Header) {
-        /// The connection is to be closed for recovery, which level 0 does not know.
+        /// Reasons (RFC 7143 §11.14.1) and responses (§11.15.1).
+        const CONNECTION: u8 = 1;
         const RECOVERY: u8 = 2;
+        const NO_SUCH_CID: u8 = 1;
+        const RECOVERY_NOT_SUPPORTED: u8 = 2;
         let itt = header.itt();
-        if header.flags() & 0x7F == RECOVERY {
+        let cid = u16::from_be_bytes([header.0[20], header.0[21]]);
+        let refusal = match header.flags() & 0x7F {
+            CONNECTION if cid != self.cid => Some(NO_SUCH_CID),
+            RECOVERY => Some(RECOVERY_NOT_SUPPORTED),
+            reason if reason > RECOVERY => return self.reject(header, reject::INVALID_FIELD),
+            _ => None,
+        };
+        if let Some(refusal) = refusal {
             let mut response = Header::new(opcode::LOGOUT_RESPONSE, FINAL).with(16, itt);
-            response.0[2] = 2; // not supported
+            response.0[2] = refusal;
             return self.send(response, &[]);
         }
         // The response follows what still runs: aborted tasks, and functions that the initiator waits for.
@@ -507,7 +556,11 @@ impl Session {
                 let named = header.word(20);
                 let tasks = self.forget(|task| task.itt() == named && task.lun() == lun);
                 if tasks.is_empty() {
-                    let response = if ours { function::NO_SUCH_TASK } else { function::NO_SUCH_UNIT };
+                    let response = match ours {
+                        false => function::NO_SUCH_UNIT,
+                        true if self.skip(header.word(32), header.word(24)) => function::COMPLETE,
+                        true => function::NO_SUCH_TASK,
+                    };
                     return self.function_done(itt, response);
                 }
                 (Scope::Session, tasks)

@@ -1,6 +1,6 @@
 //! A SCSI command from its PDU to its response: collecting write data, executing, answering.
 
-use super::super::pdu::{HEADER, padding};
+use super::super::pdu::{HEADER, digest, padding};
 use super::collected::Collected;
 use super::*;
 use crate::scsi::BLOCK;
@@ -52,6 +52,8 @@ pub(super) struct Task {
     read_length: u32,
     write_length: u32,
     immediate: bool,
+    /// The largest data segment that the initiator took when the command came: it may declare another meanwhile.
+    segment: usize,
     /// Sense data is in the descriptor format.
     descriptor_sense: bool,
     plan: Plan,
@@ -105,7 +107,7 @@ impl Session {
         let mut cdb = [0; CDB_LENGTH];
         cdb.copy_from_slice(&header.0[32..48]);
         // Additional headers carry longer CDBs and bidirectional lengths; no command of ours has either.
-        let command = if pdu.ahs { Err(Sense::INVALID_OPCODE) } else { Command::parse(&cdb) };
+        let command = if !pdu.ahs.is_empty() { Err(Sense::INVALID_OPCODE) } else { Command::parse(&cdb) };
         let unit = unit.filter(|_| is_unit(header.lun()));
         let mut descriptor_sense = false;
         let plan = match (command, unit) {
@@ -130,6 +132,7 @@ impl Session {
             read_length: if flags & READ == 0 { 0 } else { expected },
             write_length: if flags & WRITE == 0 { 0 } else { expected },
             immediate: header.immediate(),
+            segment: self.segment(),
             descriptor_sense,
             plan,
             phase: Phase::WaitingForR2t,
@@ -160,6 +163,9 @@ impl Session {
         let header = pdu.header;
         let itt = header.itt();
         // Data for a task that is gone: aborted tasks leave stragglers, which are no error.
+        if !pdu.intact {
+            self.reject(&header, reject::DATA_DIGEST);
+        }
         let Some(task) = self.tasks.get_mut(&itt) else { return };
         let (ttt, data_sn, offset) = (header.word(20), header.word(36), header.word(40));
         let end_of_data = offset.checked_add(header.data_length());
@@ -172,7 +178,10 @@ impl Session {
         };
         let in_order = data_sn == *due && offset == task.received;
         *due = due.wrapping_add(1);
-        if !in_order {
+        if !pdu.intact {
+            // Level 0 asks for it no second time; what else was announced is waited for (RFC 7143 §7.8).
+            task.fail(Sense::CRC_ERROR);
+        } else if !in_order {
             task.fail(Sense::DATA_PHASE_ERROR);
         } else if end_of_data.is_none_or(|end| end > limit) {
             task.fail(Sense::INCORRECT_AMOUNT_OF_DATA);
@@ -238,7 +247,7 @@ impl Session {
         header.set_word(40, offset);
         header.set_word(44, asked);
         self.number(&mut header, false);
-        append(&mut self.out, header, &[]);
+        append(&mut self.out, header, &[], self.params.digests);
     }
 
     /// A task is gone, and with it the data that it asked for.
@@ -374,7 +383,7 @@ impl Session {
             return None;
         }
         let length = usize::try_from(task.answer_length()).expect("a command moves at most 1 MiB");
-        Some(Layout::new(length, self.segment(), self.params.max_burst as usize))
+        Some(Layout::new(length, task.segment, self.params.max_burst as usize, self.params.digests))
     }
 
     /// The disk was read into `buffer`, which lies as [`Session::layout`] said. Fills the headers, the last of which
@@ -402,8 +411,16 @@ impl Session {
             }
             self.number(&mut header, last);
             buffer[segment.at..segment.at + HEADER].copy_from_slice(&header.0);
-            let end = segment.at + HEADER + segment.length;
-            buffer[end..end + padding(segment.length)].fill(0);
+            let end = segment.data_at + segment.length;
+            let padded = end + padding(segment.length);
+            buffer[end..padded].fill(0);
+            if self.params.digests.header {
+                buffer[segment.at + HEADER..segment.data_at].copy_from_slice(&digest(&header.0));
+            }
+            if self.params.digests.data {
+                let digest = digest(&buffer[segment.data_at..padded]);
+                buffer[padded..padded + digest.len()].copy_from_slice(&digest);
+            }
         }
         true
     }

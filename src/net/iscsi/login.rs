@@ -14,16 +14,16 @@ use crate::app::App;
 use crate::app::access::Refusal;
 use crate::app::recorder::now;
 use crate::app::report::SessionKind;
+use crate::app::secrets::nonce;
 use crate::app::sessions::{Newcomer, Place};
 use crate::fleet::{Client, Mac, Stage};
-use crate::iscsi::login::{Agreed, Login, Next, Status, Who};
+use crate::iscsi::login::{Agreed, Login, Next, Status, Verdict, Who};
+use crate::iscsi::pdu::Digests;
 use crate::iscsi::session::Session;
-use crate::iscsi::{LOGIN_DATA_SEGMENT, frame};
+use crate::iscsi::text::Params;
+use crate::iscsi::{LOGIN_DATA_SEGMENT, chap, frame};
 use crate::scsi::Nexus;
 use crate::sys;
-
-/// How long a login may take. iPXE's and Linux's take milliseconds, and up to a second more for the probe of an old session.
-pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A connection that is logged in.
 pub(super) enum Entered {
@@ -46,11 +46,13 @@ pub(super) async fn log_in(
     stream: &mut TcpStream,
     peer: SocketAddr,
     input: &mut BytesMut,
+    patience: Duration,
 ) -> anyhow::Result<Option<Entered>> {
     let mut arrival = Arrival { app, from: peer.ip(), who: None, why: None, place: None };
-    let Ok(agreed) = tokio::time::timeout(PATIENCE, arrival.negotiate(stream, input)).await else {
+    let Ok(agreed) = tokio::time::timeout(patience, arrival.negotiate(stream, input)).await else {
+        app.tally.slow_logins.one();
         if arrival.who.is_some() {
-            let seconds = PATIENCE.as_secs();
+            let seconds = patience.as_secs();
             arrival.note(&format!(
                 "its login took longer than {seconds} s, or its disk is still busy with an old session"
             ));
@@ -59,6 +61,7 @@ pub(super) async fn log_in(
     };
     let agreed = agreed.inspect_err(|error| {
         if breaks_protocol(error) {
+            app.tally.broken.one();
             arrival.note(&format!("a connection from {} was closed before it had logged in: {error}", arrival.from));
         }
     })?;
@@ -88,7 +91,7 @@ impl Arrival<'_> {
     async fn negotiate(&mut self, stream: &mut TcpStream, input: &mut BytesMut) -> anyhow::Result<Option<Agreed>> {
         let (mut login, mut out) = (Login::default(), Vec::new());
         loop {
-            let Some(pdu) = frame::next(input, LOGIN_DATA_SEGMENT)? else {
+            let Some(pdu) = frame::next(input, LOGIN_DATA_SEGMENT, Digests::NONE)? else {
                 if stream.read_buf(input).await? == 0 {
                     bail!("closed before it had logged in");
                 }
@@ -97,14 +100,22 @@ impl Arrival<'_> {
             let mut next = login.receive(&pdu, &mut out)?;
             loop {
                 next = match next {
-                    Next::Authorize(who) => login.authorized(self.authorize(who), &mut out),
-                    Next::Establish(who) => login.established(self.establish(&who).await, &mut out),
+                    Next::Authorize(who) => {
+                        let verdict = self.authorize(who, &mut login);
+                        login.authorized(verdict, &mut out)
+                    }
+                    Next::Establish(who) => {
+                        let params = login.params().clone();
+                        login.established(self.establish(&who, params).await, &mut out)
+                    }
                     settled => break next = settled,
                 };
             }
             // A stranger that reads nothing must not keep the reason of its refusal from the operator.
-            if let Next::Refused(status) = next {
-                self.note_refusal(status);
+            match next {
+                Next::Refused(Status::MovedTemporarily) => tracing::debug!("{}: led elsewhere", self.from),
+                Next::Refused(status) => self.note_refusal(status, login.why()),
+                _ => {}
             }
             stream.write_all(&out).await?;
             out.clear();
@@ -116,14 +127,46 @@ impl Arrival<'_> {
         }
     }
 
-    /// Whether the initiator may come in at all.
-    fn authorize(&mut self, who: Who) -> Result<(), Status> {
-        let verdict = self.judge(&who);
-        self.who = Some(who);
-        verdict.map_err(|(status, why)| {
+    /// Whether the initiator may come in at all, and what it has to prove.
+    fn authorize(&mut self, who: Who, login: &mut Login) -> Verdict {
+        let verdict = self.judge(&who).and_then(|()| self.admit(&who, login)).unwrap_or_else(|(status, why)| {
             self.why = Some(why);
-            status
-        })
+            Verdict::Refused(status)
+        });
+        self.who = Some(who);
+        verdict
+    }
+
+    /// How an initiator that is no stranger comes in.
+    fn admit(&self, who: &Who, login: &mut Login) -> Result<Verdict, (Status, String)> {
+        let app = self.app;
+        let required = who.target.is_some();
+        let client = match &who.target {
+            Some(target) => client_of(app, target),
+            // Whoever lists targets need not prove anything, but may insist.
+            None => app.fleet().clients().find(|client| is_own(app, client, who)).cloned(),
+        };
+        let Some(client) = client else { return Ok(Verdict::Open) };
+        if let Some(address) = app.sessions.elsewhere(&client.name).filter(|_| required) {
+            return Ok(Verdict::Moved(address.to_string()));
+        }
+        if let Some(old) = app.sessions.with_handle(&client.name, who.tsih).filter(|_| required) {
+            login.resume(&old.params);
+        }
+        if !client.chap {
+            return Ok(Verdict::Open);
+        }
+        match app.secrets.credentials(&client.name) {
+            Some(credentials) => {
+                let nonce = nonce().map_err(|error| (Status::TargetError, format!("no random numbers: {error}")))?;
+                Ok(Verdict::Chap { credentials, nonce, required })
+            }
+            None if !required => Ok(Verdict::Open),
+            None => {
+                let why = "there is no CHAP secret yet: its machine has not fetched its boot script";
+                Err((Status::AuthenticationFailed, format!("{}: {why}", who.initiator)))
+            }
+        }
     }
 
     fn judge(&self, who: &Who) -> Result<(), (Status, String)> {
@@ -137,20 +180,28 @@ impl Arrival<'_> {
             .map_err(|why| (Status::Forbidden, refusal(why)))?;
         match who.tsih {
             0 => Ok(()),
-            tsih if self.app.sessions.has_handle(&client.name, tsih) => {
-                let why = format!("{}: a second connection of a session, which has one", who.initiator);
-                Err((Status::TooManyConnections, why))
-            }
-            _ => {
-                let why =
-                    format!("{}: it wants to go on with a session that is no more; it will begin anew", who.initiator);
-                Err((Status::NoSuchSession, why))
-            }
+            tsih => match self.app.sessions.with_handle(&client.name, tsih) {
+                Some(old) if old.isid == who.isid && old.initiator.eq_ignore_ascii_case(&who.initiator) => {
+                    // A connection takes the place of a broken one of the same ID (RFC 7143 §6.3.4), and none beside it.
+                    if old.cid == who.cid {
+                        return Ok(());
+                    }
+                    let why = format!("{}: a second connection of a session, which has one", who.initiator);
+                    Err((Status::TooManyConnections, why))
+                }
+                _ => {
+                    let why = format!(
+                        "{}: it wants to go on with a session that is no more; it will begin anew",
+                        who.initiator
+                    );
+                    Err((Status::NoSuchSession, why))
+                }
+            },
         }
     }
 
     /// Opens the disk, ends what dead sessions hold of it, and takes the place. The handle of the session.
-    async fn establish(&mut self, who: &Who) -> Result<u16, Status> {
+    async fn establish(&mut self, who: &Who, params: Params) -> Result<u16, Status> {
         /// A discovery session's handle: nobody ever asks for it again.
         const DISCOVERY: u16 = 1;
         let Some(target) = &who.target else { return Ok(DISCOVERY) };
@@ -160,6 +211,9 @@ impl Arrival<'_> {
             client: client.name.clone(),
             initiator: who.initiator.to_ascii_lowercase(),
             isid: who.isid,
+            tsih: who.tsih,
+            cid: who.cid,
+            params,
             address: self.from,
             kind: kind_of(self.app, &client, who),
             since: now(),
@@ -184,15 +238,16 @@ impl Arrival<'_> {
         Ok(tsih)
     }
 
-    fn note_refusal(&mut self, status: Status) {
+    fn note_refusal(&mut self, status: Status, chap: Option<chap::Refusal>) {
+        self.app.tally.refused_logins.one();
         let why = self.why.take().unwrap_or_else(|| {
             let name = self.who.as_ref().map_or("an initiator", |who| &who.initiator);
             let from = self.from;
+            if let Some(chap) = chap {
+                return format!("{name} from {from}: {chap}");
+            }
             match status {
                 Status::MissingParameter => format!("a login from {from} without the initiator's or the target's name"),
-                Status::AuthenticationFailed => {
-                    format!("{name} from {from}: it insists on authentication, which is not set up here: switch it off there")
-                }
                 Status::NotFound => format!("{name} from {from}: its target is gone"),
                 other => format!("{name} from {from}: a login that breaks the protocol (status {:04x}h)", other as u16),
             }
@@ -214,10 +269,15 @@ fn client_of(app: &App, target: &str) -> Option<Client> {
     app.fleet().client(&app.naming.client_of_target(target)?).cloned()
 }
 
+/// Whether this is the initiator of the client's own machine, by its name.
+fn is_own(app: &App, client: &Client, who: &Who) -> bool {
+    app.naming.initiator(&client.name).eq_ignore_ascii_case(&who.initiator)
+}
+
 /// iPXE makes its ISID out of its enterprise number, in a format that no operating system's initiator uses: its two
 /// highest bits are 01 (RFC 7143 §11.12.5).
 fn kind_of(app: &App, client: &Client, who: &Who) -> SessionKind {
-    if !app.naming.initiator(&client.name).eq_ignore_ascii_case(&who.initiator) {
+    if !is_own(app, client, who) {
         SessionKind::Other
     } else if who.isid[0] >> 6 == 0b01 {
         SessionKind::Loader

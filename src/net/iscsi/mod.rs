@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::app::App;
@@ -24,8 +25,34 @@ use waiting::{MAX_WAITING, Ticket, Waiting};
 /// Connections in all: each is a file descriptor.
 pub const MAX_CONNECTIONS: usize = MAX_SESSIONS + MAX_WAITING;
 
-/// A connection that is silent for this long is asked by TCP whether it is still there.
+/// A connection that is silent for this long is asked by TCP whether it is still there: iPXE answers no pings of iSCSI.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// What we sent must be acknowledged within this time. TCP by itself would try for a quarter of an hour.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+/// How long sessions may take to log out when we stop. Few initiators do, and every client waits for the restart.
+const LOGOUT_GRACE: Duration = Duration::from_secs(1);
+
+/// How long their last words may take to get out after that.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long the other end may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// For a login. iPXE's and Linux's take milliseconds, and up to a second more for the probe of an old session.
+    pub login: Duration,
+    /// For a sign of life. A session from which nothing came for this long, or up to twice as long, is asked for one
+    /// (NOP-In). If it does not give one within this time though it has given one before, it is ended. Linux, the other way
+    /// round, asks each 5 s and waits for 5 s.
+    pub silence: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { login: Duration::from_secs(15), silence: Duration::from_secs(10) }
+    }
+}
 
 /// The first read of a connection asks for this many bytes: a login request is smaller.
 const INPUT: usize = 16 * 1024;
@@ -35,6 +62,7 @@ const INPUT: usize = 16 * 1024;
 pub struct Server {
     listener: TcpListener,
     app: Arc<App>,
+    limits: Limits,
 }
 
 /// The port cannot be listened on.
@@ -65,7 +93,13 @@ impl Server {
             }
             _ => BindError::Other { address, source },
         })?;
-        Ok(Self { listener, app })
+        Ok(Self { listener, app, limits: Limits::default() })
+    }
+
+    /// With other limits than the usual ones.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// The address that is listened on.
@@ -76,24 +110,28 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop` is done; then every connection is dropped. Initiators log in again once they find a server.
+    /// Serves until `stop` is done; then sessions are asked to log out, and after a moment every connection is dropped.
+    /// Initiators log in again once they find a server.
     pub async fn run(self, stop: impl Future<Output = ()>) {
+        let Self { listener, app, limits } = self;
         let waiting = Arc::<Waiting>::default();
         let mut connections = JoinSet::new();
+        let (stopping, _) = watch::channel(());
         tokio::pin!(stop);
         loop {
             tokio::select! {
                 () = &mut stop => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
-                accepted = self.listener.accept() => match accepted {
+                accepted = listener.accept() => match accepted {
                     Ok((stream, peer)) => {
                         let Some(ticket) = waiting.admit(peer.ip()) else {
+                            app.tally.turned_away.one();
                             tracing::debug!("{peer}: refused, {MAX_WAITING} connections have not logged in yet");
                             continue;
                         };
-                        let app = Arc::clone(&self.app);
+                        let (app, stopping) = (Arc::clone(&app), stopping.subscribe());
                         connections.spawn(async move {
-                            if let Err(error) = connection(app, stream, peer, ticket).await {
+                            if let Err(error) = connection(app, stream, peer, ticket, limits, stopping).await {
                                 tracing::debug!("{peer}: {error:#}");
                             }
                         });
@@ -106,28 +144,54 @@ impl Server {
                 },
             }
         }
+        drop(listener);
+        drop(stopping);
+        app.sessions.ask_to_leave();
+        if tokio::time::timeout(LOGOUT_GRACE, all(&mut connections)).await.is_err() {
+            let told = async { tokio::join!(app.sessions.end_all("roost is stopping"), all(&mut connections)) };
+            let _ = tokio::time::timeout(LAST_WORDS, told).await;
+        }
         connections.shutdown().await;
     }
 }
 
-async fn connection(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr, mut ticket: Ticket) -> anyhow::Result<()> {
+/// Returns when every connection has ended.
+async fn all(connections: &mut JoinSet<()>) {
+    while connections.join_next().await.is_some() {}
+}
+
+async fn connection(
+    app: Arc<App>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    mut ticket: Ticket,
+    limits: Limits,
+    mut stopping: watch::Receiver<()>,
+) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3).with_retries(3);
-    socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    let socket = socket2::SockRef::from(&stream);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
     let mut input = BytesMut::with_capacity(INPUT);
     let entered = tokio::select! {
-        entered = login::log_in(&app, &mut stream, peer, &mut input) => entered?,
-        () = ticket.shown_out() => anyhow::bail!("others from its address wait too, and there is no more room"),
+        entered = login::log_in(&app, &mut stream, peer, &mut input, limits.login) => entered?,
+        () = ticket.shown_out() => {
+            app.tally.turned_away.one();
+            anyhow::bail!("others from its address wait too, and there is no more room");
+        }
+        _ = stopping.changed() => return Ok(()),
     };
     match entered {
         // Whoever only lists targets goes on waiting, as it were.
         Some(login::Entered::Discovery(session, initiator)) => tokio::select! {
             ended = serve::discovery(&app, stream, peer, input, *session, &initiator) => ended,
             () = ticket.shown_out() => Ok(()),
+            _ = stopping.changed() => Ok(()),
         },
         Some(login::Entered::Normal(seat)) => {
             drop(ticket);
-            serve::normal(&app, stream, input, *seat).await
+            serve::normal(&app, stream, input, *seat, limits.silence).await
         }
         None => Ok(()),
     }

@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::LOGOUT_GRACE;
 use super::login::Seat;
 use super::output::Output;
 use crate::app::App;
@@ -90,6 +91,10 @@ struct Running {
     troubles: Arc<Troubles>,
     /// By when the last answer must be fetched.
     closing: Option<Instant>,
+    /// What came since the initiator was last looked after.
+    heard: Heard,
+    /// It has answered a ping. iPXE never does, which means nothing.
+    answers_pings: bool,
     /// Where the initiator reached us, as SendTargets tells it.
     portal: String,
     read_yet: bool,
@@ -97,8 +102,25 @@ struct Running {
     settled: bool,
 }
 
+/// What was heard of an initiator for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Something,
+    Nothing,
+    /// Not even an answer to a ping.
+    NoAnswer,
+}
+
 /// Serves a client's disk until the connection ends; returns when nothing of the session can touch the disk any more.
-pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, seat: Seat) -> anyhow::Result<()> {
+///
+/// A session that has answered a ping before is ended when it does not answer one within `silence`.
+pub(super) async fn normal(
+    app: &Arc<App>,
+    stream: TcpStream,
+    input: BytesMut,
+    seat: Seat,
+    silence: Duration,
+) -> anyhow::Result<()> {
     let (finish, finished) = mpsc::unbounded_channel();
     let Seat { session, place, mac } = seat;
     let mut running = Running {
@@ -113,6 +135,8 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
         probes: Vec::new(),
         troubles: Arc::new(Troubles { client: place.entry.client.clone(), last: Mutex::default() }),
         closing: None,
+        heard: Heard::Something,
+        answers_pings: false,
         portal: portal(&stream)?,
         read_yet: false,
         last_busy: Instant::now(),
@@ -122,10 +146,12 @@ pub(super) async fn normal(app: &Arc<App>, stream: TcpStream, input: BytesMut, s
         mac,
     };
     running.note_login();
-    let ended = running.run(stream, input).await;
+    let ended = running.run(stream, input, silence).await;
+    running.count_rejects();
     if let Err(error) = &ended
         && breaks_protocol(error)
     {
+        app.tally.broken.one();
         let why = format!("{}: its session was ended: {error}; it may log in again", running.place.entry.initiator);
         running.note(Stage::Refused, &why);
     }
@@ -199,7 +225,9 @@ struct End {
 }
 
 impl Running {
-    async fn run(&mut self, stream: TcpStream, mut input: BytesMut) -> anyhow::Result<End> {
+    async fn run(&mut self, stream: TcpStream, mut input: BytesMut, silence: Duration) -> anyhow::Result<End> {
+        // One timer for the whole session: to look at the clock for each PDU would cost more.
+        let mut look = std::pin::pin!(tokio::time::sleep(silence));
         loop {
             self.work(&mut input)?;
             self.output.push(std::mem::take(self.session.output()));
@@ -221,7 +249,21 @@ impl Running {
                         self.session.ping();
                         self.probes.push(alive);
                     }
-                    Control::End(why, done) => return Ok(End { why, done: Some(done) }),
+                    Control::Leave => {
+                        if !self.copes_with_messages() {
+                            return Ok(End { why: "roost is stopping", done: None });
+                        }
+                        self.session.ask_for_logout(u16::try_from(LOGOUT_GRACE.as_secs()).unwrap_or(u16::MAX));
+                    }
+                    Control::End(why, done) => {
+                        if self.copes_with_messages() {
+                            self.session.announce_drop(0);
+                            self.output.push(std::mem::take(self.session.output()));
+                            // What the socket takes goes out; nobody waits for the rest, least of all for a dead machine.
+                            let _ = self.output.send(&stream);
+                        }
+                        return Ok(End { why, done: Some(done) });
+                    }
                     Control::Reset(done) => {
                         let tasks = self.forget_all();
                         let cancelled = self.place.disk.writes.cancel(self.place.entry.nexus, Some(&tasks));
@@ -244,6 +286,16 @@ impl Running {
                         return Ok(End { why, done: None });
                     }
                 }
+                () = &mut look => {
+                    // While we do not read we hear nothing, however much is said.
+                    if self.output.length() >= MAX_OUTPUT {
+                        self.heard = Heard::Something;
+                    }
+                    if !self.look_after() {
+                        return Ok(End { why: "its initiator answers no more", done: None });
+                    }
+                    look.as_mut().reset(Instant::now() + silence);
+                }
                 () = tokio::time::sleep_until(farewell), if self.closing.is_some() => {
                     return Ok(End { why: "logged out, and did not fetch the answer", done: None });
                 }
@@ -255,6 +307,41 @@ impl Running {
         }
     }
 
+    /// Whether the initiator copes with an Asynchronous Message. iPXE closes the connection.
+    fn copes_with_messages(&self) -> bool {
+        self.place.entry.kind != SessionKind::Loader
+    }
+
+    /// Asks an initiator that was silent for a sign of life; false once one that gave them before gives none.
+    fn look_after(&mut self) -> bool {
+        if self.place.entry.kind == SessionKind::Loader {
+            return true; // TCP's own keepalive finds it dead
+        }
+        self.heard = match self.heard {
+            Heard::Something => Heard::Nothing,
+            Heard::Nothing => {
+                self.session.ping();
+                Heard::NoAnswer
+            }
+            Heard::NoAnswer if self.answers_pings => {
+                self.app.tally.dead.one();
+                return false;
+            }
+            Heard::NoAnswer => Heard::Nothing,
+        };
+        true
+    }
+
+    /// Counts what was rejected, and says so once.
+    fn count_rejects(&self) {
+        let rejects = self.session.rejects();
+        if rejects > 0 {
+            self.app.tally.rejected.add(rejects);
+            let entry = &self.place.entry;
+            tracing::info!("{}: {rejects} PDUs of {} were rejected", entry.client, entry.initiator);
+        }
+    }
+
     /// Takes PDUs and does what they ask, until there is no more or enough waits to be sent.
     fn work(&mut self, input: &mut BytesMut) -> Result<(), anyhow::Error> {
         while let Ok(finished) = self.finished.try_recv() {
@@ -263,7 +350,7 @@ impl Running {
         while self.closing.is_none() && self.room() {
             if let Some(effect) = self.session.next_effect() {
                 self.begin(effect);
-            } else if let Some(pdu) = frame::next(input, MAX_DATA_SEGMENT)? {
+            } else if let Some(pdu) = frame::next(input, MAX_DATA_SEGMENT, self.session.digests())? {
                 self.receive(pdu)?;
             } else {
                 break;
@@ -275,11 +362,13 @@ impl Running {
     }
 
     fn receive(&mut self, pdu: Pdu) -> Result<(), ProtocolError> {
+        self.heard = Heard::Something;
         match pdu.header.opcode() {
             opcode::SCSI_COMMAND => self.last_busy = Instant::now(),
             // Only an answer to the ping tells that somebody is still there: other PDUs may have waited in the socket
             // since before the machine lost its power.
             opcode::NOP_OUT if pdu.header.itt() == NO_TAG => {
+                self.answers_pings = true;
                 for probe in self.probes.drain(..) {
                     let _ = probe.send(());
                 }
@@ -297,7 +386,7 @@ impl Running {
     /// Whether `work` would find something to do without waiting.
     fn has_work(&mut self, input: &BytesMut) -> bool {
         let miss = !self.deferred.is_empty() && self.may_miss();
-        self.session.has_effects() || miss || frame::is_whole(input)
+        self.session.has_effects() || miss || frame::is_whole(input, self.session.digests())
     }
 
     fn may_miss(&self) -> bool {
@@ -673,7 +762,7 @@ pub(super) async fn discovery(
         // One request, one answer: a listing is far longer than what asks for it.
         if output.length() < MAX_OUTPUT
             && !closing
-            && let Some(pdu) = frame::next(&mut input, MAX_DATA_SEGMENT)?
+            && let Some(pdu) = frame::next(&mut input, MAX_DATA_SEGMENT, session.digests())?
         {
             session.receive(pdu, None)?;
             while let Some(effect) = session.next_effect() {
@@ -689,7 +778,7 @@ pub(super) async fn discovery(
         if closing && output.length() == 0 {
             return Ok(());
         }
-        if !closing && output.length() < MAX_OUTPUT && frame::is_whole(&input) {
+        if !closing && output.length() < MAX_OUTPUT && frame::is_whole(&input, session.digests()) {
             tokio::task::yield_now().await;
             continue;
         }

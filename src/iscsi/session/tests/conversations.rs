@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use super::super::*;
 use super::pair::{BLOCKS, NEXUS, READ, TARGET, TEST_UNIT_READY, WRITE, port, ten};
 use crate::iscsi::frame;
-use crate::iscsi::login::{Login, Next};
+use crate::iscsi::login::{Login, Next, Verdict};
 use crate::scsi::BLOCK;
 
 /// One line per PDU: the fields that tell.
@@ -74,7 +74,7 @@ impl Conversation {
 
     fn hear(&mut self, out: &[u8]) {
         let mut input = BytesMut::from(out);
-        while let Some(pdu) = frame::next(&mut input, MAX_DATA_SEGMENT).unwrap() {
+        while let Some(pdu) = frame::next(&mut input, MAX_DATA_SEGMENT, Digests::NONE).unwrap() {
             self.heard += &line(&pdu);
             self.heard.push('\n');
         }
@@ -83,8 +83,8 @@ impl Conversation {
 
     fn pdu(header: Header, data: &[u8]) -> Pdu {
         let mut bytes = Vec::new();
-        append(&mut bytes, header, data);
-        frame::next(&mut BytesMut::from(&bytes[..]), MAX_DATA_SEGMENT).unwrap().expect("a whole PDU")
+        append(&mut bytes, header, data, Digests::NONE);
+        frame::next(&mut BytesMut::from(&bytes[..]), MAX_DATA_SEGMENT, Digests::NONE).unwrap().expect("a whole PDU")
     }
 
     fn login(&mut self, flags: u8, keys: &str) {
@@ -95,7 +95,7 @@ impl Conversation {
         let mut next = self.login.receive(&Self::pdu(header, text.as_bytes()), &mut out).unwrap();
         loop {
             next = match next {
-                Next::Authorize(_) => self.login.authorized(Ok(()), &mut out),
+                Next::Authorize(_) => self.login.authorized(Verdict::Open, &mut out),
                 Next::Establish(_) => self.login.established(Ok(5), &mut out),
                 Next::Done(agreed) => {
                     self.session = Some(Session::new(NEXUS, &agreed));

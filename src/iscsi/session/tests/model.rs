@@ -483,14 +483,16 @@ fn shapes() -> BoxedStrategy<Shape> {
 
 fn params() -> impl Strategy<Value = Params> {
     let length = || prop_oneof![Just(512_u32), 512..5000_u32, 5000..70_000_u32, Just(262_144)];
-    (any::<bool>(), any::<bool>(), length(), length(), length()).prop_map(
-        |(initial_r2t, immediate_data, initiator_segment, max_burst, first)| Params {
+    let digests = (any::<bool>(), any::<bool>()).prop_map(|(header, data)| Digests { header, data });
+    (any::<bool>(), any::<bool>(), length(), length(), length(), digests).prop_map(
+        |(initial_r2t, immediate_data, initiator_segment, max_burst, first, digests)| Params {
             initial_r2t,
             immediate_data,
             initiator_segment,
             max_burst,
             first_burst: first.min(max_burst),
             max_r2t: 1,
+            digests,
         },
     )
 }
@@ -567,6 +569,7 @@ fn what_is_written_in_any_agreed_way_is_read_back_in_any() {
             max_burst,
             initiator_segment: bit(4, 262_144, 8192),
             max_r2t: 1,
+            digests: Digests { header: bits & 4 == 0, data: bits & 8 == 0 },
         };
         let mut model = Model::new(params, 7, 9);
         for (immediate, unsolicited) in [(0, false), (0, true), (u32::MAX, false), (u32::MAX, true)] {

@@ -13,6 +13,7 @@ use crate::scsi::{BLOCK, InitiatorPort, provisioning};
 
 pub(super) const BLOCKS: u64 = 4096;
 pub(super) const NEXUS: Nexus = Nexus(1);
+pub(super) const CID: u16 = 1;
 pub(super) const TARGET: &str = "iqn.2026-11.internal.roost:pc-01";
 pub(super) const READ: u8 = 0x40;
 pub(super) const WRITE: u8 = 0x20;
@@ -42,12 +43,17 @@ pub(super) struct Pair {
 impl Pair {
     /// A session with its unit attention still to come.
     pub(super) fn fresh(params: Params, cmd_sn: u32, stat_sn: u32, target: Option<&str>) -> Self {
-        let who =
-            Who { initiator: format!("{TARGET}.client"), target: target.map(str::to_owned), isid: [0; 6], tsih: 1 };
+        let who = Who {
+            initiator: format!("{TARGET}.client"),
+            target: target.map(str::to_owned),
+            isid: [0; 6],
+            tsih: 1,
+            cid: CID,
+        };
         let mut unit = LogicalUnit::new(TARGET, BLOCKS * BLOCK, false);
         unit.attach(NEXUS, port());
         Self {
-            session: Session::new(NEXUS, &Agreed { who, params: params.clone(), cmd_sn, stat_sn }),
+            session: Session::new(NEXUS, &Agreed { who, cid: CID, params: params.clone(), cmd_sn, stat_sn }),
             unit: Mutex::new(unit),
             disk: pattern(0xA5, (BLOCKS * BLOCK) as usize),
             pending: Vec::new(),
@@ -78,9 +84,9 @@ impl Pair {
     /// Sends a PDU as it is.
     pub(super) fn raw(&mut self, header: Header, data: &[u8]) -> Result<(), ProtocolError> {
         let mut bytes = Vec::new();
-        append(&mut bytes, header, data);
+        append(&mut bytes, header, data, self.params.digests);
         let mut input = BytesMut::from(&bytes[..]);
-        let pdu = frame::next(&mut input, MAX_DATA_SEGMENT).unwrap().expect("a whole PDU");
+        let pdu = frame::next(&mut input, MAX_DATA_SEGMENT, self.params.digests).unwrap().expect("a whole PDU");
         let unit = (!self.session.discovery).then_some(&self.unit);
         let verdict = self.session.receive(pdu, unit);
         self.pump();
@@ -150,8 +156,11 @@ impl Pair {
         let mut input = BytesMut::from(&bytes[..]);
         while !input.is_empty() {
             let start = bytes.len() - input.len();
-            let pdu = frame::next(&mut input, self.params.initiator_segment).unwrap().expect("whole PDUs are sent");
-            let end = start + HEADER + pdu.data.len();
+            let pdu = frame::next(&mut input, self.params.initiator_segment, self.params.digests)
+                .unwrap()
+                .expect("whole PDUs are sent");
+            assert!(pdu.intact, "digests are right");
+            let end = start + HEADER + self.params.digests.of_header() + pdu.data.len();
             assert!(bytes[end..end + padding(pdu.data.len())].iter().all(|byte| *byte == 0), "padding is zero");
             self.check_numbers(&pdu.header);
             self.inbox.push_back(pdu);

@@ -325,15 +325,132 @@ fn where_there_is_no_unit_inquiry_says_so_and_report_luns_still_answers() {
 }
 
 #[test]
-fn a_command_with_additional_headers_is_not_supported() {
-    let mut pair = Pair::ready(Params::default());
-    let (cmd_sn, itt) = (pair.cmd_sn, pair.new_itt());
-    let mut header = Pair::header(itt, FINAL | READ, LUN_0, 512, &ten(0x28, 0, 1)).with(24, cmd_sn);
-    header.0[4] = 2;
-    pair.cmd_sn = cmd_sn.wrapping_add(1);
-    pair.session.receive(Pdu { header, ahs: true, data: Bytes::new() }, Some(&pair.unit)).unwrap();
+fn additional_headers_of_a_command_are_not_supported_and_others_are_rejected() {
+    const BIDIRECTIONAL: &[u8] = &[0, 5, 2, 0, 0, 0, 2, 0];
+    const LONG_CDB: &[u8] = &[0, 2, 1, 0, 7, 0, 0, 0];
+    for (opcode, ahs, sound) in [
+        (opcode::SCSI_COMMAND, BIDIRECTIONAL, true),
+        (opcode::SCSI_COMMAND, LONG_CDB, true),
+        (opcode::SCSI_COMMAND, &[BIDIRECTIONAL, LONG_CDB].concat(), true),
+        (opcode::SCSI_COMMAND, &[0, 5, 3, 0, 0, 0, 2, 0], false), // no such type
+        (opcode::SCSI_COMMAND, &[0, 4, 2, 0, 0, 0, 2, 0], false), // a read length of three bytes
+        (opcode::SCSI_COMMAND, &[0xFF, 0xFF, 1, 0], false),       // longer than all of them
+        (opcode::SCSI_COMMAND, &[0, 0, 0, 0], false),
+        (opcode::NOP_OUT, BIDIRECTIONAL, false),
+        (opcode::TEXT, LONG_CDB, false),
+        (opcode::LOGOUT, LONG_CDB, false),
+    ] {
+        let mut pair = Pair::ready(Params::default());
+        let (cmd_sn, itt) = (pair.cmd_sn, pair.new_itt());
+        let mut header = Pair::header(itt, FINAL | READ, LUN_0, 512, &ten(0x28, 0, 1)).with(24, cmd_sn);
+        header.0[0] = opcode;
+        header.0[4] = u8::try_from(ahs.len() / 4).unwrap();
+        pair.cmd_sn = cmd_sn.wrapping_add(1);
+        let pdu = Pdu { header, ahs: Bytes::copy_from_slice(ahs), data: Bytes::new(), intact: true };
+        pair.session.receive(pdu, Some(&pair.unit)).unwrap();
+        pair.pump();
+        if sound {
+            assert_eq!(sense(&pair.one()), Some([5, 0x20, 0]), "{ahs:?}");
+        } else {
+            rejected(&mut pair, reject::INVALID_FIELD);
+        }
+    }
+}
+
+/// As [`Pair::raw`], with a data segment that does not match its digest.
+fn spoilt(pair: &mut Pair, header: Header, data: &[u8]) {
+    let mut bytes = Vec::new();
+    append(&mut bytes, header, data, pair.params.digests);
+    *bytes.last_mut().unwrap() ^= 1;
+    let mut input = bytes::BytesMut::from(&bytes[..]);
+    let pdu = crate::iscsi::frame::next(&mut input, MAX_DATA_SEGMENT, pair.params.digests).unwrap().unwrap();
+    pair.session.receive(pdu, Some(&pair.unit)).unwrap();
     pair.pump();
-    assert_eq!(sense(&pair.one()), Some([5, 0x20, 0]));
+}
+
+#[test]
+fn data_that_does_not_match_its_digest_fails_its_task_and_nothing_else() {
+    let digests = Digests { header: true, data: true };
+    let mut pair = Pair::ready(Params { digests, ..patient() });
+    let before = pair.disk.clone();
+    let (expected, cdb) = write(2);
+    let itt = pair.command(FINAL | WRITE, expected, &cdb, &[]);
+    let (ttt, ..) = asked(&mut pair);
+    let data_out = |flags, data_sn, offset| {
+        Header::new(opcode::DATA_OUT, flags).with(16, itt).with(20, ttt).with(36, data_sn).with(40, offset)
+    };
+    spoilt(&mut pair, data_out(0, 0, 0), &[1; 512]);
+    rejected(&mut pair, reject::DATA_DIGEST);
+    pair.raw(data_out(FINAL, 1, 512), &[1; 512]).unwrap();
+    assert_eq!(sense(&pair.one()), Some([0xB, 0x47, 0x05]), "once all of its data has come");
+    pair.run();
+    assert!(pair.disk == before && !pair.closed);
+    // A ping for immediate delivery is rejected and forgotten.
+    let ping = Header::new(0x40 | opcode::NOP_OUT, FINAL).with(16, 3).with(20, NO_TAG).with(24, pair.cmd_sn);
+    spoilt(&mut pair, ping, &[7; 8]);
+    rejected(&mut pair, reject::DATA_DIGEST);
+    pair.command(FINAL, 0, &TEST_UNIT_READY, &[]);
+    assert_eq!(sense(&pair.one()), None);
+}
+
+#[test]
+fn a_command_that_does_not_match_its_digest_is_not_done_and_ends_the_session() {
+    let digests = Digests { header: false, data: true };
+    let mut pair = Pair::ready(Params { digests, ..eager() });
+    let before = pair.disk.clone();
+    let (expected, cdb) = write(1);
+    let header = Pair::header(9, FINAL | WRITE, LUN_0, expected, &cdb).with(24, pair.cmd_sn);
+    spoilt(&mut pair, header, &[1; 512]);
+    rejected(&mut pair, reject::DATA_DIGEST);
+    pair.run();
+    assert!(pair.closed && pair.disk == before);
+}
+
+#[test]
+fn an_abort_of_a_command_that_never_came_makes_its_number_count() {
+    let mut pair = Pair::ready(Params::default());
+    let due = pair.cmd_sn;
+    let abort = |pair: &mut Pair, missing: u32, own: u32| {
+        let itt = pair.new_itt();
+        let header = Header::new(0x40 | opcode::TASK_MANAGEMENT, FINAL | 1).with(16, itt).with(20, 0x50);
+        pair.raw(header.with(24, own).with(32, missing), &[]).unwrap();
+        itt
+    };
+    // Not before the function itself, not in the window, already here.
+    for (missing, own) in
+        [(due, due), (due.wrapping_add(WINDOW), due.wrapping_add(WINDOW + 1)), (due.wrapping_sub(1), due)]
+    {
+        let itt = abort(&mut pair, missing, own);
+        assert_eq!(function_response(&mut pair, itt), function::NO_SUCH_TASK);
+    }
+    let itt = abort(&mut pair, due.wrapping_add(1), due.wrapping_add(2));
+    assert_eq!(function_response(&mut pair, itt), function::COMPLETE);
+    pair.cmd_sn = due.wrapping_add(2);
+    let itt = abort(&mut pair, due, due.wrapping_add(2));
+    assert_eq!(function_response(&mut pair, itt), function::COMPLETE);
+    // They are dropped if they still come, and the next is as good as ever.
+    for late in [due, due.wrapping_add(1)] {
+        pair.raw(Pair::header(0x50, FINAL, LUN_0, 0, &TEST_UNIT_READY).with(24, late), &[]).unwrap();
+        pair.silence();
+    }
+    pair.command(FINAL, 0, &TEST_UNIT_READY, &[]);
+    assert_eq!(sense(&pair.one()), None);
+}
+
+#[test]
+fn asynchronous_messages_have_a_number_and_no_tag() {
+    let mut pair = Pair::ready(Params::default());
+    pair.session.ask_for_logout(7);
+    pair.session.announce_drop(2);
+    pair.pump();
+    let told: Vec<_> =
+        pair.take().iter().map(|pdu| (pdu.header.opcode(), pdu.header.itt(), pdu.header.0[36..44].to_vec())).collect();
+    let (asks, drops) = (vec![1, 0, 0, 0, 0, 0, 0, 7], vec![3, 0, 0, 0, 0, 2, 0, 0]);
+    assert_eq!(told, [(opcode::ASYNC, NO_TAG, asks), (opcode::ASYNC, NO_TAG, drops)]);
+    let mut discovery = Pair::fresh(Params::default(), 0, 0, None);
+    discovery.session.ask_for_logout(1);
+    discovery.pump();
+    discovery.silence();
 }
 
 #[test]
@@ -440,7 +557,7 @@ fn a_cold_reset_closes_after_its_answer() {
 }
 
 fn logout(pair: &mut Pair, reason: u8) {
-    pair.numbered(Header::new(opcode::LOGOUT, FINAL | reason).with(16, 0x77), &[]);
+    pair.numbered(Header::new(opcode::LOGOUT, FINAL | reason).with(16, 0x77).with(20, u32::from(CID) << 16), &[]);
 }
 
 #[test]
@@ -457,6 +574,10 @@ fn a_logout_is_answered_and_closes() {
     let mut pair = Pair::ready(Params::default());
     logout(&mut pair, 2);
     assert_eq!(pair.one().header.0[2], 2, "recovery is not supported");
+    pair.numbered(Header::new(opcode::LOGOUT, FINAL | 1).with(16, 0x77).with(20, 9 << 16), &[]);
+    assert_eq!(pair.one().header.0[2], 1, "no such connection");
+    logout(&mut pair, 3);
+    rejected(&mut pair, reject::INVALID_FIELD);
     assert!(!pair.closed);
 }
 
@@ -532,7 +653,8 @@ fn a_running_session_lists_its_own_target_and_not_all() {
 fn texts_that_cannot_be_taken_are_rejected() {
     let mut pair = Pair::fresh(Params::default(), 0, 0, None);
     for (flags, ttt, keys) in [
-        (CONTINUE, NO_TAG, "SendTargets=\0".to_owned()),
+        (CONTINUE | FINAL, NO_TAG, "SendTargets=\0".to_owned()),
+        (FINAL, NO_TAG, (0..=text::MAX_KEYS).map(|n| format!("K{n}=\0")).collect()),
         (FINAL, NO_TAG, "SendTargets\0".to_owned()),
         (FINAL, 77, "SendTargets=All\0".to_owned()),
         (FINAL, NO_TAG, format!("A={}\0B={}\0", "x".repeat(5000), "x".repeat(5000))),
@@ -548,6 +670,54 @@ fn texts_that_cannot_be_taken_are_rejected() {
     rejected(&mut pair, reject::PROTOCOL_ERROR);
     pair.run();
     assert_eq!(pair.one().header.opcode(), opcode::TEXT_RESPONSE);
+}
+
+#[test]
+fn a_text_may_come_in_pieces_and_an_initiator_that_has_more_to_say_is_let_to() {
+    let mut pair = Pair::fresh(Params::default(), 0, 0, None);
+    let mut ask = |flags, ttt, keys: &str| {
+        let (mut header, keys) = text(ttt, keys);
+        header.0[1] = flags;
+        pair.numbered(header, &keys);
+        pair.run();
+        let pdu = pair.one();
+        assert_eq!(pdu.header.opcode(), opcode::TEXT_RESPONSE);
+        (pdu.header.flags(), pdu.header.word(20), String::from_utf8(pdu.data.to_vec()).unwrap())
+    };
+    let (flags, ttt, said) = ask(CONTINUE, NO_TAG, "X-com.exa");
+    assert_eq!((flags, said.as_str()), (0, ""));
+    assert_ne!(ttt, NO_TAG);
+    let (flags, ttt, said) = ask(0, ttt, "mple=1\0");
+    assert_eq!((flags, said.as_str()), (0, "X-com.example=NotUnderstood\0"), "F answers F alone");
+    assert_ne!(ttt, NO_TAG);
+    let (flags, ttt, said) = ask(FINAL, ttt, "SendTargets=iqn.2026-11.internal.roost:x\0");
+    assert_eq!((flags, ttt), (FINAL, NO_TAG));
+    assert!(said.starts_with("TargetName=iqn.2026-11.internal.roost:x\0"), "{said}");
+    // No more than so much of it.
+    let mut tag = NO_TAG;
+    for _ in 0..crate::iscsi::MAX_TEXT / 8192 {
+        tag = ask(CONTINUE, tag, &"x".repeat(8192)).1;
+    }
+    let (mut header, _) = text(tag, "");
+    header.0[1] = CONTINUE;
+    pair.numbered(header, b"x");
+    rejected(&mut pair, reject::PROTOCOL_ERROR);
+}
+
+#[test]
+fn what_may_be_declared_anew_holds_for_commands_to_come() {
+    let mut pair = Pair::ready(Params { initiator_segment: 4096, ..Params::default() });
+    let reads = [(); 2].map(|()| pair.command(FINAL | READ, 4096, &ten(0x28, 0, 8), &[]));
+    let (header, keys) =
+        text(NO_TAG, "MaxRecvDataSegmentLength=512\0InitiatorAlias=x\0MaxBurstLength=512\0SendTargets=All\0Y=\0");
+    pair.numbered(header, &keys);
+    assert_eq!(pair.one().data[..], *b"MaxBurstLength=Reject\0SendTargets=Reject\0Y=NotUnderstood\0");
+    pair.run();
+    let lengths: Vec<_> = pair.take().iter().map(|pdu| (pdu.header.itt(), pdu.data.len())).collect();
+    assert_eq!(lengths, reads.map(|itt| (itt, 4096)), "as it was when they came");
+    pair.command(FINAL | READ, 1024, &ten(0x28, 0, 2), &[]);
+    pair.run();
+    assert_eq!(pair.take().iter().map(|pdu| pdu.data.len()).collect::<Vec<_>>(), [512, 512]);
 }
 
 #[test]
