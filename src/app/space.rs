@@ -305,9 +305,9 @@ impl Own {
     fn tell_full(&mut self, client: &ClientName, limit: u64) {
         if !std::mem::replace(&mut self.full, true) {
             tracing::warn!(
-                "{client}: its disk has grown to its limit of {} MiB: what would grow it further is refused; raise `limit` \
-                 in roost.toml, or free space in it (delete checkpoints, roost client compact {client})",
-                limit >> 20
+                "{client}: its disk has grown to its limit of {}: what would grow it further is refused; raise `limit` in \
+                 roost.toml, or free space in it (delete checkpoints, roost client compact {client})",
+                short(limit)
             );
         }
     }
@@ -326,6 +326,11 @@ pub(super) fn bytes_of(disk: &Path) -> u64 {
     layers.filter_map(|layer| layer.metadata().ok()).map(|meta| stored(&meta)).fold(top, u64::saturating_add)
 }
 
+/// `256 KiB`, `20 MiB`.
+fn short(bytes: u64) -> String {
+    if bytes < 1 << 20 { format!("{} KiB", bytes >> 10) } else { format!("{} MiB", bytes >> 20) }
+}
+
 /// Looks at the host's space from time to time, and tells the operator and the clients when it runs low.
 pub async fn run(app: &Arc<App>) {
     let space = Arc::clone(&app.disks.space);
@@ -335,20 +340,20 @@ pub async fn run(app: &Arc<App>) {
         let news = tokio::task::spawn_blocking(move || looking.news()).await.unwrap_or_default();
         match news {
             Some(News::Low(free)) => {
-                tracing::warn!(
-                    "{}: {} MiB are left of {} MiB, which is little: free some, or give clients a `limit`; with less than {} \
-                     MiB what grows a disk waits, and then fails",
-                    space.state.display(),
-                    free.free >> 20,
-                    free.total >> 20,
-                    free.reserve() >> 20
-                );
                 for disk in app.disks.open_disks() {
                     disk.unit().space_runs_low();
                 }
+                tracing::warn!(
+                    "{}: {} left of {}, which is little: free some, or give clients a limit; once no more than {} are left, \
+                     what grows a disk waits, and is told that the disk is busy",
+                    space.state.display(),
+                    short(free.free),
+                    short(free.total),
+                    short(free.reserve())
+                );
             }
             Some(News::Recovered(free)) => {
-                tracing::info!("{}: {} MiB are free again, which is enough", space.state.display(), free.free >> 20);
+                tracing::info!("{}: {} are free again, which is enough", space.state.display(), short(free.free));
             }
             None => {}
         }
