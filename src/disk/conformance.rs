@@ -242,7 +242,13 @@ impl Bench {
     }
 
     fn write(&mut self, start: u64, bytes: &[u8]) {
-        write(self.open(), start, bytes);
+        let disk = self.open();
+        write(disk, start, bytes);
+        assert_eq!(
+            disk.growth(start * SECTOR, bytes.len() as u64).unwrap(),
+            0,
+            "what was written takes no space again"
+        );
         self.model[at(start)..at(start) + bytes.len()].copy_from_slice(bytes);
     }
 

@@ -470,4 +470,8 @@ impl Disk for Overlay {
     fn provisioning(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Stretch>, DiskError> {
         self.top().provisioning(offset, len, most)
     }
+
+    fn growth(&self, offset: u64, len: u64) -> Result<u64, DiskError> {
+        self.top().growth(offset, len)
+    }
 }
