@@ -14,7 +14,9 @@ use proptest::test_runner::TestRunner;
 use super::chain::{Chain, PendingPath};
 use super::file::Access;
 use super::model::{BOOT, SECTORS, at, pattern, read, rounds, same, scratch, write};
+use super::vhd::create::TempFile;
 use super::vhd::{Layout, NewChild, create_child_as, create_dynamic_as, create_fixed};
+use super::vhdx::{self, Spec};
 use super::{Disk, SECTOR};
 
 /// Layers of the deepest chain.
@@ -36,6 +38,10 @@ enum Family {
     /// No layer of any chain: raw disks have no identity that a child could name.
     Raw,
     Vhd,
+    /// With sectors of 512 bytes. A child has its parent's.
+    Vhdx,
+    /// With sectors of 4096 bytes, eight of a request's units.
+    Vhdx4096,
 }
 
 impl Family {
@@ -43,6 +49,7 @@ impl Family {
         match self {
             Self::Raw => "raw",
             Self::Vhd => "vhd",
+            Self::Vhdx | Self::Vhdx4096 => "vhdx",
         }
     }
 }
@@ -97,10 +104,45 @@ pub(super) static FORMATS: &[Format] = &[
         }),
         blocks: VHD_BLOCKS,
     },
+    vhdx(
+        "VHDX, fixed",
+        Family::Vhdx,
+        Make::Base(|path, size, block_size| vhdx_base(path, size, block_size, 512, true)),
+    ),
+    vhdx(
+        "VHDX, dynamic",
+        Family::Vhdx,
+        Make::Base(|path, size, block_size| vhdx_base(path, size, block_size, 512, false)),
+    ),
+    vhdx("VHDX, differencing", Family::Vhdx, Make::Child(vhdx_child)),
+    vhdx(
+        "VHDX, dynamic, sectors of 4096 bytes",
+        Family::Vhdx4096,
+        Make::Base(|path, size, block_size| vhdx_base(path, size, block_size, 4096, false)),
+    ),
+    vhdx("VHDX, differencing, sectors of 4096 bytes", Family::Vhdx4096, Make::Child(vhdx_child)),
 ];
+
+const fn vhdx(name: &'static str, family: Family, make: Make) -> Format {
+    Format { name, family, make, blocks: VHDX_BLOCKS }
+}
+
+fn vhdx_base(path: &Path, size: u64, block_size: u32, logical_sector: u32, fixed: bool) {
+    vhdx::create(path, &Spec { size, fixed, block_size, logical_sector, physical_sector: 4096 }).unwrap();
+}
+
+fn vhdx_child(path: &Path, parent: &Chain, relative: &str, block_size: u32) {
+    let temp = TempFile::beside(path).unwrap();
+    let absolute = parent.path().to_string_lossy();
+    let new = vhdx::create::NewChild { block_size, ..Default::default() };
+    vhdx::create::write_child(&temp.file, parent, relative, &absolute, new).unwrap();
+    temp.keep().unwrap();
+}
 
 /// The smallest, those of Windows with the usual one twice, and the largest.
 const VHD_BLOCKS: &[u32] = &[4 << 10, 64 << 10, 512 << 10, 2 << 20, 2 << 20, 32 << 20, 256 << 20];
+/// The smallest, that of our children, that of Windows, and the largest.
+const VHDX_BLOCKS: &[u32] = &[1 << 20, 2 << 20, 1 << 20, 32 << 20, 2 << 20, 256 << 20];
 
 /// What can be done with a disk besides reading and writing, each a function of a number that it may choose by. It leaves
 /// the model as the disk must read; the suite opens the disk afterwards and goes on.
