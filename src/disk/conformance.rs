@@ -424,7 +424,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => range().prop_map(|(start, len)| Step::Read(start, len)),
         1 => Just(Step::Flush),
         1 => Just(Step::Reopen),
-        1 => any::<(usize, usize)>().prop_map(|(verb, choice)| Step::Verb(verb, choice)),
+        2 => any::<(usize, usize)>().prop_map(|(verb, choice)| Step::Verb(verb, choice)),
     ]
 }
 

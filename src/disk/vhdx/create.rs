@@ -16,6 +16,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
+use super::engine::Vhdx;
 use super::log::MAX_LOG;
 use super::wire::{
     BLOCK_SIZES, Entry, HEADERS, Header, MAX_SIZE, MIB, Metadata, ParentLocator, REGION_TABLES, Regions, State,
@@ -181,6 +182,24 @@ pub(in crate::disk) fn write_child(
     };
     write_structures(media, &metadata, new.data_write)?;
     Ok(metadata.id)
+}
+
+/// Writes the structures of a copy of a disk into an empty file, with the disk's identities: a dynamic disk, or a child of the
+/// file called `parent` beside it. No block is in it yet.
+pub(in crate::disk) fn copy_structures(media: &dyn Media, of: &Vhdx, parent: Option<&str>) -> Result<(), DiskError> {
+    let unsupported = |what: &str| DiskError::Unsupported { path: of.media().path().into(), what: what.to_owned() };
+    let locator = match (parent, &of.metadata().parent) {
+        (None, _) => None,
+        (Some(name), Some(locator)) => {
+            let linkage = locator.linkage().ok_or_else(|| unsupported("does not say which parent it has"))?;
+            // Without an absolute path: who reads that first would find another file, or none.
+            Some(ParentLocator::beside(linkage, name))
+        }
+        (Some(_), None) => return Err(unsupported("has a parent although it is no differencing disk")),
+    };
+    let metadata =
+        Metadata { block_size: CHILD_BLOCK, leave_allocated: false, parent: locator, ..of.metadata().clone() };
+    write_structures(media, &metadata, of.header().data_write)
 }
 
 fn write_structures(media: &dyn Media, metadata: &Metadata, data_write: Uuid) -> Result<(), DiskError> {

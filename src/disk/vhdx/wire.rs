@@ -547,6 +547,13 @@ impl ParentLocator {
         }
     }
 
+    /// The locator of a child whose parent lies beside it, wherever that is.
+    pub(super) fn beside(linkage: Uuid, name: &str) -> Self {
+        let mut locator = Self::new(linkage, &format!(r".\{name}"), "");
+        locator.entries.pop();
+        locator
+    }
+
     fn parse(bytes: &[u8]) -> Result<Self, String> {
         let Ok((front, rest)) = LocatorFront::read_from_prefix(bytes) else {
             return Err(format!("parent locator length: {} is too short", bytes.len()));
