@@ -24,7 +24,7 @@ use super::vhd::sparse::{ALIGN, Sparse, Wait};
 use super::vhd::wire::{ABSENT, BLOCK_SIZE, FOOTER, Footer, HEADER, Header, Kind, Locator, LocatorKind, NewHeader};
 use super::vhd::{Builder, MAX_SIZE};
 use super::vhdx::Vhdx;
-use super::vhdx::create::{Spec, copy_structures, create_on};
+use super::vhdx::create::{Spec, copy_structures, create_on, fill};
 use super::vhdx::engine::At;
 use super::{Disk, SECTOR};
 
@@ -171,7 +171,7 @@ pub fn flatten(
         ExportFormat::Vhdx => {
             let block_size = u32::try_from(CHUNK).expect("2 MiB");
             create_on(&temp.file, &Spec { block_size, ..Spec::dynamic(size) })?;
-            fill_vhdx(&temp.file, &mut |to| {
+            fill(&temp.file, &mut |to| {
                 each_run(disk, 0..size, progress, &mut |at, run| to.write(at, &[IoSlice::new(run)]))
             })?;
         }
@@ -274,16 +274,6 @@ fn put(temp: TempFile, into: &Path, replace: bool) -> Result<(), ExportError> {
     }
 }
 
-/// Has a new VHDX filled, and leaves it complete and durable. Nobody waits for the device before.
-fn fill_vhdx(file: &File, fill: &mut dyn FnMut(&Vhdx) -> Result<(), DiskError>) -> Result<(), DiskError> {
-    let to = Vhdx::open(Box::new(file.duplicate()?), false)?;
-    to.keep_identity();
-    to.set_volatile(true);
-    fill(&to)?;
-    to.set_volatile(false);
-    to.close()
-}
-
 /// Writes one layer with its own identity: a dynamic disk, or over the file called `parent` a differencing one.
 fn write_vhdx_layer(
     file: &File,
@@ -294,7 +284,7 @@ fn write_vhdx_layer(
 ) -> Result<(), DiskError> {
     copy_structures(file, vhdx, parent)?;
     let size = vhdx.size();
-    fill_vhdx(file, &mut |to| {
+    fill(file, &mut |to| {
         if parent.is_none() {
             return each_run(layer, 0..size, progress, &mut |at, run| to.write(at, &[IoSlice::new(run)]));
         }

@@ -799,16 +799,24 @@ fn compacting_gives_back_what_holds_nothing_and_nothing_else() {
 
 #[test]
 fn a_version_is_made_of_a_child_and_goes_only_when_nothing_stands_on_it() {
+    FORMATS.into_iter().for_each(version_of_a_child);
+}
+
+fn version_of_a_child(format: &str) {
     let dir = scratch();
     let (images, disks) = (dir.path().join("images/linux"), dir.path().join("disks"));
     fs::create_dir_all(&images).unwrap();
     fs::create_dir_all(&disks).unwrap();
     let raw = dir.path().join("linux.raw");
     fs::write(&raw, pattern(0, SECTORS, 1)).unwrap();
-    import(&raw, &version_path(&images, 1), &mut |_, _| ()).unwrap();
+    import(&raw, &images.join("1").with_extension(format), &mut |_, _| ()).unwrap();
     let first = Chain::open(&version_path(&images, 1), Access::Read).unwrap();
-    let child = disks.join("pc-01.vhd");
-    create_child(&child, &first, r"..\images\linux\1.vhd").unwrap();
+    let child = disks.join("pc-01").with_extension(format);
+    match first.vhdx() {
+        Some(_) => vhdx::create_child(&child, &first, r"..\images\linux\1.vhdx"),
+        None => create_child(&child, &first, r"..\images\linux\1.vhd"),
+    }
+    .unwrap();
     drop(first);
 
     let path = maintain(&images, 1).unwrap();

@@ -25,7 +25,7 @@ use super::wire::{
 use crate::disk::Disk;
 use crate::disk::chain::Chain;
 use crate::disk::error::DiskError;
-use crate::disk::file::{Media, write_all};
+use crate::disk::file::{File, Media, write_all};
 use crate::disk::vhd::create::TempFile;
 
 /// Four times what Windows makes: so many more allocations go by before the log must be emptied.
@@ -182,6 +182,19 @@ pub(in crate::disk) fn write_child(
     };
     write_structures(media, &metadata, new.data_write)?;
     Ok(metadata.id)
+}
+
+/// Has a new VHDX filled, and leaves it complete and durable. Nobody waits for the device before.
+pub(in crate::disk) fn fill(
+    file: &File,
+    fill: &mut dyn FnMut(&Vhdx) -> Result<(), DiskError>,
+) -> Result<(), DiskError> {
+    let to = Vhdx::open(Box::new(file.duplicate()?), false)?;
+    to.keep_identity();
+    to.set_volatile(true);
+    fill(&to)?;
+    to.set_volatile(false);
+    to.close()
 }
 
 /// Writes the structures of a copy of a disk into an empty file, with the disk's identities: a dynamic disk, or a child of the
