@@ -186,8 +186,16 @@ fn checkpoint(bench: &mut Bench, _: usize) {
     }
 }
 
-/// One of the layers that such verbs left goes into what stands on it.
+/// One of the layers that such verbs left goes into what stands on it. Where there is room, two that hold something are made
+/// first.
 fn merge(bench: &mut Bench, choice: usize) {
+    if (2..=DEPTH - 2).contains(&bench.layers.len()) {
+        for n in 1..=2u8 {
+            checkpoint(bench, 0);
+            let start = choice as u64 % (SECTORS - 64) + u64::from(n) * 20;
+            bench.write(start, &pattern(start, 30, n));
+        }
+    }
     bench.with_overlay(&mut |disk| {
         let tree = Tree::read(disk.place()).unwrap();
         let Some(layer) = tree.layers.get(choice % tree.layers.len().max(1)) else { return };
@@ -424,7 +432,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => range().prop_map(|(start, len)| Step::Read(start, len)),
         1 => Just(Step::Flush),
         1 => Just(Step::Reopen),
-        2 => any::<(usize, usize)>().prop_map(|(verb, choice)| Step::Verb(verb, choice)),
+        3 => any::<(usize, usize)>().prop_map(|(verb, choice)| Step::Verb(verb, choice)),
     ]
 }
 
@@ -433,7 +441,7 @@ fn conforms(format: &'static Format) {
     let below = proptest::collection::vec(any::<usize>(), 1..DEPTH);
     let steps = proptest::collection::vec(step(), 1..40);
     let config =
-        ProptestConfig { cases: 12 * rounds(), max_shrink_iters: 200, failure_persistence: None, ..Default::default() };
+        ProptestConfig { cases: 24 * rounds(), max_shrink_iters: 200, failure_persistence: None, ..Default::default() };
     let tested =
         TestRunner::new(config).run(&(below, promises, any::<u16>(), steps), |(below, promise, seed, steps)| {
             let mut bench = Bench::new(format, &below, promise, seed.into());
