@@ -431,7 +431,7 @@ fn possible_folders(changes: &[(Folder, Change)], last: &Folder) -> Vec<(usize, 
 fn cut_everywhere(prepare: impl Fn(&Bench) -> Vec<u8>, verb: impl Fn(&Bench), check: impl Fn(&Bench, &Overlay, &[u8])) {
     for format in FORMATS {
         let cases = cut_everywhere_in(format, &prepare, &verb, &check);
-        println!("{format}: {cases} cuts and deaths, none wrong");
+        println!("power cuts: a verb, {format}: {cases} cases, none wrong");
     }
 }
 
