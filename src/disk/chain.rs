@@ -279,6 +279,22 @@ impl Chain {
         }
     }
 
+    /// What a child names this disk by, as it is now: the identity of a VHD, the `DataWriteGuid` of a VHDX, which its first
+    /// write after each opening renews.
+    #[must_use]
+    pub fn linkage(&self) -> Option<Uuid> {
+        match &*self.layer {
+            Layer::Vhdx(vhdx) => Some(vhdx.header().data_write),
+            _ => self.unique_id(),
+        }
+    }
+
+    /// Flushes, and leaves a file that every reader of its format finds complete.
+    pub(super) fn close(&self) -> Result<(), DiskError> {
+        self.flush()?;
+        self.vhdx().map_or(Ok(()), Vhdx::close)
+    }
+
     /// What lies below.
     #[must_use]
     pub fn parent(&self) -> Option<&Arc<Chain>> {
