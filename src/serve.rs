@@ -16,8 +16,8 @@ use crate::app::bootfiles::{BootContext, BootFiles};
 use crate::app::keeper::Keeper;
 use crate::app::recorder::Recorder;
 use crate::app::report::Reporter;
-use crate::app::scrub;
 use crate::app::secrets::SecretBook;
+use crate::app::{scrub, space};
 use crate::config::{DhcpMode, Loaded, Report};
 use crate::dhcp::{LeaseChange, Leases, Role, Site};
 use crate::fleet::web::{HTTP_PORT, ISCSI_PORT, TFTP_PORT};
@@ -117,6 +117,7 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
             async {
                 tokio::select! {
                     () = scrub::run(&app) => {}
+                    () = space::run(&app) => {}
                     () = until() => {}
                 }
             },

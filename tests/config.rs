@@ -103,6 +103,28 @@ fn each_commented_key_of_the_example_works_or_is_refused_by_name() {
 }
 
 #[test]
+fn a_disk_grows_as_far_as_the_nearest_level_says() {
+    let text = r#"
+        [server]
+        dhcp = "off"
+        [defaults]
+        image = "debian-12"
+        limit = "20G"
+        [clients]
+        a = "52:54:00:aa:00:01"
+        b = { mac = "52:54:00:aa:00:02", limit = "1.5T" }
+        [group.small]
+        limit = "512M"
+        [group.small.clients]
+        c = "52:54:00:aa:00:03"
+        d = { mac = "52:54:00:aa:00:04", limit = "16M" }
+    "#;
+    let loaded = parse(text).unwrap_or_else(|report| panic!("{report}"));
+    let limits: Vec<u64> = loaded.config.fleet.clients().map(|client| client.limit.unwrap()).collect();
+    assert_eq!(limits, [20 << 30, 3 << 39, 512 << 20, 16 << 20]);
+}
+
+#[test]
 fn a_disk_is_read_only_where_the_nearest_level_says_so() {
     let text = r#"
         [server]

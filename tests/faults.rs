@@ -40,7 +40,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use alone::{Lab, MASTER, alone, documented, failure, here, master_block, text};
 use initiator::{Initiator, Isid, READ, WRITE, cdb_read, status_of};
@@ -73,6 +73,9 @@ fn log_in(from: Ipv4Addr, client: &str) -> Initiator {
     session.settle();
     session
 }
+
+/// The status BUSY.
+const BUSY: u8 = 0x08;
 
 /// The exit codes of `roost --help`.
 const FAILED: i32 = 1;
@@ -822,33 +825,47 @@ fn a_host_that_is_full_loses_nothing_and_recovers() {
     session.write(1, &[1; 512]);
     fill(&lab);
 
-    // Writes fail with a word for it; which of them do not, are kept.
-    let no_space = Some((0x07, 0x27, 0x07));
-    documented("7h/27h/07h", &[]);
-    let mut acknowledged = vec![1];
-    let mut failed = 0;
-    for n in 1..40_u32 {
-        let lba = n * 3000;
-        session.start_write(lba, &[u8::try_from(n).unwrap() | 0x80; 512]);
-        match status_of(&session.take_answer(0x21)) {
-            None => acknowledged.push(lba),
-            sense => {
-                assert_eq!(sense, no_space, "block {lba}");
-                failed += 1;
-            }
-        }
+    // The operator is told, and each session once.
+    let form = "WARN STATE: FREE left of 16 MiB, which is little: free some, or give clients a limit; once no more than \
+                256 KiB are left, what grows a disk waits, and is told that the disk is busy";
+    let told = documented(form, &[("STATE", &lab.name("state")), ("FREE", "0 KiB")]);
+    server.says(&told);
+    assert_eq!(session.test_unit_ready(), Some((0x06, 0x38, 0x07)));
+    assert_eq!(session.test_unit_ready(), None, "once");
+
+    // What grows the disk waits, a part of a session's commands at most; more is told at once that the disk is busy.
+    let (waiting, busy) = (16, 2);
+    let lba_of = |n: u32| (n + 1) * 3000;
+    let begun = Instant::now();
+    let tasks: Vec<u32> = (0..waiting + busy).map(|n| session.start_write(lba_of(n), &[0x80; 2048])).collect();
+    for task in &tasks[tasks.len() - 2..] {
+        let answer = session.take_answer(0x21);
+        assert_eq!((answer.itt(), answer.header[3]), (*task, BUSY));
     }
-    assert!(failed > 0, "the host was not full");
-    let form = "ERROR pc-01: CHILD: no space left on the host: free some; what was acknowledged is safe";
-    let disk = lab.name("state/disks/pc-01.vhd");
-    server.says(&documented(form, &[("CHILD", &disk)]));
-    let again = server.says(&format!(
-        "DEBUG pc-01: {disk}: no space left on the host: free some; what was acknowledged is safe (again)"
-    ));
-    assert!(again.is_empty(), "{again:?}");
-    // Reads go on.
-    assert_eq!(session.read(1, 1), [1; 512]);
-    assert_eq!(session.read(9, 1), master_block(9));
+    // Meanwhile the rest goes on: reads, pings, task management, and writes to where something is.
+    session.abort(tasks[3]);
+    let mut rounds = 0_u8;
+    while begun.elapsed() < Duration::from_secs(15) {
+        session.nop();
+        assert_eq!(session.read(9, 1), master_block(9));
+        session.write(1, &[rounds; 512]);
+        assert_eq!(session.read(1, 1), [rounds; 512]);
+        session.flush();
+        rounds = rounds.wrapping_add(1);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(rounds > 30, "{rounds}");
+    session.write(1, &[1; 512]);
+    for task in tasks.iter().take(16).filter(|task| **task != tasks[3]) {
+        let answer = session.take_answer(0x21);
+        assert_eq!((answer.itt(), answer.header[3]), (*task, BUSY));
+    }
+    let waited = begun.elapsed();
+    assert!((Duration::from_secs(18)..Duration::from_secs(22)).contains(&waited), "{waited:?}");
+    for n in 0..waiting + busy {
+        assert_eq!(session.read(lba_of(n), 4), [0; 2048], "nothing of what was not done is there");
+    }
+    let mut acknowledged = vec![1];
     // A disk that is to be made cannot be, and says so.
     assert_eq!(connect(PC_02).log_in(&initiator_of("pc-02"), &target_of("pc-02"), Isid::system(1)), 0x0300);
     let form = "pc-02  refused     CHILD: no space left on the host: free some; what was acknowledged is safe";
@@ -864,8 +881,21 @@ fn a_host_that_is_full_loses_nothing_and_recovers() {
     let why = "the store failed: I/O error: No space left on device (os error 28)";
     server.says(&documented(form, &[("WHY", why)]));
 
-    // Space is made: everything goes on, without a restart.
+    // Space is made: what waits goes on, and everything else, without a restart.
+    for lba in [3000, 6000] {
+        session.start_write(lba, &[u8::try_from(lba / 3000).unwrap() | 0x80; 512]);
+        acknowledged.push(lba);
+    }
+    session.nop();
     fs_remove_ballast(&lab);
+    for _ in 0..2 {
+        assert_eq!(session.take_answer(0x21).header[3], 0, "GOOD");
+    }
+    let begun = Instant::now();
+    while server.said_so_far("are free again, which is enough").is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it never said that there is space again");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     shout(&socket, &request(3));
     assert_eq!(answer(&socket, &request(3)), Some((5, PC_02)));

@@ -167,7 +167,8 @@ fn qemu_img(arguments: &[&str], paths: &[&Path]) {
 
 /// What 7-Zip finds in a VHD. A refusal of its own gives no bytes at all and a word on stderr.
 fn by_7zip(path: &Path) -> Vec<u8> {
-    let output = Command::new("7zz").args(["e", "-tVHD", "-so"]).arg(path).output().unwrap();
+    let kind = if path.extension().is_some_and(|extension| extension == "vhdx") { "-tVHDX" } else { "-tVHD" };
+    let output = Command::new("7zz").args(["e", kind, "-so"]).arg(path).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.trim().is_empty(), "7zz refused {}: {said}", path.display());
     output.stdout
@@ -312,10 +313,12 @@ fn what_is_exported_is_read_by_others_as_by_us() {
         assert!(out.contains("a disk of 9.0 MiB"), "{out}");
         assert!(fs::read(&raw).unwrap() == *bytes);
         assert!(fs::metadata(&raw).unwrap().blocks() * 512 < SIZE as u64 / 2, "its holes are holes");
-        for (file, more) in [("flat.vhd", &[][..]), ("fixed.vhd", &["--format", "vhd-fixed"])] {
+        for (file, more, theirs) in
+            [("flat.vhd", &[][..], "vpc"), ("fixed.vhd", &["--format", "vhd-fixed"], "vpc"), ("flat.vhdx", &[], "vhdx")]
+        {
             let file = lab.path(&format!("{of}-{file}"));
             export(&file, more);
-            qemu_img(&["compare", "-f", "vpc", "-F", "raw"], &[&file, &raw]);
+            qemu_img(&["compare", "-f", theirs, "-F", "raw"], &[&file, &raw]);
             assert!(by_7zip(&file) == *bytes && lab.cat(&file) == *bytes, "{}", file.display());
         }
         // As a chain, in a folder that has nothing else, moved to another.

@@ -9,6 +9,7 @@ use std::fmt::Debug;
 use std::fs;
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -39,8 +40,8 @@ fn master_block(n: usize) -> Vec<u8> {
     vec![u8::try_from(n % 251).unwrap(); 512]
 }
 
-/// A target with five clients: `pc-01` at [`HOME`], `pc-02` that lets [`ADMIN`] in, `pc-03` that is switched off, `pc-04` whose
-/// disk is read-only, and `pc-05` that must pass CHAP.
+/// A target with six clients: `pc-01` at [`HOME`], `pc-02` that lets [`ADMIN`] in, `pc-03` that is switched off, `pc-04` whose
+/// disk is read-only, `pc-05` that must pass CHAP, and `pc-06` with a limit of 2 MiB.
 struct Lab {
     state: TempDir,
     life: Option<Life>,
@@ -68,6 +69,7 @@ fn client(number: u8, initiators: Initiators, off: bool) -> Client {
         off,
         title: None,
         note: None,
+        limit: None,
     }
 }
 
@@ -151,6 +153,7 @@ impl Life {
             client(3, Initiators::Anyone, true),
             Client { read_only: true, ..client(4, Initiators::OwnOnly, false) },
             Client { chap: true, ..client(5, Initiators::OwnOnly, false) },
+            Client { limit: Some(2 << 20), ..client(6, Initiators::OwnOnly, false) },
         ]);
         let app = Arc::new(App::new(settings, fleet.unwrap(), Recorder::detached(), "this-boot".to_owned()));
         let runtime = Runtime::new().unwrap();
@@ -1085,4 +1088,62 @@ fn an_initiator_that_is_let_in_comes_by_two_paths() {
     // The first did not answer anything meanwhile, and is still there.
     paths.iter_mut().for_each(Initiator::settle);
     assert_eq!(lab.app().sessions.of(&name(2)).len(), 2);
+}
+
+#[test]
+fn at_its_limit_a_client_is_told_at_once_and_reads_overwrites_and_frees() {
+    const LIMIT: u64 = 2 << 20;
+    const BLOCKS: u32 = 128;
+    let lab = Lab::new();
+    let path = lab.state.path().join("disks/pc-06.vhd");
+    let mut session = lab.log_in(6, Isid::system(1));
+    session.settle();
+    let on_host = || fs::metadata(&path).unwrap().blocks() * 512;
+    let data = |byte: u8| vec![byte; BLOCKS as usize * 512];
+    let try_write = |session: &mut Initiator, n: u32, byte: u8| {
+        session.start_write(n * BLOCKS, &data(byte));
+        status_of(&session.take_answer(0x21))
+    };
+    let refused = (0..64).find(|n| {
+        let sense = try_write(&mut session, *n, 0xa1);
+        assert!([None, Some((7, 0x27, 0x07))].contains(&sense), "{sense:?}");
+        sense.is_some()
+    });
+    let refused = refused.unwrap();
+    assert!(on_host() <= LIMIT, "{} bytes", on_host());
+    assert!(on_host() + 2 * 65_536 > LIMIT, "{} bytes: it was told too soon", on_host());
+    // Nothing of what was refused is there; what was taken is.
+    let lba = |n: u32| n * BLOCKS;
+    let blocks = u16::try_from(BLOCKS).unwrap();
+    let master = (lba(refused)..lba(refused + 1)).flat_map(|lba| master_block(lba as usize));
+    assert_eq!(session.read(lba(refused), blocks), master.collect::<Vec<u8>>());
+    assert_eq!(session.read(lba(refused - 1), blocks), data(0xa1));
+    // Again and again, at once; and between, what lies there is overwritten.
+    let at_once = Instant::now();
+    for n in 0..30 {
+        assert_eq!(try_write(&mut session, refused + n, 0xa2), Some((7, 0x27, 0x07)));
+        assert_eq!(try_write(&mut session, n, 0xa3), None);
+    }
+    assert!(at_once.elapsed() < Duration::from_secs(5));
+    // A copy, a WRITE SAME and an atomic write to where nothing is yet are refused like any other.
+    let same = sixteen(0x93, 0, u64::from(lba(refused + 9)), BLOCKS);
+    assert_eq!(session.tell(&same, &[7; 512]), Err((7, 0x27, 0x07)));
+    let mut atomic = sixteen(0x9C, 0, u64::from(lba(refused + 9)), 0);
+    atomic[13] = 128;
+    assert_eq!(session.tell(&atomic, &data(8)), Err((7, 0x27, 0x07)));
+    // What it frees it may take elsewhere.
+    session.unmap(0, 8 * BLOCKS);
+    for n in 0..6 {
+        assert_eq!(try_write(&mut session, refused + n, 0xa4), None, "{n}");
+    }
+    assert!(on_host() <= LIMIT, "{} bytes", on_host());
+    session.flush();
+    assert_eq!(session.read(lba(refused + 5), blocks), data(0xa4));
+    assert_eq!(session.read(0, 8), vec![0; 4096]);
+    // Another limit holds from the next login on, and others have none.
+    let mut other = lab.log_in(1, Isid::system(2));
+    other.settle();
+    for n in 0..40 {
+        assert_eq!(try_write(&mut other, n, 1), None);
+    }
 }

@@ -145,6 +145,7 @@ impl Life {
             off: false,
             title: None,
             note: None,
+            limit: None,
         };
         let fleet = Fleet::new([client]).unwrap();
         let app = Arc::new(App::new(settings, fleet, Recorder::detached(), boot_id.to_owned()));

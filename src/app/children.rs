@@ -351,6 +351,7 @@ mod tests {
             off: false,
             title: None,
             note: None,
+            limit: None,
         };
         ChildFiles::new(state, &client, boot_id, &Masters::default(), &Gate::default())
     }

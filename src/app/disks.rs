@@ -14,6 +14,7 @@ use super::children::{ChildFiles, Gate, Masters};
 use super::lanes::{Lane, Lanes};
 use super::queue::{SETTLE_AFTER, WriteQueue};
 use super::report::{disk_path, master_path};
+use super::space::{Account, Space};
 use crate::disk::checksum::{Fitness, fitness};
 use crate::disk::overlay::{Layer, Overlay, Tree};
 use crate::disk::{Disk, DiskError};
@@ -39,6 +40,8 @@ pub struct ClientDisk {
     pub unit: Mutex<LogicalUnit>,
     /// The one way to change it.
     pub writes: Arc<WriteQueue>,
+    /// What it may take of the host's space, where it is a file.
+    account: Option<Arc<Account>>,
     /// Where persistent reservations are kept that must outlive the power.
     reservations: Option<ReservationFile>,
 }
@@ -102,16 +105,17 @@ impl ClientDisk {
     fn of_file(overlay: Arc<Overlay>, target: &str, lanes: &Arc<Lanes>, beside: Beside) -> Arc<Self> {
         let disk = Arc::clone(&overlay) as Arc<dyn Disk>;
         let unit = Self::unit_of(&*disk, target, beside.text.as_deref());
-        let writes = WriteQueue::with_note(Arc::clone(&disk), Arc::clone(lanes), beside.note);
+        let account = Some(Arc::new(beside.account));
+        let writes = WriteQueue::of_file(Arc::clone(&disk), Arc::clone(lanes), beside.note, account.clone());
         let reservations = Some(beside.reservations);
-        Arc::new(Self { overlay: Some(overlay), unit: Mutex::new(unit), writes, disk, reservations })
+        Arc::new(Self { overlay: Some(overlay), unit: Mutex::new(unit), writes, disk, account, reservations })
     }
 
     /// A disk that is no file.
     fn of_disk(disk: Arc<dyn Disk>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
         let unit = Mutex::new(Self::unit_of(&*disk, target, None));
         let writes = WriteQueue::new(Arc::clone(&disk), Arc::clone(lanes));
-        Arc::new(Self { overlay: None, unit, writes, disk, reservations: None })
+        Arc::new(Self { overlay: None, unit, writes, disk, account: None, reservations: None })
     }
 
     fn unit_of(disk: &dyn Disk, target: &str, reservations: Option<&str>) -> LogicalUnit {
@@ -150,6 +154,7 @@ struct Beside {
     reservations: ReservationFile,
     text: Option<String>,
     note: Option<Note>,
+    account: Account,
 }
 
 /// The file beside a disk's pending map in which persistent reservations outlive the power.
@@ -207,6 +212,7 @@ pub struct Disks {
     slots: Mutex<HashMap<ClientName, Slot>>,
     openings: Arc<Semaphore>,
     masters: Masters,
+    pub(super) space: Arc<Space>,
     doubt: Notify,
     gate: Gate,
 }
@@ -217,6 +223,7 @@ impl Disks {
     pub fn new(state: PathBuf, boot_id: String, lanes: Arc<Lanes>) -> Self {
         let openings = Arc::new(Semaphore::new(OPENINGS));
         Self {
+            space: Space::of(&state),
             state,
             boot_id,
             lanes,
@@ -239,6 +246,7 @@ impl Disks {
         let slot = Arc::clone(self.slots().entry(client.name.clone()).or_default());
         let (files, policy) = (self.files(client), client.disk);
         let (state, name, read_only) = (self.state.clone(), client.name.clone(), client.read_only);
+        let (limit, space) = (client.limit, Arc::clone(&self.space));
         let (target, lanes, openings) = (target.to_owned(), Arc::clone(&self.lanes), Arc::clone(&self.openings));
         // In a task of its own: a login that is given up meanwhile must not leave a file half open, for the next one to
         // find locked.
@@ -247,13 +255,15 @@ impl Disks {
             let opening = files.clone();
             let reservations = ReservationFile::of(&state, &name);
             let note = state.join("pending").join(format!("{name}.atomic"));
+            let account_of = name.clone();
             let open = || async move {
                 let path = opening.disk().to_owned();
                 let open = move || {
                     let overlay = Arc::new(opening.open()?);
                     let note = Note::open(note, &overlay)?;
                     let text = reservations.text()?;
-                    Ok::<_, ServeError>((overlay, Beside { reservations, text, note: Some(note) }))
+                    let account = Account::new(&account_of, opening.disk(), &space);
+                    Ok::<_, ServeError>((overlay, Beside { reservations, text, note: Some(note), account }))
                 };
                 let opened = tokio::task::spawn_blocking(open).await;
                 let (overlay, beside) =
@@ -262,6 +272,9 @@ impl Disks {
             };
             let disk = Arc::clone(slot.get_or_try_init(open).await?);
             disk.unit().set_read_only(read_only || disk.disk.read_only());
+            if let Some(account) = &disk.account {
+                account.set_limit(limit);
+            }
             let volatile = disk.overlay.clone().filter(|overlay| overlay.is_volatile());
             if let Some(overlay) = volatile.filter(|_| policy == DiskPolicy::Keep) {
                 let path = files.disk().to_owned();
@@ -438,6 +451,11 @@ impl Disks {
         let served = ClientDisk::of_disk(disk, target, &self.lanes);
         self.slots().insert(client, Arc::new(OnceCell::new_with(Some(Arc::clone(&served)))));
         served
+    }
+
+    /// The disks that are open now.
+    pub(super) fn open_disks(&self) -> Vec<Arc<ClientDisk>> {
+        self.slots().values().filter_map(|slot| slot.get().cloned()).collect()
     }
 
     /// Makes every open disk durable and closes it.

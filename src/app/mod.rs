@@ -17,6 +17,7 @@ pub mod report;
 pub mod scrub;
 pub mod secrets;
 pub mod sessions;
+pub mod space;
 pub mod tally;
 
 use std::sync::Arc;

@@ -1,5 +1,8 @@
 //! The write queue of one disk: everything that changes it passes through here, one at a time, in the order of arrival.
 //!
+//! A write that would grow the disk where the host has no space for it steps aside, for [`MAX_HOLD`] at most, and lets the others
+//! pass; those that touch the same bytes stay behind it. When there is space again it goes on.
+//!
 //! What waits can be cancelled, and [`WriteQueue::cancel`] returns only when nothing that it names can touch the disk any
 //! more: task management and a new login depend on that.
 
@@ -16,7 +19,8 @@ use tokio::time::Instant;
 
 use super::atomic::Note;
 use super::lanes::{Lane, Lanes};
-use crate::disk::{Disk, DiskError};
+use super::space::{Account, NoRoom, Promise};
+use crate::disk::{Disk, DiskError, ErrorKind};
 use crate::scsi::Nexus;
 use crate::scsi::copy::CopyRange;
 use crate::scsi::unmap::ByteRange;
@@ -29,6 +33,16 @@ pub(super) const SETTLE_AFTER: Duration = Duration::from_secs(5);
 
 /// Bytes of writes that are answered together: some tens of microseconds' work.
 const ANSWERED_TOGETHER: u64 = 128 * 1024;
+
+/// Longest wait of a write for space on the host: less than the 30 s after which initiators take a command for lost.
+pub const MAX_HOLD: Duration = Duration::from_secs(20);
+
+/// How often it is tried again meanwhile.
+const TRY_AGAIN: Duration = Duration::from_millis(250);
+
+/// Writes of one disk that wait for space; more are told at once that the disk is busy, so that the rest of a session's
+/// commands stay free for reads.
+const MAX_HELD: usize = 16;
 
 /// Bytes that a fill writes at once, and a copy moves.
 const FILL_STEP: usize = 256 * 1024;
@@ -131,6 +145,12 @@ pub enum Failed {
     /// The disk holds something else, from this byte of the comparison on.
     #[error("the disk differs from byte {0} on")]
     Differs(usize),
+    /// It would grow the disk beyond its client's limit. Nothing was written.
+    #[error("the disk has grown to its client's limit")]
+    Limit,
+    /// The host had no space for it, for as long as it could wait. Each sector is old or new.
+    #[error("the host has no space for it just now")]
+    Busy,
 }
 
 /// Called with the result, on the thread that did the work. Not called if the operation was cancelled.
@@ -143,11 +163,19 @@ struct Entry {
     ticket: Ticket,
     job: Job,
     done: Done,
+    /// Since when it is held.
+    held: Option<Instant>,
 }
 
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Entry>,
+    /// Operations that wait for space, and those that touch the same bytes, in their order.
+    held: Vec<Entry>,
+    /// Somebody sees to it that they are tried again.
+    minding: bool,
+    /// What is being done now was cancelled: if it cannot be done now, it never is.
+    gave_up: bool,
     /// A drain is at work.
     draining: bool,
     /// The operations that are being done now.
@@ -164,6 +192,8 @@ pub struct WriteQueue {
     lanes: Arc<Lanes>,
     /// What an atomic write needs, where the disk is a file.
     note: Option<Note>,
+    /// What it may take of the host's space, where the disk is a file.
+    account: Option<Arc<Account>>,
     /// Whoever reads has this for reading, an atomic write for writing.
     whole: RwLock<()>,
     state: Mutex<State>,
@@ -179,12 +209,17 @@ impl WriteQueue {
     /// The queue of this disk; there must be no other.
     #[must_use]
     pub fn new(disk: Arc<dyn Disk>, lanes: Arc<Lanes>) -> Arc<Self> {
-        Self::with_note(disk, lanes, None)
+        Self::of_file(disk, lanes, None, None)
     }
 
-    /// The same, with what an atomic write needs.
-    pub(super) fn with_note(disk: Arc<dyn Disk>, lanes: Arc<Lanes>, note: Option<Note>) -> Arc<Self> {
-        Arc::new(Self { disk, lanes, note, whole: RwLock::default(), state: Mutex::default() })
+    /// The same, with what an atomic write needs, and what bounds the disk's growth.
+    pub(super) fn of_file(
+        disk: Arc<dyn Disk>,
+        lanes: Arc<Lanes>,
+        note: Option<Note>,
+        account: Option<Arc<Account>>,
+    ) -> Arc<Self> {
+        Arc::new(Self { disk, lanes, note, account, whole: RwLock::default(), state: Mutex::default() })
     }
 
     /// The right to read the disk, if no atomic write is at work.
@@ -208,7 +243,7 @@ impl WriteQueue {
     /// Queues these operations. A wake-up's writes come together and make one hop.
     pub fn submit(self: &Arc<Self>, operations: impl IntoIterator<Item = (Ticket, Job, Done)>) {
         let mut state = self.state();
-        state.waiting.extend(operations.into_iter().map(|(ticket, job, done)| Entry { ticket, job, done }));
+        state.waiting.extend(operations.into_iter().map(|(ticket, job, done)| Entry { ticket, job, done, held: None }));
         if !state.draining && !state.waiting.is_empty() {
             state.draining = true;
             tokio::spawn(Arc::clone(self).drain());
@@ -254,7 +289,9 @@ impl WriteQueue {
         let running = {
             let mut state = self.state();
             state.waiting.retain(|entry| !named(&entry.ticket));
+            state.held.retain(|entry| !named(&entry.ticket));
             state.running.iter().any(named).then(|| {
+                state.gave_up = true;
                 let (sender, receiver) = oneshot::channel();
                 state.after_running.push(sender);
                 receiver
@@ -283,7 +320,32 @@ impl WriteQueue {
             let queue = Arc::clone(&self);
             self.lanes.run(lane, move || queue.run_batch(lane)).await;
             self.settle_later();
+            self.try_held_again();
         }
+    }
+
+    /// Sees to it that what is held goes back before everything that waits, again and again while anything is.
+    fn try_held_again(self: &Arc<Self>) {
+        let mut state = self.state();
+        if state.minding || state.held.is_empty() {
+            return;
+        }
+        state.minding = true;
+        let queue = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(TRY_AGAIN).await;
+                let mut state = queue.state();
+                if state.held.is_empty() {
+                    state.minding = false;
+                    return;
+                }
+                let held = std::mem::take(&mut state.held);
+                held.into_iter().rev().for_each(|entry| state.waiting.push_front(entry));
+                drop(state);
+                queue.submit([]);
+            }
+        });
     }
 
     fn run_batch(&self, lane: Lane) {
@@ -291,6 +353,12 @@ impl WriteQueue {
         for _ in 0..BATCH {
             let Some((entry, sharers)) = self.start_next(lane) else { return };
             let result = self.run_caught(&entry.job);
+            if matches!(result, Err(Failed::Busy)) {
+                if let Some(entry) = self.hold(entry) {
+                    answers.hold(entry.done, Err(Failed::Busy), 0);
+                }
+                continue;
+            }
             self.finished(!matches!(entry.job, Job::Flush | Job::Verb(_)));
             for sharer in sharers {
                 // One flush serves all that stood together. If it failed, each is told by its own attempt.
@@ -304,13 +372,23 @@ impl WriteQueue {
     /// Takes the next operation if it is of this lane; if it is a flush, with the flushes right behind it.
     fn start_next(&self, lane: Lane) -> Option<(Entry, Vec<Entry>)> {
         let mut state = self.state();
-        let first = state.waiting.pop_front_if(|entry| entry.job.lane() == lane)?;
+        let first = loop {
+            let next = state.waiting.pop_front_if(|entry| entry.job.lane() == lane)?;
+            if state.held.iter().any(|held| held.job.meets(&next.job)) {
+                let mut next = next;
+                next.held.get_or_insert_with(Instant::now);
+                state.held.push(next);
+            } else {
+                break next;
+            }
+        };
         let mut sharers = Vec::new();
         if matches!(first.job, Job::Flush) {
             while let Some(next) = state.waiting.pop_front_if(|entry| matches!(entry.job, Job::Flush)) {
                 sharers.push(next);
             }
         }
+        state.gave_up = false;
         state.running = std::iter::once(&first).chain(&sharers).map(|entry| entry.ticket).collect();
         Some((first, sharers))
     }
@@ -318,14 +396,64 @@ impl WriteQueue {
     /// A panic is this one operation's failure. Else it would never be answered, and whoever waits for it to be over (a new
     /// login, a reset) would wait for good.
     fn run_caught(&self, job: &Job) -> Result<(), Failed> {
-        let run = || match job {
-            Job::WriteAtomic { offset, data } => self.write_atomic(*offset, &data.concat()),
-            _ => job.run(&*self.disk),
+        let run = || {
+            let _promise = self.promise(job)?;
+            let done = match job {
+                Job::WriteAtomic { offset, data } => self.write_atomic(*offset, &data.concat()),
+                _ => job.run(&*self.disk),
+            };
+            match done {
+                // Somebody else took what was promised. What can be done twice waits as if it had not begun.
+                Err(Failed::Disk(error)) if error.kind() == ErrorKind::NoSpace && self.account.is_some() => {
+                    tracing::debug!("{error}");
+                    Err(if job.repeats() { Failed::Busy } else { error.into() })
+                }
+                done => done,
+            }
         };
         catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
             let defect = std::io::Error::other("a defect of Roost, which the log tells of");
             Err(DiskError::io(Path::new("a disk"), "change", defect).into())
         })
+    }
+
+    /// Sets an operation aside that found no space; or gives it back, if it has waited for as long as it may.
+    fn hold(&self, mut entry: Entry) -> Option<Entry> {
+        let now = Instant::now();
+        let since = *entry.held.get_or_insert(now);
+        let over = now - since + TRY_AGAIN > MAX_HOLD;
+        let mut state = self.state();
+        let back = if over || state.held.len() >= MAX_HELD {
+            Some(entry)
+        } else {
+            if !state.gave_up {
+                state.held.push(entry);
+            }
+            None
+        };
+        drop(state);
+        self.finished(false);
+        back
+    }
+
+    /// Promises what the operation takes of the host's space.
+    fn promise(&self, job: &Job) -> Result<Option<Promise>, Failed> {
+        let Some(account) = &self.account else { return Ok(None) };
+        let ranges = job.written();
+        if ranges.is_empty() {
+            return Ok(None);
+        }
+        let growth = || {
+            ranges
+                .iter()
+                .try_fold(0_u64, |sum, range| Ok(sum.saturating_add(self.disk.growth(range.offset, range.length)?)))
+        };
+        match account.promise(&ranges, &growth) {
+            Ok(promise) => Ok(Some(promise)),
+            Err(NoRoom::Limit) => Err(Failed::Limit),
+            Err(NoRoom::Host) => Err(Failed::Busy),
+            Err(NoRoom::Disk(error)) => Err(error.into()),
+        }
     }
 
     fn write_atomic(&self, offset: u64, data: &[u8]) -> Result<(), Failed> {
@@ -415,6 +543,61 @@ impl Job {
             Self::Write { data, .. } => data.iter().map(|piece| piece.len() as u64).sum(),
             _ => ANSWERED_TOGETHER,
         }
+    }
+
+    /// Where it writes data. Zeros take no space, and need none.
+    fn written(&self) -> Vec<ByteRange> {
+        let one = |offset: u64, length: usize| vec![ByteRange { offset, length: length as u64 }];
+        let length = |data: &[Bytes]| data.iter().map(Bytes::len).sum::<usize>();
+        match self {
+            Self::Write { offset, data, .. }
+            | Self::WriteAtomic { offset, data }
+            | Self::WriteVerify { offset, data }
+            | Self::Or { offset, data, .. } => one(*offset, length(data)),
+            Self::CompareAndWrite { offset, data, .. } => one(*offset, length(data) / 2),
+            Self::Copy(ranges) => {
+                ranges.iter().map(|range| ByteRange { offset: range.to, length: range.length }).collect()
+            }
+            Self::Fill(range, _) => vec![*range],
+            Self::Erase(_) | Self::Zero(_) | Self::Flush | Self::Verb(_) => Vec::new(),
+        }
+    }
+
+    /// Every byte that it reads or changes.
+    fn touched(&self) -> Vec<ByteRange> {
+        let mut touched = self.written();
+        match self {
+            Self::Copy(ranges) => {
+                touched.extend(ranges.iter().map(|range| ByteRange { offset: range.from, length: range.length }));
+            }
+            Self::Zero(ranges) => touched.extend(ranges),
+            Self::Erase(range) => touched.push(*range),
+            _ => {}
+        }
+        touched
+    }
+
+    /// Whether the two must keep their order.
+    fn meets(&self, other: &Self) -> bool {
+        let theirs = other.touched();
+        let apart = |one: &ByteRange, two: &ByteRange| {
+            one.offset + one.length <= two.offset || two.offset + two.length <= one.offset
+        };
+        self.touched().iter().any(|one| theirs.iter().any(|two| !apart(one, two)))
+    }
+
+    /// Whether doing it again from its beginning, after a part of it was done, comes to the same.
+    fn repeats(&self) -> bool {
+        matches!(
+            self,
+            Self::Write { .. }
+                | Self::WriteAtomic { .. }
+                | Self::WriteVerify { .. }
+                | Self::Or { .. }
+                | Self::Fill(..)
+                | Self::Zero(_)
+                | Self::Erase(_)
+        )
     }
 
     fn lane(&self) -> Lane {
@@ -513,6 +696,7 @@ fn copy(disk: &dyn Disk, range: CopyRange) -> Result<(), DiskError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::space::tests::Fake;
     use super::*;
     use std::io::IoSliceMut;
     use std::sync::mpsc;
@@ -599,5 +783,130 @@ mod tests {
         let order: Vec<u64> = (0..8).map(|n| n * 512).collect();
         assert_eq!(*disk.written.lock().unwrap(), order);
         assert_eq!(arrivals.try_iter().collect::<Vec<_>>(), order);
+    }
+
+    /// A disk that remembers what was written, and grows by what was not written before.
+    #[derive(Debug, Default)]
+    struct Thin(Mutex<Vec<(u64, u8)>>);
+
+    impl Thin {
+        fn written(&self) -> Vec<(u64, u8)> {
+            self.0.lock().unwrap().clone()
+        }
+    }
+
+    impl Disk for Thin {
+        fn size(&self) -> u64 {
+            1 << 30
+        }
+        fn try_read(&self, _: u64, _: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
+            Ok(false)
+        }
+        fn read(&self, _: u64, _: &mut [IoSliceMut<'_>]) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
+            self.0.lock().unwrap().push((offset, bufs[0][0]));
+            Ok(())
+        }
+        fn zero(&self, offset: u64, _: u64) -> Result<(), DiskError> {
+            self.0.lock().unwrap().push((offset, 0));
+            Ok(())
+        }
+        fn flush(&self) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn read_only(&self) -> bool {
+            false
+        }
+        fn growth(&self, offset: u64, len: u64) -> Result<u64, DiskError> {
+            Ok(if self.written().iter().any(|(there, _)| *there == offset) { 0 } else { len })
+        }
+    }
+
+    /// A queue over such a disk on a host of 64 MiB, that is full, and what tells of each task's end.
+    struct Full {
+        disk: Arc<Thin>,
+        host: Fake,
+        queue: Arc<WriteQueue>,
+        ends: tokio::sync::mpsc::UnboundedReceiver<(u64, bool)>,
+        end: tokio::sync::mpsc::UnboundedSender<(u64, bool)>,
+    }
+
+    impl Full {
+        fn new() -> Self {
+            let (disk, host) = (Arc::<Thin>::default(), Fake::new(0, 64 << 20));
+            disk.0.lock().unwrap().push((0, 1));
+            let queue = WriteQueue::of_file(disk.clone(), Arc::default(), None, Some(host.account()));
+            let (end, ends) = tokio::sync::mpsc::unbounded_channel();
+            Self { disk, host, queue, ends, end }
+        }
+
+        fn submit(&self, task: u64, job: Job) {
+            let end = self.end.clone();
+            let done = move |result: Result<(), Failed>| {
+                assert!(matches!(result, Ok(()) | Err(Failed::Busy)), "{result:?}");
+                let _ = end.send((task, result.is_ok()));
+            };
+            self.queue.submit([(Ticket { nexus: Nexus(1), task }, job, Box::new(done) as Done)]);
+        }
+
+        fn write(&self, task: u64, offset: u64, byte: u8) {
+            self.submit(task, Job::Write { offset, data: vec![Bytes::from(vec![byte; 4096])], fua: false });
+        }
+
+        async fn ended(&mut self) -> (u64, bool) {
+            self.ends.recv().await.unwrap()
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_grows_waits_for_space_and_lets_the_others_pass_but_those_that_touch_the_same_bytes() {
+        let mut full = Full::new();
+        full.write(1, 8192, 2);
+        full.write(2, 8192, 3);
+        full.submit(3, Job::Zero(vec![ByteRange { offset: 4096, length: 8192 }]));
+        full.write(4, 0, 4);
+        full.submit(5, Job::Zero(vec![ByteRange { offset: 1 << 20, length: 4096 }]));
+        full.submit(6, Job::Flush);
+        for task in 4..=6 {
+            assert_eq!(full.ended().await, (task, true));
+        }
+        assert_eq!(full.disk.written(), [(0, 1), (0, 4), (1 << 20, 0)]);
+        full.host.set(64 << 20);
+        for task in 1..=3 {
+            assert_eq!(full.ended().await, (task, true));
+        }
+        assert_eq!(full.disk.written()[3..], [(8192, 2), (8192, 3), (4096, 0)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_waits_for_space_and_is_cancelled_never_lands() {
+        let mut full = Full::new();
+        full.write(1, 8192, 2);
+        full.write(2, 0, 3);
+        assert_eq!(full.ended().await, (2, true), "the first is held by now");
+        full.queue.cancel(Nexus(1), Some(&[1])).await;
+        full.host.set(64 << 20);
+        full.write(3, 8192, 4);
+        assert_eq!(full.ended().await, (3, true));
+        tokio::time::sleep(TRY_AGAIN * 2).await;
+        assert_eq!(full.disk.written(), [(0, 1), (0, 3), (8192, 4)]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_many_that_wait_the_rest_is_told_at_once() {
+        let mut full = Full::new();
+        for n in 0..20 {
+            full.write(n, (n + 1) * 4096, 2);
+        }
+        let most = u64::try_from(MAX_HELD).unwrap();
+        for n in most..20 {
+            assert_eq!(full.ended().await, (n, false));
+        }
+        full.host.set(64 << 20);
+        for n in 0..most {
+            assert_eq!(full.ended().await, (n, true));
+        }
     }
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disks::ServeError;
 use super::recorder::now;
+use super::space::bytes_of;
 use crate::config::{DhcpMode, Settings};
 use crate::disk::checksum::{Fitness, fitness};
 use crate::disk::file::Access;
@@ -48,6 +49,12 @@ pub struct ClientReport {
     pub disk_path: PathBuf,
     /// What that file takes up on the host, in bytes; a sparse file takes less than it is long.
     pub disk_bytes_on_host: Option<u64>,
+    /// The most that it may take up on the host with its checkpoints, in bytes.
+    #[serde(default)]
+    pub limit: Option<u64>,
+    /// What it takes up with its checkpoints, in bytes: what counts against the limit.
+    #[serde(default)]
+    pub bytes_of_limit: u64,
     /// What happens to it between boots: `keep` or `reset`.
     pub disk_policy: String,
     /// The disk before it, where nobody has logged in on the present one yet.
@@ -280,6 +287,8 @@ impl Reporter {
             disk_policy: client.disk.word().to_owned(),
             previous_disk: Some(previous_path(&self.settings.state, name)).filter(|path| path.exists()),
             disk_bytes_on_host: bytes_on_host(&disk_path),
+            limit: client.limit,
+            bytes_of_limit: bytes_of(&disk_path),
             disk_size: disk_size(&disk_path).or_else(|| disk_size(&master_path(&self.settings.state, &client.image))),
             checkpoints: tree.as_ref().map(tell).unwrap_or_default(),
             chain_depth: tree.filter(|_| disk_path.exists()).map(|tree| tree.below_top().len() + 2),
@@ -656,6 +665,7 @@ mod tests {
             off: false,
             title: None,
             note: None,
+            limit: None,
         };
         let [fixed, leased, seen, older] = [1, 2, 3, 4].map(|last| Ipv4Addr::new(10, 0, 0, last));
         assert_eq!(address(&client, &store).unwrap(), None);

@@ -20,6 +20,7 @@ use crate::app::overlays::{
     CheckpointRequest, OverlayError, ResizeReport, ResizeRequest, RollbackReport, RollbackRequest, WorkReport,
 };
 use crate::app::report::CheckpointReport;
+use crate::fleet;
 use crate::fleet::{Client, ClientName, Timestamp};
 
 /// How often a long operation is asked how far it is.
@@ -249,50 +250,5 @@ impl From<OverlayError> for Error {
 
 /// Reads a size as a person writes it: `50G`, `1.5T`, `512 MiB`, or bytes.
 pub(super) fn size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{text}` is no size: write `50G`, `1.5T`, or a number of bytes");
-    let text = text.trim();
-    let end = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let shift = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        "t" | "tib" => 40,
-        _ => return Err(wrong()),
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() || fraction.len() > 6 || (number.contains('.') && fraction.is_empty()) {
-        return Err(wrong());
-    }
-    let whole: u64 = whole.parse().map_err(|_| wrong())?;
-    // A fraction of a unit: so many of as many parts.
-    let parts = 10u64.pow(u32::try_from(fraction.len()).map_err(|_| wrong())?);
-    let fraction: u64 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| wrong())? };
-    let rest = (u128::from(fraction) << shift) / u128::from(parts);
-    let whole = whole.checked_mul(1 << shift).ok_or_else(wrong)?;
-    whole.checked_add(u64::try_from(rest).map_err(|_| wrong())?).filter(|size| *size > 0).ok_or_else(wrong)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::size;
-
-    #[test]
-    fn sizes_are_read_as_people_write_them() {
-        for (text, bytes) in [
-            ("50G", 50 << 30),
-            ("50 GiB", 50 << 30),
-            ("1.5t", 3 << 39),
-            ("2040g", 2040 << 30),
-            ("512m", 512 << 20),
-            ("1048576", 1 << 20),
-            ("0.25K", 256),
-        ] {
-            assert_eq!(size(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "G", "50X", "-1G", "1.G", ".5G", "0", "1e3", "99999999999T", "1.2.3G", "0.0000001G"] {
-            size(text).unwrap_err();
-        }
-    }
+    fleet::size::parse(text).ok_or_else(|| format!("`{text}` is no size: write `50G`, `1.5T`, or a number of bytes"))
 }

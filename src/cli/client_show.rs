@@ -42,6 +42,9 @@ fn page(client: &ClientReport) -> String {
     line("address", &or_dash(client.address));
     line("image", &client.image);
     line("disk", &disk(client));
+    if let Some(limit) = client.limit {
+        line("", &format!("{} of its limit of {}", bytes(client.bytes_of_limit), bytes(limit)));
+    }
     line("", policy(&client.disk_policy));
     if let Some(previous) = &client.previous_disk {
         line("", &format!("the one before it is {} until the next login", previous.display()));
@@ -134,6 +137,8 @@ mod tests {
             image: "debian-12".to_owned(),
             disk_path: "/var/lib/roost/disks/pc-01.vhd".into(),
             disk_bytes_on_host: Some(12 << 20),
+            limit: Some(20 << 30),
+            bytes_of_limit: 17 << 20,
             disk_policy: "reset".to_owned(),
             previous_disk: Some("/var/lib/roost/disks/pc-01.vhd.previous".into()),
             disk_size: Some(2 << 30),
@@ -171,6 +176,7 @@ mod tests {
   address      10.0.0.7
   image        debian-12
   disk         /var/lib/roost/disks/pc-01.vhd, 12.0 MiB on the host for a disk of 2.0 GiB
+               17.0 MiB of its limit of 20.0 GiB
                reset: made anew at every boot
                the one before it is /var/lib/roost/disks/pc-01.vhd.previous until the next login
   checkpoints  3  {since}  5.0 MiB  before the update

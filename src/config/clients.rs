@@ -23,6 +23,8 @@ struct Common {
     chap: Given<bool>,
     /// Whether the disk may only be read.
     mode: Given<bool>,
+    /// The most bytes of its own that the disk may take up.
+    limit: Given<u64>,
     off: Given<bool>,
 }
 
@@ -31,6 +33,7 @@ impl Common {
         image: Given::Absent,
         disk: Given::Absent,
         mode: Given::Absent,
+        limit: Given::Absent,
         chap: Given::Absent,
         off: Given::Absent,
     };
@@ -41,6 +44,7 @@ impl Common {
             disk: walker.parsed(section, "disk", disk_policy),
             chap: walker.flag(section, "chap"),
             mode: walker.parsed(section, "mode", read_only),
+            limit: walker.parsed(section, "limit", values::limit),
             off: walker.flag(section, "off"),
         }
     }
@@ -51,6 +55,7 @@ impl Common {
             disk: self.disk.or(&farther.disk),
             chap: self.chap.or(&farther.chap),
             mode: self.mode.or(&farther.mode),
+            limit: self.limit.or(&farther.limit),
             off: self.off.or(&farther.off),
         }
     }
@@ -393,6 +398,7 @@ impl Entry {
             initiators,
             chap: self.all.chap.value().unwrap_or(false),
             read_only: self.all.mode.value().unwrap_or(false),
+            limit: self.all.limit.value(),
             off: self.all.off.value().unwrap_or(false),
             title: self.title.value(),
             note: self.note.value(),

@@ -34,7 +34,7 @@ use self::walk::{Located, Section, Walker};
 use crate::fleet::{Fleet, ImageName, Pool};
 
 pub use self::report::{MAX_LINE_SHOWN, MAX_SHOWN, Note, Place, Problem, Report, Severity};
-pub use self::values::{MAX_LEASE, MAX_POOL};
+pub use self::values::{MAX_LEASE, MAX_POOL, MIN_LIMIT};
 pub use crate::fleet::lease::{MAX_DNS, MIN_LEASE};
 
 /// Largest mapping file in bytes. [`MAX_CLIENTS`] with a long note each fit well; more is not a mapping file.

@@ -6,13 +6,16 @@ use std::time::Duration;
 use super::report::quoted;
 use crate::fleet::iqn::MAX_ISCSI_NAME;
 use crate::fleet::lease::MIN_LEASE;
-use crate::fleet::{ImageName, client};
+use crate::fleet::{ImageName, client, size};
 
 /// Most addresses in a pool, a /16: it is walked to find a free one.
 pub const MAX_POOL: u32 = 65_536;
 
 /// Longest lease: a year; what should stay for good is an `ip`.
 pub const MAX_LEASE: Duration = Duration::from_secs(365 * 86_400);
+
+/// Smallest `limit` of a client: the tables of the largest disk fit, and some of what is written to it.
+pub const MIN_LIMIT: u64 = 16 << 20;
 
 /// Longest name of a network interface in bytes: Linux' `IFNAMSIZ` is 16 with the final zero.
 const MAX_INTERFACE: usize = 15;
@@ -99,6 +102,21 @@ pub(super) fn lease(text: &str) -> Result<Duration, Refusal> {
         return Err(Refusal::new(message, "for an address that stays, give the client an `ip`"));
     }
     Ok(lease)
+}
+
+/// How far a client's own disk may grow: `20G`, `512M`.
+pub(super) fn limit(text: &str) -> Result<u64, Refusal> {
+    let shown = quoted(text);
+    let Some(limit) = size::parse(text) else {
+        let help = "a number and M, G or T: \"512M\", \"20G\", \"1.5T\"";
+        return Err(Refusal::new(format!("`{shown}` is no size"), help));
+    };
+    if limit < MIN_LIMIT {
+        let help = "for a disk that takes no writes at all: mode = \"read-only\"";
+        let least = MIN_LIMIT >> 20;
+        return Err(Refusal::new(format!("a limit of {shown} is too small; the smallest is {least}M"), help));
+    }
+    Ok(limit)
 }
 
 /// A prefix of iSCSI names: `iqn.YYYY-MM.reversed.domain[:…]` (RFC 7143 §4.2.7.4).

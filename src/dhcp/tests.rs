@@ -40,6 +40,7 @@ fn client(text: &str, macs: &[u8], ip: Option<[u8; 4]>) -> Client {
         off: false,
         title: None,
         note: None,
+        limit: None,
     }
 }
 

@@ -19,7 +19,7 @@ use super::vhd::wire::{Footer, Header, Kind, LocatorKind};
 use super::vhdx::Vhdx;
 use super::vhdx::engine::At;
 use super::vhdx::wire::{ParentLocator, SIGNATURE};
-use super::{Disk, SECTOR, Stretch};
+use super::{Disk, PAGE, SECTOR, Stretch};
 
 /// Layers that a chain may have. Each costs a lookup per request; more than this is a loop or an accident.
 pub const MAX_DEPTH: usize = 64;
@@ -277,6 +277,22 @@ impl Chain {
             Layer::Vhdx(vhdx) => Some(vhdx.metadata().id),
             _ => self.footer().map(Footer::id),
         }
+    }
+
+    /// What a child names this disk by, as it is now: the identity of a VHD, the `DataWriteGuid` of a VHDX, which its first
+    /// write after each opening renews.
+    #[must_use]
+    pub fn linkage(&self) -> Option<Uuid> {
+        match &*self.layer {
+            Layer::Vhdx(vhdx) => Some(vhdx.header().data_write),
+            _ => self.unique_id(),
+        }
+    }
+
+    /// Flushes, and leaves a file that every reader of its format finds complete.
+    pub(super) fn close(&self) -> Result<(), DiskError> {
+        self.flush()?;
+        self.vhdx().map_or(Ok(()), Vhdx::close)
     }
 
     /// What lies below.
@@ -628,6 +644,54 @@ impl Disk for Chain {
         }
         Ok(stretches)
     }
+
+    fn growth(&self, offset: u64, len: u64) -> Result<u64, DiskError> {
+        self.check(offset, len)?;
+        let (mut at, end) = (offset, offset + len);
+        let mut bytes = 0;
+        match &*self.layer {
+            Layer::Flat(flat) => bytes = holes(&*flat.media, offset, len)?,
+            // Where a sector lies is known before it is written: no bitmap has to be read.
+            Layer::Sparse(sparse) => {
+                while at < end {
+                    let (place, piece) = sparse.place_of(at);
+                    let piece = piece.min(end - at);
+                    bytes += match place {
+                        Some(place) => holes(sparse.media(), place, piece)?,
+                        None => pages(0, piece),
+                    };
+                    at += piece;
+                }
+            }
+            Layer::Vhdx(vhdx) => {
+                for run in vhdx.map_range(offset, len, Wait::Block)?.unwrap_or_default() {
+                    bytes += match run.at {
+                        At::Here(place) => holes(vhdx.media(), place, run.len)?,
+                        At::Zero | At::Below => pages(run.offset, run.len),
+                    };
+                }
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// Bytes of the pages that a range touches.
+fn pages(at: u64, len: u64) -> u64 {
+    let (first, end) = (at - at % PAGE, at.saturating_add(len));
+    if len == 0 { 0 } else { end.next_multiple_of(PAGE) - first }
+}
+
+/// Bytes that a file takes up in addition once this range of it is written.
+fn holes(media: &dyn Media, at: u64, len: u64) -> Result<u64, DiskError> {
+    let (mut here, end) = (at, at + len);
+    let mut bytes = 0;
+    while here < end {
+        let data = media.next_data(here)?.unwrap_or(end).clamp(here, end);
+        bytes += pages(here, data - here);
+        here = if data < end { media.next_hole(data)?.clamp(data + 1, end) } else { end };
+    }
+    Ok(bytes)
 }
 
 /// Adds a stretch, or lengthens the last one where it is alike.

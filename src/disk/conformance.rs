@@ -5,6 +5,7 @@
 //! A format joins by an entry in [`FORMATS`], an operation that rearranges files by one in [`VERBS`].
 
 use std::fmt::Debug;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,11 +15,17 @@ use proptest::test_runner::TestRunner;
 use super::chain::{Chain, PendingPath};
 use super::file::Access;
 use super::model::{BOOT, SECTORS, at, pattern, read, rounds, same, scratch, write};
+use super::overlay::merge::tidy;
+use super::overlay::{Note, Overlay, Place, SIZE_UNIT, Tree};
+use super::vhd::create::TempFile;
 use super::vhd::{Layout, NewChild, create_child_as, create_dynamic_as, create_fixed};
+use super::vhdx::{self, Spec};
 use super::{Disk, SECTOR};
 
 /// Layers of the deepest chain.
 const DEPTH: usize = 8;
+/// What a disk grows to at most.
+const MAX_SIZE: u64 = 12 << 20;
 
 /// A kind of disk file that takes writes.
 #[derive(Debug)]
@@ -36,6 +43,10 @@ enum Family {
     /// No layer of any chain: raw disks have no identity that a child could name.
     Raw,
     Vhd,
+    /// With sectors of 512 bytes. A child has its parent's.
+    Vhdx,
+    /// With sectors of 4096 bytes, eight of a request's units.
+    Vhdx4096,
 }
 
 impl Family {
@@ -43,6 +54,7 @@ impl Family {
         match self {
             Self::Raw => "raw",
             Self::Vhd => "vhd",
+            Self::Vhdx | Self::Vhdx4096 => "vhdx",
         }
     }
 }
@@ -97,14 +109,49 @@ pub(super) static FORMATS: &[Format] = &[
         }),
         blocks: VHD_BLOCKS,
     },
+    vhdx(
+        "VHDX, fixed",
+        Family::Vhdx,
+        Make::Base(|path, size, block_size| vhdx_base(path, size, block_size, 512, true)),
+    ),
+    vhdx(
+        "VHDX, dynamic",
+        Family::Vhdx,
+        Make::Base(|path, size, block_size| vhdx_base(path, size, block_size, 512, false)),
+    ),
+    vhdx("VHDX, differencing", Family::Vhdx, Make::Child(vhdx_child)),
+    vhdx(
+        "VHDX, dynamic, sectors of 4096 bytes",
+        Family::Vhdx4096,
+        Make::Base(|path, size, block_size| vhdx_base(path, size, block_size, 4096, false)),
+    ),
+    vhdx("VHDX, differencing, sectors of 4096 bytes", Family::Vhdx4096, Make::Child(vhdx_child)),
 ];
+
+const fn vhdx(name: &'static str, family: Family, make: Make) -> Format {
+    Format { name, family, make, blocks: VHDX_BLOCKS }
+}
+
+fn vhdx_base(path: &Path, size: u64, block_size: u32, logical_sector: u32, fixed: bool) {
+    vhdx::create(path, &Spec { size, fixed, block_size, logical_sector, physical_sector: 4096 }).unwrap();
+}
+
+fn vhdx_child(path: &Path, parent: &Chain, relative: &str, block_size: u32) {
+    let temp = TempFile::beside(path).unwrap();
+    let absolute = parent.path().to_string_lossy();
+    let new = vhdx::create::NewChild { block_size, ..Default::default() };
+    vhdx::create::write_child(&temp.file, parent, relative, &absolute, new).unwrap();
+    temp.keep().unwrap();
+}
 
 /// The smallest, those of Windows with the usual one twice, and the largest.
 const VHD_BLOCKS: &[u32] = &[4 << 10, 64 << 10, 512 << 10, 2 << 20, 2 << 20, 32 << 20, 256 << 20];
+/// The smallest, that of our children, that of Windows, and the largest.
+const VHDX_BLOCKS: &[u32] = &[1 << 20, 2 << 20, 1 << 20, 32 << 20, 2 << 20, 256 << 20];
 
 /// What can be done with a disk besides reading and writing, each a function of a number that it may choose by. It leaves
 /// the model as the disk must read; the suite opens the disk afterwards and goes on.
-static VERBS: &[fn(&mut Bench, usize)] = &[reset, checkpoint];
+static VERBS: &[fn(&mut Bench, usize)] = &[reset, child, checkpoint, merge, resize, compact];
 
 /// The disk becomes as it was made: what lies below it, or zeros.
 fn reset(bench: &mut Bench, _: usize) {
@@ -115,7 +162,7 @@ fn reset(bench: &mut Bench, _: usize) {
 }
 
 /// The disk stays as it is, and a child of it takes the writes.
-fn checkpoint(bench: &mut Bench, choice: usize) {
+fn child(bench: &mut Bench, choice: usize) {
     let family = bench.layers.last().unwrap().0.family;
     let children: Vec<_> =
         FORMATS.iter().filter(|format| format.family == family && matches!(format.make, Make::Child(_))).collect();
@@ -127,6 +174,54 @@ fn checkpoint(bench: &mut Bench, choice: usize) {
     bench.below.clone_from(&bench.model);
     let path = bench.fresh_path(family);
     bench.make(children[choice % children.len()], path);
+}
+
+/// The same by way of the verb.
+fn checkpoint(bench: &mut Bench, _: usize) {
+    if bench.layers.len() < DEPTH {
+        bench.with_overlay(&mut |disk| {
+            let note = Note { made_ms: 1, text: String::new(), checkpoint: true };
+            disk.checkpoint(&note).unwrap();
+        });
+    }
+}
+
+/// One of the layers that such verbs left goes into what stands on it. Where there is room, two that hold something are made
+/// first.
+fn merge(bench: &mut Bench, choice: usize) {
+    if (2..=DEPTH - 2).contains(&bench.layers.len()) {
+        for n in 1..=2u8 {
+            checkpoint(bench, 0);
+            let start = choice as u64 % (SECTORS - 64) + u64::from(n) * 20;
+            bench.write(start, &pattern(start, 30, n));
+        }
+    }
+    bench.with_overlay(&mut |disk| {
+        let tree = Tree::read(disk.place()).unwrap();
+        let Some(layer) = tree.layers.get(choice % tree.layers.len().max(1)) else { return };
+        disk.place().disown(layer).unwrap();
+        // What the disk holds itself is set aside where the layer right below it is to go.
+        disk.loosen(1).unwrap();
+        tidy(disk.place(), disk.base(), &mut |_, _| ControlFlow::Continue(())).unwrap();
+        disk.rebase().unwrap();
+        disk.thaw().unwrap();
+    });
+}
+
+/// The disk grows, a child taking the writes.
+fn resize(bench: &mut Bench, choice: usize) {
+    let size = bench.model.len() as u64 + (1 + choice as u64 % 3) * SIZE_UNIT;
+    if bench.layers.len() < DEPTH && size <= MAX_SIZE {
+        bench.with_overlay(&mut |disk| assert!(disk.resize(size, 1).unwrap()));
+        if bench.layers.len() > 1 {
+            bench.model.resize(usize::try_from(size).unwrap(), 0);
+        }
+    }
+}
+
+/// Pages that hold nothing are given back.
+fn compact(bench: &mut Bench, _: usize) {
+    bench.with_overlay(&mut |disk| disk.compact(0, disk.size()).unwrap());
 }
 
 /// What a disk promises, by how it is opened.
@@ -193,6 +288,35 @@ impl Bench {
         self.dir.path().join(format!("layer-{}.{}", self.files, family.extension()))
     }
 
+    /// Does something to the disk as one that is served, if it is a child: over what lies below those of its layers that have
+    /// the names which the verbs give them.
+    fn with_overlay(&mut self, work: &mut dyn FnMut(&Overlay)) {
+        if self.layers.len() < 2 {
+            return;
+        }
+        self.open().flush().unwrap();
+        self.close();
+        let (format, top) = self.layers.last().unwrap().clone();
+        let place = Place::new(top.clone());
+        let by_verbs = |path: &Path| Tree::read(&place).unwrap().layers.iter().any(|l| place.layer(l.number) == path);
+        let own = self.layers.iter().rev().skip(1).take_while(|(_, path)| by_verbs(path)).count();
+        let base = &self.layers[self.layers.len() - 2 - own].1;
+        let base = Arc::new(Chain::open(base, Access::Read).unwrap());
+        let pending = PendingPath { path: top.with_extension("pending"), boot_id: BOOT.into() };
+        let disk = Overlay::open(place, base, Some(&pending)).unwrap();
+        work(&disk);
+        disk.flush().unwrap();
+        drop(disk);
+        // What there is now is what the files say.
+        let found = Chain::open(&top, Access::Peek).unwrap();
+        let chain = std::iter::successors(Some(&found), |chain| chain.parent().map(|parent| &**parent));
+        let known = |path: &Path| self.layers.iter().find(|(_, known)| known == path).map_or(format, |layer| layer.0);
+        let mut layers: Vec<_> = chain.map(|chain| (known(chain.path()), chain.path().to_path_buf())).collect();
+        layers.reverse();
+        self.below = found.parent().map(|parent| read(&**parent, 0, parent.size() / SECTOR)).unwrap();
+        self.layers = layers;
+    }
+
     /// Makes an empty layer and puts it on top.
     fn make(&mut self, format: &'static Format, path: PathBuf) {
         let block_size = format.blocks[(self.seed + self.layers.len()) % format.blocks.len()];
@@ -242,7 +366,13 @@ impl Bench {
     }
 
     fn write(&mut self, start: u64, bytes: &[u8]) {
-        write(self.open(), start, bytes);
+        let disk = self.open();
+        write(disk, start, bytes);
+        assert_eq!(
+            disk.growth(start * SECTOR, bytes.len() as u64).unwrap(),
+            0,
+            "what was written takes no space again"
+        );
         self.model[at(start)..at(start) + bytes.len()].copy_from_slice(bytes);
     }
 
@@ -308,7 +438,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => range().prop_map(|(start, len)| Step::Read(start, len)),
         1 => Just(Step::Flush),
         1 => Just(Step::Reopen),
-        1 => any::<(usize, usize)>().prop_map(|(verb, choice)| Step::Verb(verb, choice)),
+        3 => any::<(usize, usize)>().prop_map(|(verb, choice)| Step::Verb(verb, choice)),
     ]
 }
 
@@ -317,17 +447,17 @@ fn conforms(format: &'static Format) {
     let below = proptest::collection::vec(any::<usize>(), 1..DEPTH);
     let steps = proptest::collection::vec(step(), 1..40);
     let config =
-        ProptestConfig { cases: 12 * rounds(), max_shrink_iters: 200, failure_persistence: None, ..Default::default() };
+        ProptestConfig { cases: 24 * rounds(), max_shrink_iters: 200, failure_persistence: None, ..Default::default() };
     let tested =
         TestRunner::new(config).run(&(below, promises, any::<u16>(), steps), |(below, promise, seed, steps)| {
             let mut bench = Bench::new(format, &below, promise, seed.into());
             steps.iter().for_each(|step| bench.step(step));
             bench.close();
-            bench.check(0, SECTORS);
+            bench.check(0, bench.model.len() as u64 / SECTOR);
             // And as one finds it who knows nothing but its path.
             bench.close();
             let found = Chain::open(&bench.layers.last().unwrap().1, Access::Read).unwrap();
-            prop_assert!(promise == Promise::Kept || read(&found, 0, SECTORS) == bench.model);
+            prop_assert!(promise == Promise::Kept || read(&found, 0, found.size() / SECTOR) == bench.model);
             Ok(())
         });
     tested.unwrap_or_else(|error| panic!("{}: {error}", format.name));

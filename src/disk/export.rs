@@ -8,7 +8,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -18,11 +18,14 @@ use uuid::Uuid;
 use super::chain::Chain;
 use super::copy::{CHUNK, each_run, runs};
 use super::error::DiskError;
-use super::file::{Media, sync_folder_of, write_all};
+use super::file::{File, Media, sync_folder_of, write_all};
 use super::vhd::create::TempFile;
 use super::vhd::sparse::{ALIGN, Sparse, Wait};
 use super::vhd::wire::{ABSENT, BLOCK_SIZE, FOOTER, Footer, HEADER, Header, Kind, Locator, LocatorKind, NewHeader};
 use super::vhd::{Builder, MAX_SIZE};
+use super::vhdx::Vhdx;
+use super::vhdx::create::{Spec, copy_structures, create_on, fill};
+use super::vhdx::engine::At;
 use super::{Disk, SECTOR};
 
 /// What an export is written as.
@@ -166,19 +169,23 @@ pub fn flatten(
             builder.finish()?;
         }
         ExportFormat::Vhdx => {
-            let what = "VHDX is not written yet; --format vhd makes a file that the same tools read".to_owned();
-            return Err(ExportError::Unsupported { path: into.into(), what });
+            let block_size = u32::try_from(CHUNK).expect("2 MiB");
+            create_on(&temp.file, &Spec { block_size, ..Spec::dynamic(size) })?;
+            fill(&temp.file, &mut |to| {
+                each_run(disk, 0..size, progress, &mut |at, run| to.write(at, &[IoSlice::new(run)]))
+            })?;
         }
     }
     put(temp, into, replace)?;
     Ok(Exported { files: vec![into.into()], size })
 }
 
-/// Writes each layer of a disk as a file of its own: the top one as `into`, those below beside it as `STEM.parent-N.vhd`.
+/// Writes each layer of a disk as a file of its own: the top one as `into`, those below beside it as `STEM.parent-N.vhd` (or
+/// `.vhdx`).
 /// Identities stay, so that what knows a parent by its identity finds it again.
 ///
 /// # Errors
-/// See [`ExportError`]; among them a layer that is no VHD.
+/// See [`ExportError`]; among them a layer of another format.
 pub fn chain(
     disk: &Chain,
     into: &Path,
@@ -186,16 +193,20 @@ pub fn chain(
     replace: bool,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Exported, ExportError> {
-    if format != ExportFormat::Vhd {
-        let what = "a chain is written as VHDs (--format vhd) so far".to_owned();
-        return Err(ExportError::Unsupported { path: into.into(), what });
-    }
+    let (name, fits): (_, fn(&Chain) -> bool) = match format {
+        ExportFormat::Vhd => ("VHD", |layer| layer.footer().is_some()),
+        ExportFormat::Vhdx => ("VHDX", |layer| layer.vhdx().is_some()),
+        ExportFormat::Raw | ExportFormat::VhdFixed => {
+            let what = "a chain is written as VHDs or VHDXs: --format vhd or vhdx".to_owned();
+            return Err(ExportError::Unsupported { path: into.into(), what });
+        }
+    };
     let layers: Vec<&Chain> =
         std::iter::successors(Some(disk), |chain| chain.parent().map(|parent| &**parent)).collect();
-    let files: Vec<PathBuf> = (0..layers.len()).map(|below| layer_path(into, below)).collect();
-    if let Some(other) = layers.iter().find(|layer| layer.footer().is_none()) {
+    let files: Vec<PathBuf> = (0..layers.len()).map(|below| layer_path(into, below, format)).collect();
+    if let Some(other) = layers.iter().find(|layer| !fits(layer)) {
         let what = format!(
-            "{} is no VHD, and a chain is written of VHDs only; without --chain it is flattened",
+            "{} is no {name}, and a chain keeps the format of its layers; without --chain it is flattened",
             other.path().display()
         );
         return Err(ExportError::Unsupported { path: into.into(), what });
@@ -208,7 +219,11 @@ pub fn chain(
         let temp = TempFile::beside(&files[below])?;
         let parent =
             files.get(below + 1).map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned());
-        write_layer(&temp.file, layer, parent.as_deref(), &mut |done, _| progress(before + done, total))?;
+        let progress = &mut |done, _| progress(before + done, total);
+        match layer.vhdx() {
+            Some(vhdx) => write_vhdx_layer(&temp.file, layer, vhdx, parent.as_deref(), progress)?,
+            None => write_layer(&temp.file, layer, parent.as_deref(), progress)?,
+        }
         before += layer.size();
         made.push((temp, &files[below]));
     }
@@ -218,12 +233,12 @@ pub fn chain(
 }
 
 /// `pc-01.vhd`, `pc-01.parent-1.vhd`, `pc-01.parent-2.vhd`.
-fn layer_path(top: &Path, below: usize) -> PathBuf {
+fn layer_path(top: &Path, below: usize, format: ExportFormat) -> PathBuf {
     if below == 0 {
         return top.into();
     }
     let mut name: OsString = top.file_stem().unwrap_or_default().to_owned();
-    name.push(format!(".parent-{below}.vhd"));
+    name.push(format!(".parent-{below}.{}", format.word()));
     top.with_file_name(name)
 }
 
@@ -257,6 +272,47 @@ fn put(temp: TempFile, into: &Path, replace: bool) -> Result<(), ExportError> {
         Err(_) if !into.exists() => Ok(temp.keep()?),
         Err(error) => Err(DiskError::io(into, "put into place", error).into()),
     }
+}
+
+/// Writes one layer with its own identity: a dynamic disk, or over the file called `parent` a differencing one.
+fn write_vhdx_layer(
+    file: &File,
+    layer: &Chain,
+    vhdx: &Vhdx,
+    parent: Option<&str>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(), DiskError> {
+    copy_structures(file, vhdx, parent)?;
+    let size = vhdx.size();
+    fill(file, &mut |to| {
+        if parent.is_none() {
+            return each_run(layer, 0..size, progress, &mut |at, run| to.write(at, &[IoSlice::new(run)]));
+        }
+        let mut buffer = vec![0; usize::try_from(CHUNK).expect("2 MiB")];
+        let mut at = 0;
+        while at < size {
+            progress(at, size);
+            let len = CHUNK.min(size - at);
+            for run in vhdx.map_range(at, len, Wait::Block)?.expect("it waits") {
+                match run.at {
+                    At::Below => {}
+                    At::Zero => to.zero(run.offset, run.len)?,
+                    At::Here(from) => {
+                        let bytes = &mut buffer[..usize::try_from(run.len).expect("at most a chunk")];
+                        vhdx.media().read(from, &mut [IoSliceMut::new(bytes)])?;
+                        // All of it is here, also where it is zeros.
+                        to.zero(run.offset, run.len)?;
+                        for data in runs(bytes) {
+                            to.write(run.offset + data.start as u64, &[IoSlice::new(&bytes[data])])?;
+                        }
+                    }
+                }
+            }
+            at += len;
+        }
+        progress(size, size);
+        Ok(())
+    })
 }
 
 /// Where the text of the one parent locator lies, and the space for it.
@@ -395,6 +451,7 @@ mod tests {
             (ExportFormat::Raw, DiskFormat::Raw),
             (ExportFormat::Vhd, DiskFormat::VhdDynamic),
             (ExportFormat::VhdFixed, DiskFormat::VhdFixed),
+            (ExportFormat::Vhdx, DiskFormat::VhdxDynamic),
         ] {
             let into = dir.path().join(format.word());
             let mut told = (0, 0);
@@ -436,6 +493,60 @@ mod tests {
         );
         let copy = Chain::open(&top, Access::Read).unwrap();
         assert!(model::read(&copy, 0, SECTORS) == model);
+    }
+
+    #[test]
+    fn a_chain_of_vhdxs_moves_as_a_whole_with_its_identities() {
+        use super::super::vhdx::create_child;
+        for logical_sector in [512, 4096] {
+            let (dir, out, moved) = (model::scratch(), model::scratch(), model::scratch());
+            let path = |n: usize| dir.path().join(format!("{n}.vhdx"));
+            let spec = Spec { logical_sector, block_size: 1 << 20, ..Spec::dynamic(SECTORS * SECTOR) };
+            super::super::vhdx::create(&path(0), &spec).unwrap();
+            let mut model = vec![0; model::at(SECTORS)];
+            for n in 0..3u8 {
+                if n > 0 {
+                    let parent = Chain::open(&path(usize::from(n) - 1), Access::Read).unwrap();
+                    create_child(&path(n.into()), &parent, &format!(r".\{}.vhdx", n - 1)).unwrap();
+                }
+                let disk = Chain::open(&path(n.into()), Access::Write).unwrap();
+                for start in (u64::from(n) * 7..SECTORS - 40).step_by(611) {
+                    model::write(&disk, start, &model::pattern(start, 9, n + 1));
+                    model[model::at(start)..model::at(start + 9)].copy_from_slice(&model::pattern(start, 9, n + 1));
+                }
+                // Zeros of its own: some sectors of a block, and a whole one.
+                for (start, len) in [(u64::from(n) * 30, 16), (4096, 4096)] {
+                    disk.zero(start * SECTOR, len * SECTOR).unwrap();
+                    model[model::at(start)..model::at(start + len)].fill(0);
+                }
+            }
+            let disk = Chain::open(&path(2), Access::Read).unwrap();
+            let into = out.path().join("pc.vhdx");
+            let refused = chain(&disk, &into, ExportFormat::Vhd, false, &mut |_, _| ()).unwrap_err().to_string();
+            assert!(refused.contains("is no VHD, and a chain keeps"), "{refused}");
+            let exported = chain(&disk, &into, ExportFormat::Vhdx, false, &mut |_, _| ()).unwrap();
+            let names = ["pc.vhdx", "pc.parent-1.vhdx", "pc.parent-2.vhdx"].map(|name| out.path().join(name));
+            assert_eq!(exported.files, names);
+            let ids = |top: &Path| {
+                let layers = inspect(top).unwrap().layers;
+                layers.iter().map(|layer| layer.unique_id).collect::<Vec<_>>()
+            };
+            assert_eq!(ids(&names[0]), ids(disk.path()));
+            let linkage = |path: &Path| Chain::open(path, Access::Read).unwrap().linkage();
+            assert_eq!(linkage(&names[0]), linkage(&path(2)), "a child of it elsewhere finds it again");
+            drop(disk);
+            fs::remove_dir_all(dir.path()).unwrap();
+            for name in &names {
+                fs::copy(name, moved.path().join(name.file_name().unwrap())).unwrap();
+            }
+            drop(out);
+            let top = moved.path().join("pc.vhdx");
+            let seen = inspect(&top).unwrap();
+            assert!(seen.complete && seen.warnings.is_empty(), "{:?}", seen.warnings);
+            let copy = Chain::open(&top, Access::Read).unwrap();
+            assert!(model::read(&copy, 0, SECTORS) == model);
+            assert!(copy.vhdx().unwrap().header().log.is_nil());
+        }
     }
 
     #[test]

@@ -178,6 +178,12 @@ impl File {
         self
     }
 
+    /// The same open file, and its lock, once more.
+    pub(super) fn duplicate(&self) -> Result<Self, DiskError> {
+        let file = self.file.try_clone().map_err(|source| self.error("open again", source))?;
+        Ok(Self { file, path: self.path.clone(), nowait: AtomicU8::new(self.nowait.load(Ordering::Relaxed)) })
+    }
+
     /// The device and inode, which tell one file from another whatever its paths.
     ///
     /// # Errors

@@ -2,9 +2,10 @@
 //!
 //! A master is a *dynamic VHD*: only blocks that hold data are in the file, each with an all-ones bitmap and its data on
 //! a 4 KiB boundary, and pages of zeros inside of a block stay holes. So it is about as large as what is in it, reads as
-//! fast as a raw file, and other tools open it. It is written beside its place, flushed, made read-only and renamed.
+//! fast as a raw file, and other tools open it. Where its name ends in `.vhdx` it is a dynamic VHDX of the same kind. It is written beside its place, flushed, made read-only and renamed.
 
 use std::fs;
+use std::io::IoSlice;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -12,13 +13,16 @@ use thiserror::Error;
 
 use super::Disk;
 use super::chain::Chain;
-use super::copy::each_run;
+use super::copy::{Take, each_run};
 use super::error::DiskError;
 use super::file::{Access, Media};
 use super::inspect::{DiskFormat, Foreign, identify};
 use super::qemu::{self, ByQemu, QemuError};
 use super::vhd::create::TempFile;
+use super::vhd::wire::BLOCK_SIZE;
 use super::vhd::{Builder, MAX_SIZE};
+use super::vhdx::create::{Spec, create_on, fill};
+use super::vhdx::wire;
 
 /// Sizes are rounded up to this with zeros, as Windows and every partitioner expect.
 pub const SIZE_UNIT: u64 = 1 << 20;
@@ -135,23 +139,32 @@ fn make(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Imported, ImportError> {
     // What we have just made is locked by us already.
+    let vhdx = into.extension().is_some_and(|extension| extension == "vhdx");
     let access = if path == source { Access::Read } else { Access::Peek };
     let disk = match Chain::open(path, access) {
         // The capacity of a VHD is checked as its footer is read; others go further.
-        Ok(disk) if disk.size() > MAX_SIZE => {
+        Ok(disk) if disk.size() > MAX_SIZE && !vhdx => {
             return Err(ImportError::TooLarge { path: source.into(), size: disk.size() });
         }
         disk => disk?,
     };
-    let size = disk.size().next_multiple_of(SIZE_UNIT).min(MAX_SIZE);
+    let size = disk.size().next_multiple_of(SIZE_UNIT).min(if vhdx { wire::MAX_SIZE } else { MAX_SIZE });
     let temp = TempFile::beside(into)?;
-    let mut builder = Builder::new(&temp.file, size)?;
     let mut data_bytes = 0;
-    each_run(&disk, 0..disk.size(), progress, &mut |at, run| {
-        data_bytes += run.len() as u64;
-        builder.write(at, run)
-    })?;
-    builder.finish()?;
+    let mut copy = |write: &mut Take<'_, DiskError>| {
+        each_run(&disk, 0..disk.size(), progress, &mut |at, run| {
+            data_bytes += run.len() as u64;
+            write(at, run)
+        })
+    };
+    if vhdx {
+        create_on(&temp.file, &Spec { block_size: BLOCK_SIZE, ..Spec::dynamic(size) })?;
+        fill(&temp.file, &mut |to| copy(&mut |at, run| to.write(at, &[IoSlice::new(run)])))?;
+    } else {
+        let mut builder = Builder::new(&temp.file, size)?;
+        copy(&mut |at, run| builder.write(at, run))?;
+        builder.finish()?;
+    }
     fs::set_permissions(temp.temp_path(), fs::Permissions::from_mode(0o444))
         .map_err(|error| DiskError::io(temp.temp_path(), "make read-only", error))?;
     temp.file.sync()?;
@@ -208,6 +221,10 @@ mod tests {
         let imported = import(&top, &flat, &mut |_, _| ()).unwrap();
         assert_eq!(imported.format, DiskFormat::VhdDifferencing);
         assert!(model::read(&Chain::open(&flat, Access::Read).unwrap(), 0, SECTORS) == model);
+        let vhdx = dir.path().join("flat.vhdx");
+        assert_eq!(import(&top, &vhdx, &mut |_, _| ()).unwrap(), imported);
+        assert_eq!(identify(&vhdx).unwrap().unwrap(), DiskFormat::VhdxDynamic);
+        assert!(model::read(&Chain::open(&vhdx, Access::Read).unwrap(), 0, SECTORS) == model);
     }
 
     #[test]

@@ -49,6 +49,9 @@ pub use error::{DiskError, ErrorKind};
 /// Bytes of a sector, the unit of every offset and length.
 pub const SECTOR: u64 = 512;
 
+/// Bytes that a file system allocates at once, as nearly all of them do.
+pub const PAGE: u64 = 4096;
+
 /// A part of a disk that is alike in having space on the host, or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stretch {
@@ -112,5 +115,16 @@ pub trait Disk: Send + Sync + Debug {
     fn provisioning(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Stretch>, DiskError> {
         let _ = (offset, most);
         Ok(vec![Stretch { len, mapped: true }])
+    }
+
+    /// How many bytes more the disk's own file takes up on the host at most once this range is written: nothing where it
+    /// has been written before. Tables and bits of the format are not counted. May wait for the device. A disk that
+    /// is no file takes nothing.
+    ///
+    /// # Errors
+    /// A range beyond the disk, a damaged file, or the system's error.
+    fn growth(&self, offset: u64, len: u64) -> Result<u64, DiskError> {
+        let _ = (offset, len);
+        Ok(0)
     }
 }

@@ -139,6 +139,7 @@ mod tests {
             off,
             title: None,
             note: Some("by the door".to_owned()),
+            limit: None,
         }
     }
 

@@ -126,6 +126,8 @@ pub struct Client {
     pub chap: bool,
     /// Its disk may be read, not written.
     pub read_only: bool,
+    /// The most bytes that its own disk may take up on the host, its checkpoints among them.
+    pub limit: Option<u64>,
     /// Out of service: no offer, no login.
     pub off: bool,
     /// A title for lists.

@@ -13,6 +13,7 @@ pub mod mac;
 pub mod nearest;
 pub mod policy;
 pub mod secrets;
+pub mod size;
 pub mod web;
 
 use std::collections::{BTreeMap, HashMap};

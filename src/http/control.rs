@@ -407,6 +407,7 @@ mod tests {
             off: false,
             title: None,
             note: None,
+            limit: None,
         };
         let store = Store::open(state).unwrap();
         let event = Event {

@@ -209,6 +209,7 @@ mod tests {
             off,
             title: None,
             note: None,
+            limit: None,
         }])
         .unwrap()
     }

@@ -85,6 +85,8 @@ impl Sense {
     pub const MODE_PARAMETERS_CHANGED: Self = Self::new(Key::UnitAttention, 0x2A, 0x01);
     /// The disk has another size by now.
     pub const CAPACITY_CHANGED: Self = Self::new(Key::UnitAttention, 0x2A, 0x09);
+    /// Thin provisioning soft threshold reached: the host has little space left.
+    pub const THRESHOLD_REACHED: Self = Self::new(Key::UnitAttention, 0x38, 0x07);
     /// A persistent reservation was preempted or cleared.
     pub const RESERVATIONS_PREEMPTED: Self = Self::new(Key::UnitAttention, 0x2A, 0x03);
     /// A persistent reservation that this registrant shared was released.

@@ -328,6 +328,15 @@ impl LogicalUnit {
         }
     }
 
+    /// The host has little space left for the disk to grow into: every nexus is told once (SBC-3 §4.7.3.7).
+    pub fn space_runs_low(&mut self) {
+        if !self.read_only {
+            for session in self.sessions.values_mut() {
+                session.tell(Sense::THRESHOLD_REACHED);
+            }
+        }
+    }
+
     /// What this command of this nexus needs done. A unit attention that waits is told first, but by the three
     /// commands that report none (SAM-5 §5.14.4).
     pub fn plan(&mut self, nexus: Nexus, command: Command) -> Plan {

@@ -264,6 +264,11 @@ impl Server {
         before
     }
 
+    /// A line that it logged and nobody asked for yet, with these words in it.
+    pub(crate) fn said_so_far(&self, words: &str) -> Option<String> {
+        self.said.lines.lock().unwrap().iter().find(|line| line.contains(words)).cloned()
+    }
+
     /// Ends it as a power cut would, but for the host.
     pub(crate) fn kill(self) {
         drop(self);

@@ -124,6 +124,7 @@ fn fleet() -> Fleet {
         off: false,
         title: None,
         note: None,
+        limit: None,
     }])
     .unwrap()
 }

@@ -1,4 +1,7 @@
 //! What the overlay verbs ask of a disk format. A further format is one more variant, and an arm in each function here.
+//!
+//! A VHD is known to its children by its identity, which never changes; a VHDX by its `DataWriteGuid`, which changes with the
+//! first write after each opening. A layer is never written again, so what stands on it finds it either way.
 
 use std::path::Path;
 
@@ -9,6 +12,7 @@ use super::super::error::DiskError;
 use super::super::file::{Access, File, Media, read_vec};
 use super::super::vhd::create::{NewChild, write_child};
 use super::super::vhd::wire::{Footer, HEADER, Header, Kind, LocatorKind};
+use super::super::vhdx::{self, wire};
 use super::super::{Disk, SECTOR};
 
 /// A page of the host: the smallest hole.
@@ -20,12 +24,14 @@ const WINDOW: u64 = 256 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     Vhd,
+    Vhdx,
 }
 
 /// What a file says of itself, its parents not asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) format: Format,
+    /// What a child names it by.
     pub(super) id: Uuid,
     /// The identity that its parent must have; a disk of its own has none.
     pub(super) parent: Option<Uuid>,
@@ -37,6 +43,7 @@ pub(super) struct Seen {
 /// A child to be written into an empty file.
 #[derive(Debug)]
 pub(super) struct Child<'a> {
+    /// What its children are to name it by.
     pub(super) id: Uuid,
     pub(super) parent: &'a Chain,
     pub(super) size: u64,
@@ -49,6 +56,9 @@ pub(super) struct Child<'a> {
 /// Reads what a file says of itself.
 pub(super) fn look(path: &Path) -> Result<Seen, DiskError> {
     let file = File::open(path, Access::Peek)?;
+    if file.len()? >= wire::SIGNATURE.len() as u64 && read_vec(&file, 0, wire::SIGNATURE.len())? == wire::SIGNATURE {
+        return look_at_vhdx(&file);
+    }
     let (footer, _) = Footer::read(&file)?;
     let mut seen = Seen { format: Format::Vhd, id: footer.id(), parent: None, size: footer.size(), relative: None };
     if footer.kind() == Kind::Differencing {
@@ -62,14 +72,47 @@ pub(super) fn look(path: &Path) -> Result<Seen, DiskError> {
     Ok(seen)
 }
 
+/// The same of a VHDX. None of it is ever changed by way of the log.
+fn look_at_vhdx(file: &File) -> Result<Seen, DiskError> {
+    let (header, ..) = wire::Header::read(file)?;
+    let (regions, _) = wire::Regions::read(file, &header)?;
+    let metadata = wire::Metadata::read(file, &regions.metadata)?;
+    let locator = metadata.parent.as_ref();
+    Ok(Seen {
+        format: Format::Vhdx,
+        id: header.data_write,
+        parent: locator.and_then(wire::ParentLocator::linkage),
+        size: metadata.size,
+        relative: locator.and_then(|locator| locator.value("relative_path")).map(str::to_owned),
+    })
+}
+
 impl Format {
-    /// Writes a child that reads as its parent, and makes it durable.
-    pub(super) fn write_child(self, media: &dyn Media, child: &Child<'_>) -> Result<(), DiskError> {
+    /// The format of a child of this disk: its own.
+    pub(super) fn of_child(parent: &Chain) -> Self {
+        if parent.vhdx().is_some() { Self::Vhdx } else { Self::Vhd }
+    }
+
+    /// The most bytes that a disk can have.
+    pub(super) fn max_size(self) -> u64 {
+        match self {
+            Self::Vhd => super::super::vhd::MAX_SIZE,
+            Self::Vhdx => wire::MAX_SIZE,
+        }
+    }
+
+    /// Writes a child that reads as its parent, and makes it durable. The identity that its pending map will know it by.
+    pub(super) fn write_child(self, media: &dyn Media, child: &Child<'_>) -> Result<Uuid, DiskError> {
         let &Child { id, parent, size, relative, absolute } = child;
         match self {
             Self::Vhd => {
                 let new = NewChild { size: Some(size), ..NewChild::default() };
-                write_child(media, id, parent, relative, &absolute.to_string_lossy(), new)
+                write_child(media, id, parent, relative, &absolute.to_string_lossy(), new)?;
+                Ok(id)
+            }
+            Self::Vhdx => {
+                let new = vhdx::create::NewChild { size: Some(size), data_write: id, ..Default::default() };
+                vhdx::create::write_child(media, parent, relative, &absolute.to_string_lossy(), new)
             }
         }
     }
@@ -78,18 +121,30 @@ impl Format {
     /// What the disk reads as does not change. The caller lets nobody write meanwhile.
     pub(super) fn punch(self, top: &Chain, offset: u64, len: u64) -> Result<(), DiskError> {
         match self {
-            Self::Vhd => punch_vhd(top, offset, len),
+            Self::Vhd => {
+                let Some(sparse) = top.sparse() else { return Ok(()) };
+                punch_blocks(top, offset, len, &|at| sparse.place_of(at))
+            }
+            Self::Vhdx => {
+                let Some(vhdx) = top.vhdx() else { return Ok(()) };
+                punch_blocks(top, offset, len, &|at| vhdx.place_of(at))
+            }
         }
     }
 }
 
-fn punch_vhd(top: &Chain, offset: u64, len: u64) -> Result<(), DiskError> {
-    let Some(sparse) = top.sparse() else { return Ok(()) };
-    let media = sparse.media();
+/// `place_of` says where a byte of the disk lies in the file, if it does, and for how many bytes that goes on.
+fn punch_blocks(
+    top: &Chain,
+    offset: u64,
+    len: u64,
+    place_of: &dyn Fn(u64) -> (Option<u64>, u64),
+) -> Result<(), DiskError> {
+    let media = top.media();
     let end = offset + len;
     let mut at = offset;
     while at < end {
-        let (places, whole) = sparse.place_of(at);
+        let (places, whole) = place_of(at);
         let piece = whole.min(end - at);
         if let Some(place) = places {
             punch_piece(top, media, at, place, piece)?;

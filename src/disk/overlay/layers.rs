@@ -143,22 +143,36 @@ impl Place {
         &self.top
     }
 
+    /// What the names of all its files end in: `vhd` or `vhdx`.
+    fn extension(&self) -> std::borrow::Cow<'_, str> {
+        self.top.extension().map_or("vhd".into(), |extension| extension.to_string_lossy())
+    }
+
+    fn beside(&self, what: &str) -> PathBuf {
+        self.top.with_extension(format!("{}.{what}", self.extension()))
+    }
+
     /// Where its successor is made.
     #[must_use]
     pub fn next(&self) -> PathBuf {
-        self.top.with_extension("vhd.next")
+        self.beside("next")
     }
 
     /// Where its predecessor is kept.
     #[must_use]
     pub fn previous(&self) -> PathBuf {
-        self.top.with_extension("vhd.previous")
+        self.beside("previous")
     }
 
     /// The file of a frozen layer.
     #[must_use]
     pub fn layer(&self, number: u32) -> PathBuf {
-        self.top.with_extension(format!("checkpoint-{number}.vhd"))
+        self.top.with_extension(format!("checkpoint-{number}.{}", self.extension()))
+    }
+
+    /// Where a layer and the one above it are merged into one.
+    pub(super) fn merged(&self, number: u32) -> PathBuf {
+        self.top.with_extension(format!("checkpoint-{number}.{}.merged", self.extension()))
     }
 
     pub(super) fn note(&self, number: u32) -> PathBuf {
@@ -174,7 +188,12 @@ impl Place {
     /// The number of a layer's file, by its name.
     fn number_of(&self, name: &str) -> Option<u32> {
         let stem = self.top.file_stem()?.to_str()?;
-        name.strip_prefix(stem)?.strip_prefix(".checkpoint-")?.strip_suffix(".vhd")?.parse().ok()
+        name.strip_prefix(stem)?
+            .strip_prefix(".checkpoint-")?
+            .strip_suffix(&*self.extension())?
+            .strip_suffix('.')?
+            .parse()
+            .ok()
     }
 
     pub(super) fn read_note(&self, number: u32) -> Note {
@@ -229,14 +248,12 @@ impl Place {
         size: u64,
     ) -> Result<Uuid, DiskError> {
         let absolute = std::path::absolute(absolute).map_err(|source| DiskError::io(absolute, "resolve", source))?;
-        let id = Uuid::new_v4();
-        let child = Child { id, parent, size, relative, absolute: &absolute };
-        self.write_file(&self.next(), format, &child)?;
-        Ok(id)
+        let child = Child { id: Uuid::new_v4(), parent, size, relative, absolute: &absolute };
+        self.write_file(&self.next(), format, &child)
     }
 
     /// Writes a child into a file of this name, which means nothing until it is renamed, and makes it durable but for the name.
-    pub(super) fn write_file(&self, path: &Path, format: Format, child: &Child<'_>) -> Result<(), DiskError> {
+    pub(super) fn write_file(&self, path: &Path, format: Format, child: &Child<'_>) -> Result<Uuid, DiskError> {
         let file = File::open_or_create(path)?;
         let written = file.set_len(0).and_then(|()| format.write_child(&file, child));
         written.inspect_err(|_| {
@@ -257,7 +274,7 @@ impl Place {
         at: &mut dyn FnMut(Step) -> Result<(), DiskError>,
     ) -> Result<(), DiskError> {
         use super::super::Disk;
-        let id = self.write_next(Format::Vhd, parent, (relative, parent.path()), parent.size())?;
+        let id = self.write_next(Format::of_child(parent), parent, (relative, parent.path()), parent.size())?;
         at(Step::Made(id))?;
         let previous = self.previous();
         // Nobody has used a disk that still has its predecessor: there is nothing on it to look at.
@@ -400,7 +417,7 @@ pub(super) fn open_layers(
     base: &Arc<Chain>,
     child: &Path,
 ) -> Result<Arc<Chain>, DiskError> {
-    let found = base.unique_id().unwrap_or_default();
+    let found = base.linkage().unwrap_or_default();
     let layers = tree.down_from(id);
     let wanted = layers.last().map_or(id, |last| last.parent);
     if wanted != found {

@@ -107,7 +107,7 @@ fn merge(
 ) -> Result<(), DiskError> {
     let lower_path = place.layer(lower.number);
     let upper_path = place.layer(upper.number);
-    let merged = upper_path.with_extension("vhd.merged");
+    let merged = place.merged(upper.number);
     // Where the client has another image by now, what its checkpoints stand on is found as they name it.
     let below = open_layers(place, tree, lower.parent, base, &lower_path).or_else(|error| {
         let chain = Chain::open(&lower_path, Access::Peek)?;
@@ -128,8 +128,12 @@ fn merge(
     let _scratch = Scratch(&merged);
     place.write_file(&merged, seen.format, &child)?;
     let target = Chain::child_on(Box::new(File::open(&merged, Access::Write)?), below, None)?;
+    // It takes the upper layer's place: what stands on that must find it.
+    if let Some(vhdx) = target.vhdx() {
+        vhdx.keep_identity();
+    }
     copy(&upper_chain, [upper_chain.media(), lower_chain.media()], &target, progress)?;
-    target.flush()?;
+    target.close()?;
     drop(target);
 
     let _gate = place.layers_move();

@@ -47,7 +47,7 @@ use super::chain::{Chain, PendingPath};
 use super::error::DiskError;
 use super::file::{Access, File, Media};
 use super::{Disk, Stretch};
-use format::{Seen, look};
+use format::{Format, Seen, look};
 use layers::open_layers;
 pub use layers::{Layer, MAX_NOTE, Note, Place, Step, Tree};
 
@@ -270,8 +270,10 @@ impl Overlay {
         if !size.is_multiple_of(SIZE_UNIT) {
             return Err(refused(format!("{size} bytes are no whole MiB"), "sizes of disks are whole MiB"));
         }
-        if size > super::vhd::MAX_SIZE {
-            return Err(refused(format!("{size} bytes are too many: a VHD ends at 2040 GiB"), "choose a smaller size"));
+        let most = Format::of_child(&self.base).max_size();
+        if size > most {
+            let what = format!("{size} bytes are too many: disks of this format end at {} GiB", most >> 30);
+            return Err(refused(what, "choose a smaller size"));
         }
         self.push(held.as_ref(), &Tree::read(&self.place)?, &left_by_a_verb(now_ms), size)?;
         Ok(true)
@@ -294,7 +296,8 @@ impl Overlay {
                 "layers are being merged: try again later, or switch the machine off and run `roost client compact NAME`",
             ));
         }
-        top.flush()?;
+        // The frozen file is complete without a log.
+        top.close()?;
         let number = tree.next_number();
         let made = self.make_child(number, &top, note, size);
         let renamed = made.and_then(|upper| place.hands.rename(&place.next(), place.top()).map(|()| upper));
@@ -383,7 +386,7 @@ impl Overlay {
         let _gate = self.place.layers_stay();
         let top = self.top();
         let tree = Tree::read(&self.place)?;
-        let Some(parent) = tree.top.as_ref().filter(|seen| Some(seen.id) == top.unique_id()).and_then(|top| top.parent)
+        let Some(parent) = tree.top.as_ref().filter(|seen| Some(seen.id) == top.linkage()).and_then(|top| top.parent)
         else {
             return Ok(());
         };
@@ -469,5 +472,9 @@ impl Disk for Overlay {
 
     fn provisioning(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Stretch>, DiskError> {
         self.top().provisioning(offset, len, most)
+    }
+
+    fn growth(&self, offset: u64, len: u64) -> Result<u64, DiskError> {
+        self.top().growth(offset, len)
     }
 }

@@ -15,6 +15,7 @@ use super::super::file::Access;
 use super::super::import::import;
 use super::super::model::{pattern, scratch};
 use super::super::vhd::{Builder, create_child};
+use super::super::vhdx;
 use super::super::{Disk, DiskError, ErrorKind, SECTOR};
 use super::layers::Hands;
 use super::merge::{is_untidy, tidy};
@@ -28,12 +29,29 @@ const LATER: &str = "1f3c1e62-9a34-4d2b-8a55-5d1f6f0f8f10";
 /// Sectors of the disk at first.
 const SECTORS: u64 = SIZE_UNIT / SECTOR;
 
-/// A master in `dir`, and what it reads as.
+/// The formats of clients' disks, by the ends of their names.
+const FORMATS: [&str; 2] = ["vhd", "vhdx"];
+
+/// A VHD as a master in `dir`, and what it reads as.
 fn master(dir: &Path) -> (Arc<Chain>, Vec<u8>) {
-    let path = dir.join("master.vhd");
+    master_in("vhd", dir)
+}
+
+/// The same in any format.
+fn master_in(format: &str, dir: &Path) -> (Arc<Chain>, Vec<u8>) {
+    let path = dir.join("master").with_extension(format);
+    let mut model = vec![0; bytes(SECTORS)];
+    if format == "vhdx" {
+        vhdx::create(&path, &vhdx::Spec { block_size: 1 << 20, ..vhdx::Spec::dynamic(SIZE_UNIT) }).unwrap();
+        let disk = Chain::open(&path, Access::Write).unwrap();
+        for (start, len) in [(0, 40), (100, 1), (900, 300)] {
+            write(&disk, &mut model, start, len, 0xee);
+        }
+        drop(disk);
+        return (Arc::new(Chain::open(&path, Access::Read).unwrap()), model);
+    }
     let file = super::super::file::File::open_or_create(&path).unwrap();
     let mut builder = Builder::new(&file, SIZE_UNIT).unwrap();
-    let mut model = vec![0; bytes(SECTORS)];
     for (start, len) in [(0, 40), (100, 1), (900, 300)] {
         let data = pattern(start, len, 0xee);
         builder.write(start * SECTOR, &data).unwrap();
@@ -73,12 +91,19 @@ struct Bench {
 
 impl Bench {
     fn in_folder(dir: &Path, base: Arc<Chain>) -> Self {
-        Self { dir: dir.to_owned(), base, place: Place::new(dir.join("pc-01.vhd")) }
+        let top = dir.join("pc-01").with_extension(base.path().extension().unwrap());
+        Self { dir: dir.to_owned(), base, place: Place::new(top) }
     }
 
     fn new(dir: &Path, base: Arc<Chain>) -> Self {
-        create_child(&dir.join("pc-01.vhd"), &base, r"..\master.vhd").unwrap();
-        Self::in_folder(dir, base)
+        let bench = Self::in_folder(dir, base);
+        let path = bench.place.top();
+        match bench.base.vhdx() {
+            Some(_) => vhdx::create_child(path, &bench.base, r"..\master.vhdx"),
+            None => create_child(path, &bench.base, r"..\master.vhd"),
+        }
+        .unwrap();
+        bench
     }
 
     fn pending(&self, boot: &str) -> PendingPath {
@@ -172,18 +197,17 @@ struct Model {
     checkpoints: BTreeMap<u32, Vec<u8>>,
 }
 
-fn run(ops: Vec<Op>) {
+fn run(format: &str, ops: &[Op]) {
     let (masters, dir) = (scratch(), scratch());
-    let (base, content) = master(masters.path());
-    std::os::unix::fs::symlink(masters.path().join("master.vhd"), dir.path().join(r"..\master.vhd")).unwrap();
+    let (base, content) = master_in(format, masters.path());
     let bench = Bench::new(dir.path(), base);
     // The locator leads out of a folder that is not there in this test; what looks for it finds it here.
-    fs::copy(masters.path().join("master.vhd"), dir.path().join("master.vhd")).unwrap();
+    fs::copy(bench.base.path(), dir.path().join("master").with_extension(format)).unwrap();
     let mut model = Model { disk: content, ..Model::default() };
     let mut boot = 0;
     let name = |boot: u32| format!("{boot:08}-9a34-4d2b-8a55-5d1f6f0f8f10");
     let mut disk = bench.open_at(&name(boot));
-    for op in ops {
+    for op in ops.iter().cloned() {
         let sectors = disk.size() / SECTOR;
         let clip = |start: u64, len: u64| (start.min(sectors - 1), len.min(sectors - start.min(sectors - 1)));
         match op {
@@ -272,7 +296,7 @@ proptest! {
     fn a_disk_and_its_checkpoints_are_vectors_of_bytes_whatever_the_verbs(
         ops in proptest::collection::vec(op(), 1..40),
     ) {
-        run(ops);
+        FORMATS.iter().for_each(|format| run(format, &ops));
     }
 }
 
@@ -292,7 +316,7 @@ fn restore(folder: &Folder, dir: &Path) {
         let mut file = fs::File::create(dir.join(name)).unwrap();
         file.set_len(bytes.len() as u64).unwrap();
         for (n, page) in bytes.chunks(4096).enumerate() {
-            if page.iter().any(|&byte| byte != 0) {
+            if page != &[0; 4096][..page.len()] {
                 file.seek(std::io::SeekFrom::Start(n as u64 * 4096)).unwrap();
                 file.write_all(page).unwrap();
             }
@@ -405,8 +429,21 @@ fn possible_folders(changes: &[(Folder, Change)], last: &Folder) -> Vec<(usize, 
 /// Runs a verb on a disk with a history, and cuts the power and kills the process at every step of it. `check` is given what is
 /// found afterwards.
 fn cut_everywhere(prepare: impl Fn(&Bench) -> Vec<u8>, verb: impl Fn(&Bench), check: impl Fn(&Bench, &Overlay, &[u8])) {
+    for format in FORMATS {
+        let cases = cut_everywhere_in(format, &prepare, &verb, &check);
+        println!("power cuts: a verb, {format}: {cases} cases, none wrong");
+    }
+}
+
+/// The same in one format: the number of cases.
+fn cut_everywhere_in(
+    format: &str,
+    prepare: impl Fn(&Bench) -> Vec<u8>,
+    verb: impl Fn(&Bench),
+    check: impl Fn(&Bench, &Overlay, &[u8]),
+) -> usize {
     let (masters, dir) = (scratch(), scratch());
-    let (base, _) = master(masters.path());
+    let (base, _) = master_in(format, masters.path());
     let mut bench = Bench::new(dir.path(), base);
     let content = prepare(&bench);
     let recorder = Arc::new(Recorder { dir: dir.path().to_owned(), changes: Mutex::default() });
@@ -445,6 +482,7 @@ fn cut_everywhere(prepare: impl Fn(&Bench) -> Vec<u8>, verb: impl Fn(&Bench), ch
         cases += 1;
     }
     assert!(cases > changes.len());
+    cases
 }
 
 /// A disk with a checkpoint, and changes that were flushed and others that were not.
@@ -761,16 +799,24 @@ fn compacting_gives_back_what_holds_nothing_and_nothing_else() {
 
 #[test]
 fn a_version_is_made_of_a_child_and_goes_only_when_nothing_stands_on_it() {
+    FORMATS.into_iter().for_each(version_of_a_child);
+}
+
+fn version_of_a_child(format: &str) {
     let dir = scratch();
     let (images, disks) = (dir.path().join("images/linux"), dir.path().join("disks"));
     fs::create_dir_all(&images).unwrap();
     fs::create_dir_all(&disks).unwrap();
     let raw = dir.path().join("linux.raw");
     fs::write(&raw, pattern(0, SECTORS, 1)).unwrap();
-    import(&raw, &version_path(&images, 1), &mut |_, _| ()).unwrap();
+    import(&raw, &images.join("1").with_extension(format), &mut |_, _| ()).unwrap();
     let first = Chain::open(&version_path(&images, 1), Access::Read).unwrap();
-    let child = disks.join("pc-01.vhd");
-    create_child(&child, &first, r"..\images\linux\1.vhd").unwrap();
+    let child = disks.join("pc-01").with_extension(format);
+    match first.vhdx() {
+        Some(_) => vhdx::create_child(&child, &first, r"..\images\linux\1.vhdx"),
+        None => create_child(&child, &first, r"..\images\linux\1.vhd"),
+    }
+    .unwrap();
     drop(first);
 
     let path = maintain(&images, 1).unwrap();

@@ -9,6 +9,8 @@
 //! images/NAME/maintenance.vhd    the maintenance child, while there is one
 //! ```
 //!
+//! All of it may be VHDX as well (`1.vhdx`, `maintenance.vhdx`): what is merged keeps its format.
+//!
 //! A new version is written beside its place, flushed, and renamed; a crash leaves the versions that there were.
 
 use std::fs;
@@ -20,7 +22,8 @@ use super::super::error::DiskError;
 use super::super::file::{Access, sync_folder_of};
 use super::super::import::{ImportError, Imported, import};
 use super::super::vhd::create_child;
-use super::format::look;
+use super::super::vhdx;
+use super::format::{Format, look};
 
 /// Children that an error names; more are counted.
 const NAMED: usize = 5;
@@ -69,13 +72,19 @@ fn named(children: &[PathBuf]) -> String {
 /// Where a version of the image in this folder is.
 #[must_use]
 pub fn version_path(folder: &Path, version: u32) -> PathBuf {
-    folder.join(format!("{version}.vhd"))
+    of_either_format(folder, &version.to_string())
 }
 
 /// Where the maintenance child is.
 #[must_use]
 pub fn maintenance_path(folder: &Path) -> PathBuf {
-    folder.join("maintenance.vhd")
+    of_either_format(folder, "maintenance")
+}
+
+/// The file of this name that is there; a VHD's, if there is none.
+fn of_either_format(folder: &Path, stem: &str) -> PathBuf {
+    let vhdx = folder.join(format!("{stem}.vhdx"));
+    if vhdx.exists() { vhdx } else { folder.join(format!("{stem}.vhd")) }
 }
 
 /// The versions of the image in this folder, oldest first.
@@ -85,11 +94,17 @@ pub fn maintenance_path(folder: &Path) -> PathBuf {
 pub fn versions(folder: &Path) -> Result<Vec<u32>, DiskError> {
     let mut versions: Vec<u32> = files(folder)?
         .iter()
-        .filter_map(|path| path.file_name()?.to_str()?.strip_suffix(".vhd")?.parse().ok())
+        .filter_map(|path| stem_of(path).and_then(|stem| stem.parse().ok()))
         .filter(|version| *version > 0)
         .collect();
     versions.sort_unstable();
     Ok(versions)
+}
+
+/// The name of a disk file of either format, without its end.
+fn stem_of(path: &Path) -> Option<&str> {
+    let name = path.file_name()?.to_str()?;
+    name.strip_suffix(".vhd").or_else(|| name.strip_suffix(".vhdx"))
 }
 
 /// Merges a chain, whatever it stands on, into the next version of the image in this folder. The chain stays as it is, and must
@@ -103,7 +118,10 @@ pub fn publish(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(u32, Imported), VersionError> {
     let version = versions(folder)?.last().copied().unwrap_or(0).saturating_add(1);
-    let imported = import(source, &version_path(folder, version), progress)?;
+    // What the source is is known by its contents; one that cannot be looked at is told of by the import.
+    let vhdx = look(source).is_ok_and(|seen| seen.format == Format::Vhdx);
+    let into = folder.join(format!("{version}.{}", if vhdx { "vhdx" } else { "vhd" }));
+    let imported = import(source, &into, progress)?;
     Ok((version, imported))
 }
 
@@ -120,6 +138,11 @@ pub fn maintain(folder: &Path, version: u32) -> Result<PathBuf, VersionError> {
         return Err(VersionError::NoVersion { path: master });
     }
     let parent = Chain::open(&master, Access::Read)?;
+    if parent.vhdx().is_some() {
+        let path = path.with_extension("vhdx");
+        vhdx::create_child(&path, &parent, &format!(r".\{version}.vhdx"))?;
+        return Ok(path);
+    }
     create_child(&path, &parent, &format!(r".\{version}.vhd"))?;
     Ok(path)
 }

@@ -16,6 +16,7 @@ use std::path::Path;
 
 use uuid::Uuid;
 
+use super::engine::Vhdx;
 use super::log::MAX_LOG;
 use super::wire::{
     BLOCK_SIZES, Entry, HEADERS, Header, MAX_SIZE, MIB, Metadata, ParentLocator, REGION_TABLES, Regions, State,
@@ -24,7 +25,7 @@ use super::wire::{
 use crate::disk::Disk;
 use crate::disk::chain::Chain;
 use crate::disk::error::DiskError;
-use crate::disk::file::{Media, write_all};
+use crate::disk::file::{File, Media, write_all};
 use crate::disk::vhd::create::TempFile;
 
 /// Four times what Windows makes: so many more allocations go by before the log must be emptied.
@@ -103,7 +104,7 @@ pub fn create_on(media: &dyn Media, spec: &Spec) -> Result<Uuid, DiskError> {
         physical_sector: spec.physical_sector,
         parent: None,
     };
-    write_structures(media, &metadata)?;
+    write_structures(media, &metadata, Uuid::new_v4())?;
     Ok(metadata.id)
 }
 
@@ -127,16 +128,33 @@ pub fn create_child(path: &Path, parent: &Chain, relative: &str) -> Result<Uuid,
 /// # Errors
 /// As [`create_child`].
 pub fn create_child_on(media: &dyn Media, parent: &Chain, relative: &str, absolute: &str) -> Result<Uuid, DiskError> {
-    write_child(media, parent, relative, absolute, CHILD_BLOCK)
+    write_child(media, parent, relative, absolute, NewChild::default())
 }
 
-/// The same, with blocks of any size.
+/// What a new child is to be.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::disk) struct NewChild {
+    /// Bytes of a block: a power of two from 1 to 256 MiB.
+    pub(in crate::disk) block_size: u32,
+    /// The capacity in bytes, at least the parent's; `None`: the same. What is beyond the parent reads as zeros.
+    pub(in crate::disk) size: Option<u64>,
+    /// What its own children will know it by; a new one until its first write, unless it takes another's place.
+    pub(in crate::disk) data_write: Uuid,
+}
+
+impl Default for NewChild {
+    fn default() -> Self {
+        Self { block_size: CHILD_BLOCK, size: None, data_write: Uuid::new_v4() }
+    }
+}
+
+/// The same, with blocks and a capacity of any size.
 pub(in crate::disk) fn write_child(
     media: &dyn Media,
     parent: &Chain,
     relative: &str,
     absolute: &str,
-    block_size: u32,
+    new: NewChild,
 ) -> Result<Uuid, DiskError> {
     let unsupported = |what: &str| DiskError::Unsupported { path: parent.path().into(), what: what.to_owned() };
     let below = parent
@@ -146,20 +164,58 @@ pub(in crate::disk) fn write_child(
     if !locator.fits() {
         return Err(unsupported("lies at a path too long for a parent locator"));
     }
+    let size = new.size.unwrap_or(parent.size());
+    if size < parent.size() {
+        return Err(unsupported("has more bytes than the wanted child"));
+    }
+    if size > MAX_SIZE || !size.is_multiple_of(below.metadata().logical_sector.into()) {
+        return Err(unsupported("cannot have a child of that size: whole sectors, at most 64 TiB"));
+    }
     let metadata = Metadata {
-        block_size,
+        block_size: new.block_size,
         leave_allocated: false,
-        size: parent.size(),
+        size,
         id: Uuid::new_v4(),
         logical_sector: below.metadata().logical_sector,
         physical_sector: below.metadata().physical_sector,
         parent: Some(locator),
     };
-    write_structures(media, &metadata)?;
+    write_structures(media, &metadata, new.data_write)?;
     Ok(metadata.id)
 }
 
-fn write_structures(media: &dyn Media, metadata: &Metadata) -> Result<(), DiskError> {
+/// Has a new VHDX filled, and leaves it complete and durable. Nobody waits for the device before.
+pub(in crate::disk) fn fill(
+    file: &File,
+    fill: &mut dyn FnMut(&Vhdx) -> Result<(), DiskError>,
+) -> Result<(), DiskError> {
+    let to = Vhdx::open(Box::new(file.duplicate()?), false)?;
+    to.keep_identity();
+    to.set_volatile(true);
+    fill(&to)?;
+    to.set_volatile(false);
+    to.close()
+}
+
+/// Writes the structures of a copy of a disk into an empty file, with the disk's identities: a dynamic disk, or a child of the
+/// file called `parent` beside it. No block is in it yet.
+pub(in crate::disk) fn copy_structures(media: &dyn Media, of: &Vhdx, parent: Option<&str>) -> Result<(), DiskError> {
+    let unsupported = |what: &str| DiskError::Unsupported { path: of.media().path().into(), what: what.to_owned() };
+    let locator = match (parent, &of.metadata().parent) {
+        (None, _) => None,
+        (Some(name), Some(locator)) => {
+            let linkage = locator.linkage().ok_or_else(|| unsupported("does not say which parent it has"))?;
+            // Without an absolute path: who reads that first would find another file, or none.
+            Some(ParentLocator::beside(linkage, name))
+        }
+        (Some(_), None) => return Err(unsupported("has a parent although it is no differencing disk")),
+    };
+    let metadata =
+        Metadata { block_size: CHILD_BLOCK, leave_allocated: false, parent: locator, ..of.metadata().clone() };
+    write_structures(media, &metadata, of.header().data_write)
+}
+
+fn write_structures(media: &dyn Media, metadata: &Metadata, data_write: Uuid) -> Result<(), DiskError> {
     let log_offset = MIB;
     let metadata_at = log_offset + u64::from(LOG_LENGTH);
     let bat_at = metadata_at + MIB;
@@ -172,7 +228,7 @@ fn write_structures(media: &dyn Media, metadata: &Metadata) -> Result<(), DiskEr
     let header = Header {
         sequence: 0,
         file_write: Uuid::new_v4(),
-        data_write: Uuid::new_v4(),
+        data_write,
         log: Uuid::nil(),
         log_length: LOG_LENGTH,
         log_offset,

@@ -169,6 +169,8 @@ struct Writer {
     slot: usize,
     /// The header has got its new identities for this opening.
     renewed: bool,
+    /// Its `DataWriteGuid` stays.
+    keeps_identity: bool,
     /// The header points to a log with entries in it.
     log: Option<Log>,
     pending: Option<PendingMap>,
@@ -236,6 +238,7 @@ impl Vhdx {
             header,
             slot,
             renewed: false,
+            keeps_identity: false,
             log: None,
             pending: None,
             unlogged: BTreeSet::new(),
@@ -300,6 +303,18 @@ impl Vhdx {
         if !volatile && !self.read_only {
             self.unsettled.store(true, Ordering::Release);
         }
+    }
+
+    /// The first write gives the disk no new `DataWriteGuid`: what is written makes it what its children know already.
+    pub(in crate::disk) fn keep_identity(&self) {
+        self.writer().keeps_identity = true;
+    }
+
+    /// Where a byte of the disk lies in the file, if its block does, and for how many bytes that goes on.
+    pub(in crate::disk) fn place_of(&self, offset: u64) -> (Option<u64>, u64) {
+        let within = offset % self.block_size();
+        let block = u32::try_from(offset / self.block_size()).expect("the offset lies on the disk");
+        (self.entry(block).at().map(|at| at + within), self.block_size() - within)
     }
 
     /// Payload blocks that lie in the file.
@@ -777,7 +792,10 @@ impl Vhdx {
             self.media.set_len(writer.space.end)?;
             writer.len = writer.space.end;
         }
-        (writer.header.file_write, writer.header.data_write) = (Uuid::new_v4(), Uuid::new_v4());
+        writer.header.file_write = Uuid::new_v4();
+        if !writer.keeps_identity {
+            writer.header.data_write = Uuid::new_v4();
+        }
         if self.metadata.leave_allocated {
             self.write_header(writer)?;
         } else {

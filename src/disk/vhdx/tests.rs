@@ -5,12 +5,12 @@ use std::sync::{Arc, OnceLock};
 
 use proptest::prelude::*;
 
-use super::create::{Spec, create_on, write_child};
+use super::create::{NewChild, Spec, create_on, write_child};
 use super::wire::{HEADERS, MIB, REGION_TABLES, seal};
 use crate::disk::chain::Chain;
 use crate::disk::double::{Contents, Double, Event, now};
 use crate::disk::file::{Access, Media, read_vec, write_all};
-use crate::disk::model::{BOOT, SECTORS, pattern, read, read_once, write};
+use crate::disk::model::{BOOT, SECTORS, pattern, read, read_once, rounds, write};
 use crate::disk::{Disk, DiskError, ErrorKind, SECTOR};
 
 const OTHER_BOOT: &str = "00000000-0c64-4d0e-93a4-7d8f2b1c5e90";
@@ -69,9 +69,13 @@ fn fresh(kind: Kind) -> (Contents, Option<Arc<Chain>>, Vec<u8>) {
     (child.contents(), Some(parent), model)
 }
 
+fn small() -> NewChild {
+    NewChild { block_size: 1 << 20, ..NewChild::default() }
+}
+
 fn child_of(parent: &Chain) -> Double {
     let child = Double::new(0);
-    write_child(&child, parent, ".\\master.vhdx", "/master.vhdx", 1 << 20).unwrap();
+    write_child(&child, parent, ".\\master.vhdx", "/master.vhdx", small()).unwrap();
     child
 }
 
@@ -117,7 +121,7 @@ fn model_step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 8 * rounds(), max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn a_disk_of_each_kind_and_depth_is_a_vector_of_bytes(
@@ -361,7 +365,7 @@ fn kill_everywhere(kind: Kind, mode: Mode, steps: &[Step], rounds: u64) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: rounds(), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn after_a_power_cut_each_sector_is_old_or_new_and_flushed_ones_are_new(
@@ -431,7 +435,7 @@ fn first_writes_to_new_blocks_wait_for_nothing_and_a_flush_for_two_barriers_at_m
         if kind == Kind::Child {
             create_on(&master, &spec).unwrap();
             let below = parent.insert(Arc::new(Chain::base_on(Box::new(master), Access::Read).unwrap()));
-            write_child(&disk, below, ".\\a", "/a", 1 << 20).unwrap();
+            write_child(&disk, below, ".\\a", "/a", small()).unwrap();
         } else {
             create_on(&disk, &spec).unwrap();
         }

@@ -28,7 +28,7 @@ pub const BLOCK_SIZES: std::ops::RangeInclusive<u32> = 1 << 20..=256 << 20;
 pub const CHUNK_SECTORS: u64 = 1 << 23;
 
 /// Where the two headers lie.
-pub(super) const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
+pub(in crate::disk) const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
 /// Where the two copies of the region table lie.
 pub(super) const REGION_TABLES: [u64; 2] = [192 << 10, 256 << 10];
 /// Bytes of a region table, and of a metadata table.
@@ -225,7 +225,7 @@ impl Header {
     ///
     /// # Errors
     /// [`DiskError::Corrupt`] if neither is sound or both are and claim the same sequence number, or the system's error.
-    pub(super) fn read(media: &dyn Media) -> Result<(Self, usize, Option<String>), DiskError> {
+    pub(in crate::disk) fn read(media: &dyn Media) -> Result<(Self, usize, Option<String>), DiskError> {
         let len = media.len()?;
         if len < MIB {
             return Err(DiskError::corrupt(media.path(), len, "the file ends within its headers"));
@@ -266,9 +266,9 @@ fn place(name: &str, offset: u64, length: u32, file_len: u64) -> Result<Range<u6
 
 /// Where the structures lie.
 #[derive(Debug, Clone)]
-pub(super) struct Regions {
-    pub(super) bat: Range<u64>,
-    pub(super) metadata: Range<u64>,
+pub(in crate::disk) struct Regions {
+    pub(in crate::disk) bat: Range<u64>,
+    pub(in crate::disk) metadata: Range<u64>,
     /// Log, regions and all; nothing else may lie there.
     pub(super) taken: Vec<Range<u64>>,
 }
@@ -289,7 +289,7 @@ impl Regions {
     }
 
     /// Reads the region table, from its first sound copy, and what is wrong with the copy before that.
-    pub(super) fn read(media: &dyn Media, header: &Header) -> Result<(Self, Option<String>), DiskError> {
+    pub(in crate::disk) fn read(media: &dyn Media, header: &Header) -> Result<(Self, Option<String>), DiskError> {
         let len = media.len()?;
         let mut passed_over = None;
         let mut found = None;
@@ -375,7 +375,7 @@ pub struct Metadata {
 
 impl Metadata {
     /// Reads the metadata region.
-    pub(super) fn read(media: &dyn Media, region: &Range<u64>) -> Result<Self, DiskError> {
+    pub(in crate::disk) fn read(media: &dyn Media, region: &Range<u64>) -> Result<Self, DiskError> {
         let damaged = |at: u64, what: String| DiskError::corrupt(media.path(), region.start + at, what);
         let table = read_vec(media, region.start, TABLE)?;
         let (front, rest) = MetadataFront::read_from_prefix(&table).expect("64 KiB");
@@ -522,7 +522,7 @@ impl Metadata {
     }
 
     /// The table's entry of a chunk's sector bitmap block.
-    pub(super) fn bitmap_entry(&self, chunk: u32) -> u32 {
+    pub(in crate::disk) fn bitmap_entry(&self, chunk: u32) -> u32 {
         (chunk + 1) * self.chunk_ratio() + chunk
     }
 }
@@ -545,6 +545,13 @@ impl ParentLocator {
                 entry("absolute_win32_path", absolute.to_owned()),
             ],
         }
+    }
+
+    /// The locator of a child whose parent lies beside it, wherever that is.
+    pub(super) fn beside(linkage: Uuid, name: &str) -> Self {
+        let mut locator = Self::new(linkage, &format!(r".\{name}"), "");
+        locator.entries.pop();
+        locator
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, String> {
@@ -646,7 +653,7 @@ pub(super) enum State {
 
 /// An entry of the block allocation table: its three lowest bits are the state, its 44 highest the place in MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Entry(pub(super) u64);
+pub(in crate::disk) struct Entry(pub(in crate::disk) u64);
 
 impl Entry {
     pub(super) fn new(state: State, offset: u64) -> Self {
@@ -677,7 +684,7 @@ impl Entry {
     }
 
     /// Where the block lies, in bytes, if it is in the file.
-    pub(super) fn at(self) -> Option<u64> {
+    pub(in crate::disk) fn at(self) -> Option<u64> {
         matches!(self.state(), Ok(State::Full | State::Partial)).then_some(self.0 & !(MIB - 1))
     }
 }

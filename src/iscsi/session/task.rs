@@ -15,6 +15,7 @@ const WRITE: u8 = 0x20;
 /// SCSI status codes (SAM-5 §5.3).
 const GOOD: u8 = 0x00;
 const CHECK_CONDITION: u8 = 0x02;
+const BUSY: u8 = 0x08;
 const RESERVATION_CONFLICT: u8 = 0x18;
 
 /// How a command without data for the initiator ends.
@@ -23,6 +24,7 @@ enum End {
     Good,
     Check(Sense),
     Conflict,
+    Busy,
 }
 
 impl From<Refusal> for End {
@@ -455,6 +457,11 @@ impl Session {
         self.end(id, result.map_or_else(End::Check, |()| End::Good));
     }
 
+    /// A task was not done, and may be tried again later. Ignored if it is gone.
+    pub fn busy(&mut self, id: TaskId) {
+        self.end(id, End::Busy);
+    }
+
     fn end(&mut self, id: TaskId, end: End) {
         let Some(task) = self.by_id.remove(&id).and_then(|itt| self.tasks.remove(&itt)) else { return };
         self.release(&task);
@@ -469,6 +476,10 @@ impl Session {
             End::Good => self.send(header, &[]),
             End::Conflict => {
                 header.0[3] = RESERVATION_CONFLICT;
+                self.send(header, &[]);
+            }
+            End::Busy => {
+                header.0[3] = BUSY;
                 self.send(header, &[]);
             }
             End::Check(sense) => {

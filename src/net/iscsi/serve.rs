@@ -59,9 +59,16 @@ const INPUT_LOW: usize = 4096;
 
 /// What comes back from a lane.
 enum Finished {
-    Read { task: TaskId, bytes: usize, buffer: Vec<u8>, result: Result<(), Sense> },
+    Read {
+        task: TaskId,
+        bytes: usize,
+        buffer: Vec<u8>,
+        result: Result<(), Sense>,
+    },
     Data(TaskId, Vec<u8>),
     Other(TaskId, Result<(), Sense>),
+    /// Not done; it may be tried again.
+    Busy(TaskId),
     Aborted(u32, Scope),
 }
 
@@ -183,6 +190,14 @@ impl Troubles {
         }
     }
 
+    /// How an operation ended, as its session is told.
+    fn end_of(&self, task: TaskId, result: Result<(), Failed>) -> Finished {
+        match result {
+            Err(Failed::Busy) => Finished::Busy(task),
+            result => Finished::Other(task, result.map_err(|failed| self.sense_of(failed))),
+        }
+    }
+
     /// What an initiator is told of an operation that was not done.
     fn sense_of(&self, failed: Failed) -> Sense {
         match failed {
@@ -191,6 +206,9 @@ impl Troubles {
                 Sense::of_disk(&error, true)
             }
             Failed::Differs(at) => Sense::miscompare(at),
+            Failed::Limit => Sense::SPACE_ALLOCATION_FAILED,
+            // Its status says it; sense data does not.
+            Failed::Busy => Sense::NONE,
         }
     }
 }
@@ -393,6 +411,7 @@ impl Running {
             }
             Finished::Data(task, data) => self.session.answer(task, data),
             Finished::Other(task, result) => self.session.complete(task, result),
+            Finished::Busy(task) => self.session.busy(task),
             Finished::Aborted(request, scope) => self.session.aborted(request, scope),
         }
     }
@@ -540,7 +559,7 @@ impl Running {
     fn change(&mut self, task: TaskId, job: Job) {
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         let done = move |result: Result<(), Failed>| {
-            let _ = finish.send(Finished::Other(task, result.map_err(|failed| troubles.sense_of(failed))));
+            let _ = finish.send(troubles.end_of(task, result));
         };
         self.writes.push((Ticket { nexus: self.place.entry.nexus, task: task.0 }, job, Box::new(done)));
     }
@@ -557,7 +576,7 @@ impl Running {
         let disk = Arc::clone(&self.place.disk);
         let done = move |result: Result<(), Failed>| {
             disk.unit().sanitized();
-            let _ = finish.send(Finished::Other(task, result.map_err(|failed| troubles.sense_of(failed))));
+            let _ = finish.send(troubles.end_of(task, result));
         };
         self.place.disk.writes.submit([(OWN, Job::Erase(range), Box::new(done) as Done)]);
     }
@@ -569,11 +588,15 @@ impl Running {
         let done = move |result: Result<(), Failed>| {
             record.done = result.is_ok();
             drop(record);
-            let told = result.map_err(|failed| {
-                troubles.sense_of(failed);
-                Sense::COPY_ABORTED
-            });
-            let _ = finish.send(Finished::Other(task, told));
+            let told = match result {
+                // Nothing was copied: the initiator is told what of any other write.
+                Err(Failed::Limit | Failed::Busy) | Ok(()) => troubles.end_of(task, result),
+                Err(failed) => {
+                    troubles.sense_of(failed);
+                    Finished::Other(task, Err(Sense::COPY_ABORTED))
+                }
+            };
+            let _ = finish.send(told);
         };
         self.writes.push((Ticket { nexus, task: task.0 }, Job::Copy(copy.ranges), Box::new(done)));
     }
