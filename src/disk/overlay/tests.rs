@@ -14,6 +14,7 @@ use super::super::chain::{Chain, PendingPath};
 use super::super::file::Access;
 use super::super::import::import;
 use super::super::model::{pattern, scratch};
+use super::super::names;
 use super::super::vhd::{Builder, create_child};
 use super::super::vhdx;
 use super::super::{Disk, DiskError, ErrorKind, SECTOR};
@@ -454,10 +455,7 @@ fn cut_everywhere_in(
     assert!(changes.len() > 1, "the verb does something: {}", changes.len());
 
     let mut cases = 0;
-    let deaths = changes.iter().map(|(folder, _)| folder).chain([&last]).cloned().enumerate();
-    let deaths = deaths.map(|(cut, folder)| (cut, folder, BOOT));
-    let cuts = possible_folders(&changes, &last).into_iter().map(|(cut, folder)| (cut, folder, LATER));
-    for (cut, folder, boot) in deaths.chain(cuts) {
+    for (cut, folder, boot) in deaths_and_cuts(&changes, &last) {
         let dir = scratch();
         restore(&folder, dir.path());
         let after = Bench::in_folder(dir.path(), Arc::clone(&bench.base));
@@ -483,6 +481,15 @@ fn cut_everywhere_in(
     }
     assert!(cases > changes.len());
     cases
+}
+
+/// What lies there if the process dies at each change, or the power goes: the number of changes that were begun, the
+/// folder, and the host's boot that finds it.
+fn deaths_and_cuts(changes: &[(Folder, Change)], last: &Folder) -> Vec<(usize, Folder, &'static str)> {
+    let deaths = changes.iter().map(|(folder, _)| folder).chain([last]).cloned().enumerate();
+    let deaths = deaths.map(|(cut, folder)| (cut, folder, BOOT));
+    let cuts = possible_folders(changes, last).into_iter().map(|(cut, folder)| (cut, folder, LATER));
+    deaths.chain(cuts).collect()
 }
 
 /// A disk with a checkpoint, and changes that were flushed and others that were not.
@@ -843,6 +850,50 @@ fn version_of_a_child(format: &str) {
     delete_version(&images, 1, &[&disks]).unwrap();
     assert_eq!(versions(&images).unwrap(), [2]);
     assert!(matches!(delete_version(&images, 1, &[&disks]), Err(VersionError::NoVersion { .. })));
+}
+
+#[test]
+fn a_disk_becomes_one_of_the_other_format_at_one_moment_whenever_the_power_goes() {
+    for (from, to) in [("vhd", "vhdx"), ("vhdx", "vhd")] {
+        let (masters, dir) = (scratch(), scratch());
+        let ((old, _), (new, clean)) = (master_in(from, masters.path()), master_in(to, masters.path()));
+        let mut bench = Bench::new(dir.path(), Arc::clone(&old));
+        let content = worked(&bench);
+        bench.open().flush().unwrap();
+        let recorder = Arc::new(Recorder { dir: dir.path().to_owned(), changes: Mutex::default() });
+        bench.place.hands = Arc::clone(&recorder) as Arc<dyn Hands>;
+        let place = bench.place.replace(&new, &format!(r"..\master.{to}"), &mut |_| Ok(())).unwrap();
+        assert_eq!(place.top(), dir.path().join("pc-01").with_extension(to));
+        assert!(place.previous().ends_with(format!("pc-01.{from}.previous")));
+        let last = snapshot(dir.path());
+        let changes = std::mem::take(&mut *recorder.changes.lock().unwrap());
+
+        let (mut olds, mut news) = (0, 0);
+        for (cut, folder, boot) in deaths_and_cuts(&changes, &last) {
+            let dir = scratch();
+            restore(&folder, dir.path());
+            let what =
+                || format!("cut {cut} of {:?}: {:?}", changes.iter().map(|c| &c.1).collect::<Vec<_>>(), folder.keys());
+            let found = names::find(&dir.path().join("pc-01")).unwrap_or_else(|| panic!("no disk, {}", what()));
+            let is_new = found.extension().unwrap() == to;
+            *(if is_new { &mut news } else { &mut olds }) += 1;
+            let (base, wanted) = if is_new { (&new, &clean) } else { (&old, &content) };
+            let place = Place::new(found);
+            let pending = PendingPath { path: dir.path().join("map"), boot_id: boot.to_owned() };
+            let disk = Overlay::open(place.clone(), Arc::clone(base), Some(&pending));
+            let disk = disk.unwrap_or_else(|error| panic!("{error}, {}", what()));
+            assert!(read(&disk) == *wanted, "{}", what());
+            place.remove_others().unwrap();
+            let disks = [from, to].map(|format| place.top().with_extension(format).exists());
+            assert_eq!(disks, [!is_new, is_new], "one disk is left, {}", what());
+            // Its checkpoint is there whatever it is by now, and the next one has a number of its own.
+            let tree = Tree::read(&place).unwrap();
+            assert!(tree.checkpoint(1).is_some() && place.layer(1).ends_with(format!("pc-01.checkpoint-1.{from}")));
+            assert_eq!(disk.checkpoint(&note("after")).unwrap(), 2);
+            assert!(place.layer(2).exists() && read(&disk) == *wanted);
+        }
+        assert!(olds > 1 && news > 1, "{olds} and {news}");
+    }
 }
 
 #[test]
