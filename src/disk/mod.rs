@@ -18,6 +18,7 @@ pub mod chain;
 pub mod check;
 pub mod checksum;
 pub mod copy;
+pub mod data;
 pub mod error;
 pub mod export;
 pub mod file;
