@@ -14,6 +14,7 @@
 use std::fmt::Debug;
 use std::io::{IoSlice, IoSliceMut};
 
+mod cache;
 pub mod chain;
 pub mod check;
 pub mod checksum;
