@@ -44,6 +44,7 @@ mod model;
 #[cfg(test)]
 mod power;
 
+pub use cache::bitmap_bytes;
 pub use chain::{Chain, PendingPath};
 pub use error::{DiskError, ErrorKind};
 
