@@ -29,6 +29,8 @@ LOADERS = {"bios": None, "bios-chain": "undionly.kpxe", "uefi": "snponly.efi", "
 TWICE = ["bios", "bios-chain", "uefi"]
 # A client whose disk is clean at every boot, on this firmware.
 RESET = "bios:reset"
+# Of the data disk of a Debian machine whose disk is reset.
+DATA_MIB = 3072
 MARKER_SECONDS = 300
 
 # Seconds for a Debian system that has lost its disk to write again, once the disk is back. iscsid waits two between tries.
@@ -46,9 +48,9 @@ MEMORY_LIMIT_KIB = 64 * 1024
 
 class Fleet:
     """A Roost with one machine for each of these modes, on children of one image. The disk of `MODE:reset` is reset, and that
-    of `MODE:chap` asks for CHAP."""
+    of `MODE:chap` asks for CHAP. With `data`, machines whose disks are reset have a second disk of this size."""
 
-    def __init__(self, options, folder, modes, master, pool=POOL):
+    def __init__(self, options, folder, modes, master, pool=POOL, data=None):
         self.options, self.folder = options, Path(folder)
         self.roost = Roost(options.roost, self.folder, options.server)
         self.machines = [
@@ -57,7 +59,9 @@ class Fleet:
         ]
         clients = {
             m.name: f'{{ mac = "{m.mac}", disk = "{"reset" if resets(m) else "keep"}", initiators = ["{TESTER}"], '
-            f'chap = {"true" if asks_for_chap(m) else "false"} }}'
+            f'chap = {"true" if asks_for_chap(m) else "false"}'
+            + (f', data = "{data}"' if data and resets(m) else "")
+            + " }"
             for m in self.machines
         }
         self.roost.configure(clients, IMAGE, pool=pool)
@@ -390,6 +394,19 @@ def met_no_error(fleet, writer):
     return f"{files}, {lost} connections lost"
 
 
+def keeps_on_its_data_disk(fleet, machine, boot):
+    """A machine whose disk is reset finds its second disk as it left it: in the first boot empty, then with what it wrote."""
+    code, size = machine.shell("cat /sys/block/sdb/size")
+    same((code, int(size)), (0, DATA_MIB * 2048), "blocks of /dev/sdb")
+    code, begins = machine.shell("head -c 12 /dev/sdb | tr -d '\\0'; echo")
+    same((code, begins.strip()), (0, "" if boot == 1 else "roost-data-1"), "what the disk begins with")
+    if boot == 1:
+        code, _ = machine.shell("printf roost-data-1 | dd of=/dev/sdb conv=fsync,notrunc status=none")
+        same(code, 0, "the exit code of the write")
+    file = fleet.roost.disk(machine.name).with_suffix(".data.vhdx")
+    return f"{int(size) // 2048} MiB, {file.stat().st_blocks // 2} KiB on the host"
+
+
 def comes_back(fleet, writer):
     """After the plug was pulled amid its writing: a disk that is kept has its files, a disk that is reset has none."""
     figures = boots_to_its_marker(fleet, writer.machine, 2)
@@ -403,13 +420,15 @@ def comes_back(fleet, writer):
 
 def debian(options, report):
     """Systems with systemd and iscsid, one of each disk policy, that write while they lose the server and the network."""
-    fleet = Fleet(options, Path(options.disk) / "debian", ["bios", "uefi:reset"], debian_master_path())
+    fleet = Fleet(options, Path(options.disk) / "debian", ["bios", "uefi:reset"], debian_master_path(), data=f"{DATA_MIB}M")
     writers = [Writer(machine) for machine in fleet.machines]
     try:
         fleet.start_all()
         for machine in fleet.machines:
             if not report.test(f"debian-{name_of(machine)}-boots", boots_to_its_marker, fleet, machine, 1):
                 return
+        reset = next(machine for machine in fleet.machines if resets(machine))
+        report.test("debian-data-disk", keeps_on_its_data_disk, fleet, reset, 1)
         for writer in writers:
             writer.start()
         report.test("debian-restart", writes_through_restarts, fleet, writers)
@@ -426,6 +445,7 @@ def debian(options, report):
         fleet.start_all()
         for writer in writers:
             report.test(f"debian-{name_of(writer.machine)}-comes-back", comes_back, fleet, writer)
+        report.test("debian-data-disk-after-the-reset", keeps_on_its_data_disk, fleet, reset, 2)
         report.test("debian-master-unchanged", master_unchanged, fleet)
         report.test("no-panic-under-debian", no_panic, fleet.roost)
     finally:
