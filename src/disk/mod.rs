@@ -14,6 +14,7 @@
 use std::fmt::Debug;
 use std::io::{IoSlice, IoSliceMut};
 
+mod cache;
 pub mod chain;
 pub mod check;
 pub mod checksum;
@@ -43,7 +44,10 @@ mod hostile;
 mod model;
 #[cfg(test)]
 mod power;
+#[cfg(test)]
+mod witness;
 
+pub use cache::bitmap_bytes;
 pub use chain::{Chain, PendingPath};
 pub use error::{DiskError, ErrorKind};
 

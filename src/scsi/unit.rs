@@ -82,6 +82,8 @@ pub enum Plan {
         range: ByteRange,
         /// Zeros, without data.
         no_data: bool,
+        /// Free these bytes, which read as zeros then: the block comes, and its content is not looked at.
+        unmap: bool,
     },
     /// Free the ranges of the parameter list to come, of this length.
     Unmap(u16),
@@ -483,13 +485,13 @@ impl LogicalUnit {
                 self.writable()?;
                 Plan::Unmap(parameters)
             }
-            Command::WriteSame { blocks, unmap: _, no_data } => {
+            Command::WriteSame { blocks, unmap, no_data } => {
                 self.writable()?;
                 let range = self.to_the_end(blocks)?;
                 if range.length > u64::from(MAX_WRITE_SAME_BLOCKS) * BLOCK {
                     return Err(Sense::INVALID_FIELD_IN_CDB.into());
                 }
-                Plan::WriteSame { range, no_data }
+                Plan::WriteSame { range, no_data, unmap }
             }
             Command::BlockErase { immediate } => {
                 self.writable()?;
@@ -836,7 +838,7 @@ mod tests {
         let blocks = Blocks { lba: 4094, count: 0 };
         let rest = ByteRange { offset: 4094 * BLOCK, length: 2 * BLOCK };
         let same = Command::WriteSame { blocks, unmap: true, no_data: true };
-        assert_eq!(unit.plan(A, same), Plan::WriteSame { range: rest, no_data: true });
+        assert_eq!(unit.plan(A, same), Plan::WriteSame { range: rest, no_data: true, unmap: true });
         assert_eq!(unit.plan(A, Command::Prefetch(blocks)), Plan::Verify { range: rest, check: Check::Medium });
         assert_eq!(unit.plan(A, Command::Read(blocks)), Plan::Read(ByteRange { length: 0, ..rest }));
         let beyond = Blocks { lba: 4097, count: 0 };

@@ -321,7 +321,7 @@ impl Play {
                     self.session.complete(task, Ok(()));
                 }
                 Effect::Abort(abort) => self.session.aborted(abort.request, abort.scope),
-                Effect::SendTargets(_) => self.session.targets(&["t".to_owned()], "192.0.2.1:3260,1"),
+                Effect::SendTargets(_) => self.session.targets(&["t".to_owned()], &["192.0.2.1:3260,1".to_owned()]),
                 // Only the last PDU, which is any bytes, may ask for more than that; and for the end.
                 _ => return None,
             }

@@ -321,14 +321,16 @@ impl Session {
                 Effect::Verify { task: id, range, expected, repeat }
             }
             Plan::WriteSame { range, .. } if range.length == 0 => return self.complete(id, Ok(())),
-            Plan::WriteSame { range, no_data: true } => Effect::Zero(id, vec![*range]),
-            Plan::WriteSame { range, no_data: false } => {
+            Plan::WriteSame { range, no_data: true, .. } => Effect::Zero(id, vec![*range]),
+            Plan::WriteSame { range, no_data: false, unmap } => {
                 let block = data.concat();
                 let one_block = block.len() as u64 == BLOCK && u64::from(task.write_length) == BLOCK;
                 if !one_block {
                     return self.complete(id, Err(Sense::INVALID_FIELD_IN_CDB));
                 }
-                let zeros = block.iter().all(|byte| *byte == 0);
+                // With UNMAP the block's content is not looked at, as other targets have it: who asks for it sends
+                // zeros. (SBC-4 would also let a target write the block wherever it does not unmap.)
+                let zeros = *unmap || block.iter().all(|byte| *byte == 0);
                 if zeros { Effect::Zero(id, vec![*range]) } else { Effect::Fill(id, *range, block.into()) }
             }
             Plan::Unmap(length) => {

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::INPUT;
 use super::serve::breaks_protocol;
 use crate::app::App;
 use crate::app::access::Refusal;
@@ -93,6 +94,9 @@ impl Arrival<'_> {
         let (mut login, mut out) = (Login::default(), Vec::new());
         loop {
             let Some(pdu) = frame::next(input, LOGIN_DATA_SEGMENT, Digests::NONE)? else {
+                // Who says nothing holds nothing.
+                stream.readable().await?;
+                input.reserve(INPUT);
                 if stream.read_buf(input).await? == 0 {
                     bail!("closed before it had logged in");
                 }

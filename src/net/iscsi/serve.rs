@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::LOGOUT_GRACE;
 use super::login::Seat;
 use super::output::Output;
+use super::portals::Portals;
 use crate::app::App;
 use crate::app::disks::ClientDisk;
 use crate::app::lanes::Lane;
@@ -31,7 +32,7 @@ use crate::iscsi::frame::FrameError;
 use crate::iscsi::login::LoginError;
 use crate::iscsi::pdu::{NO_TAG, Pdu, opcode};
 use crate::iscsi::session::{Effect, Layout, ProtocolError, Report, Scope, Session, TaskId, Which};
-use crate::iscsi::{MAX_DATA_SEGMENT, PORTAL_GROUP, frame};
+use crate::iscsi::{MAX_DATA_SEGMENT, frame};
 use crate::scsi::copy::Copy;
 use crate::scsi::unmap::ByteRange;
 use crate::scsi::{BLOCK, LogicalUnit, Nexus, Sense, provisioning};
@@ -97,8 +98,8 @@ struct Running {
     heard: Heard,
     /// It has answered a ping. iPXE never does, which means nothing.
     answers_pings: bool,
-    /// Where the initiator reached us, as SendTargets tells it.
-    portal: String,
+    /// Where the initiator reaches us, as SendTargets tells it.
+    portals: Vec<String>,
     read_yet: bool,
     last_busy: Instant,
     settled: bool,
@@ -119,6 +120,7 @@ enum Heard {
 pub(super) async fn normal(
     app: &Arc<App>,
     stream: TcpStream,
+    portals: &Portals,
     input: BytesMut,
     seat: Seat,
     silence: Duration,
@@ -140,7 +142,7 @@ pub(super) async fn normal(
         closing: None,
         heard: Heard::Something,
         answers_pings: false,
-        portal: portal(&stream)?,
+        portals: portals.told(&stream)?,
         read_yet: false,
         last_busy: Instant::now(),
         settled: place.entry.kind != SessionKind::System,
@@ -502,7 +504,7 @@ impl Running {
                     Which::One(name) if !name.is_empty() && !name.eq_ignore_ascii_case(&own) => Vec::new(),
                     _ => vec![own],
                 };
-                self.session.targets(&names, &self.portal);
+                self.session.targets(&names, &self.portals);
             }
             Effect::Close => self.closing = Some(Instant::now() + FAREWELL),
         }
@@ -781,14 +783,14 @@ fn verify(disk: &ClientDisk, range: ByteRange, expected: &[u8], repeat: bool) ->
 pub(super) async fn discovery(
     app: &Arc<App>,
     stream: TcpStream,
-    peer: SocketAddr,
+    portals: &Portals,
     mut input: BytesMut,
     mut session: Session,
     initiator: &str,
 ) -> anyhow::Result<()> {
     /// A discovery takes milliseconds.
     const PATIENCE: Duration = Duration::from_secs(60);
-    let address = portal(&stream)?;
+    let (peer, addresses) = (stream.peer_addr()?, portals.told(&stream)?);
     let until = Instant::now() + PATIENCE;
     let mut output = Output::default();
     let mut closing = false;
@@ -801,7 +803,7 @@ pub(super) async fn discovery(
             session.receive(pdu, &[])?;
             while let Some(effect) = session.next_effect() {
                 match effect {
-                    Effect::SendTargets(which) => session.targets(&usable(app, peer, initiator, &which), &address),
+                    Effect::SendTargets(which) => session.targets(&usable(app, peer, initiator, &which), &addresses),
                     Effect::Close => closing = true,
                     other => tracing::error!("a discovery session asked for {other:?}"),
                 }
@@ -827,11 +829,6 @@ pub(super) async fn discovery(
             () = tokio::time::sleep_until(until) => return Ok(()),
         }
     }
-}
-
-/// Where the initiator reached us, as `ip:port,group` (RFC 7143 §13.8).
-fn portal(stream: &TcpStream) -> io::Result<String> {
-    Ok(format!("{},{PORTAL_GROUP}", stream.local_addr()?))
 }
 
 /// The targets that an initiator may use, of those that it asks for.

@@ -295,11 +295,11 @@ impl Pair {
             }
             Effect::SendTargets(Which::All) => {
                 let names: Vec<_> = (0..40).map(|number| format!("{TARGET}-{number}")).collect();
-                self.session.targets(&names, "192.0.2.1:3260,1");
+                self.session.targets(&names, &["192.0.2.1:3260,1".to_owned()]);
             }
             Effect::SendTargets(Which::One(name)) => {
                 let names = if name.is_empty() { vec![TARGET.to_owned()] } else { vec![name] };
-                self.session.targets(&names, "192.0.2.1:3260,1");
+                self.session.targets(&names, &["192.0.2.1:3260,1".to_owned()]);
             }
             Effect::Close => unreachable!("taken up before"),
         }
