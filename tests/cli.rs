@@ -498,7 +498,7 @@ fn a_data_disk_is_shown_checked_verified_and_exported() {
         let (out, _) = expect(&lab.roost(&["client", "show", "pc-01"]), DONE);
         assert!(out.contains("  data disk    ") && out.contains("on the host for a disk of 8.0 MiB"), "{out}");
         let (out, _) = expect(&lab.roost(&["client", "list", "--json"]), DONE);
-        assert!(out.contains("\"wanted\":8388608") && out.contains("pc-01.data.vhdx"), "{out}");
+        assert!(out.contains("\"wanted\": 8388608") && out.contains("pc-01.data.vhdx"), "{out}");
         let (done, into) = export("data.raw");
         expect(&done, DONE);
         assert!(fs::read(&into).unwrap() == must);
