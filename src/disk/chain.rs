@@ -213,7 +213,6 @@ impl Chain {
     }
 
     /// Opens a file that has no parent, on any media.
-    #[cfg(any(test, fuzzing))]
     pub(super) fn base_on(media: Box<dyn Media>, access: Access) -> Result<Self, DiskError> {
         let layer = open_layer(media, access)?;
         match layer {

@@ -19,6 +19,7 @@ pub mod chain;
 pub mod check;
 pub mod checksum;
 pub mod copy;
+pub mod data;
 pub mod error;
 pub mod export;
 pub mod file;
@@ -43,6 +44,8 @@ mod hostile;
 mod model;
 #[cfg(test)]
 mod power;
+#[cfg(test)]
+mod witness;
 
 pub use cache::bitmap_bytes;
 pub use chain::{Chain, PendingPath};
