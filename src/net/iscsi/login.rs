@@ -228,7 +228,7 @@ impl Arrival<'_> {
             self.why = Some(error.to_string());
             Status::TargetError
         })?;
-        let place = self.app.sessions.enter(&door, newcomer, disk).await.map_err(|full| {
+        let place = self.app.sessions.enter(&door, newcomer, Arc::new([disk])).await.map_err(|full| {
             self.why = Some(format!("{}: {full}", who.initiator));
             Status::OutOfResources
         })?;

@@ -35,7 +35,7 @@ use crate::iscsi::session::{Effect, Layout, ProtocolError, Report, Scope, Sessio
 use crate::iscsi::{MAX_DATA_SEGMENT, frame};
 use crate::scsi::copy::Copy;
 use crate::scsi::unmap::ByteRange;
-use crate::scsi::{BLOCK, Nexus, Sense, provisioning};
+use crate::scsi::{BLOCK, LogicalUnit, Nexus, Sense, provisioning};
 
 /// While more than this waits to be sent, nothing new is begun: a slow reader holds no more of our memory, and other
 /// sessions get their turn.
@@ -82,8 +82,10 @@ struct Running {
     output: Output,
     finished: mpsc::UnboundedReceiver<Finished>,
     finish: mpsc::UnboundedSender<Finished>,
-    /// Writes of this wake-up, which make one hop together.
-    writes: Vec<(Ticket, Job, Done)>,
+    /// The logical units of the place's disks.
+    units: Vec<Arc<Mutex<LogicalUnit>>>,
+    /// Writes of this wake-up to each disk, which make one hop together.
+    writes: Vec<Vec<(Ticket, Job, Done)>>,
     /// Reads that wait for the device, and those that wait for [`MAX_MISSES`] or [`MAX_MISSED_BYTES`].
     deferred: VecDeque<(TaskId, ByteRange)>,
     misses: usize,
@@ -130,7 +132,8 @@ pub(super) async fn normal(
         output: Output::default(),
         finished,
         finish,
-        writes: Vec::new(),
+        units: place.disks.iter().map(|disk| Arc::clone(&disk.unit)).collect(),
+        writes: place.disks.iter().map(|_| Vec::new()).collect(),
         deferred: VecDeque::new(),
         misses: 0,
         missed_bytes: 0,
@@ -269,9 +272,9 @@ impl Running {
                         }
                         return Ok(End { why, done: Some(done) });
                     }
-                    Control::Reset(done) => {
-                        let tasks = self.forget_all();
-                        let cancelled = self.place.disk.writes.cancel(self.place.entry.nexus, Some(&tasks));
+                    Control::Reset(lun, done) => {
+                        let tasks = self.forget_all(lun);
+                        let cancelled = self.cancel(&tasks);
                         tokio::spawn(async move {
                             cancelled.await;
                             let _ = done.send(!tasks.is_empty());
@@ -363,7 +366,9 @@ impl Running {
             }
         }
         self.start_misses();
-        self.place.disk.writes.submit(self.writes.drain(..));
+        for (disk, writes) in self.place.disks.iter().zip(&mut self.writes) {
+            disk.writes.submit(writes.drain(..));
+        }
         Ok(())
     }
 
@@ -381,7 +386,7 @@ impl Running {
             }
             _ => {}
         }
-        self.session.receive(pdu, Some(&self.place.disk.unit))
+        self.session.receive(pdu, &self.units)
     }
 
     /// Less waits to be sent than may.
@@ -459,7 +464,7 @@ impl Running {
             Effect::Fill(task, range, block) => self.change(task, Job::Fill(range, block)),
             Effect::Flush(task) => self.change(task, Job::Flush),
             Effect::Verify { task, range, expected, repeat } => {
-                let (disk, finish) = (Arc::clone(&self.place.disk), self.finish.clone());
+                let (disk, finish) = (Arc::clone(self.disk(task)), self.finish.clone());
                 let lanes = Arc::clone(&self.app.lanes);
                 tokio::spawn(async move {
                     let bytes = usize::try_from(range.length).unwrap_or(usize::MAX);
@@ -469,22 +474,29 @@ impl Running {
                 });
             }
             Effect::Abort(abort) => {
-                let (disk, app) = (Arc::clone(&self.place.disk), Arc::clone(&self.app));
+                let (disks, app) = (Arc::clone(&self.place.disks), Arc::clone(&self.app));
                 let (entry, finish) = (Arc::clone(&self.place.entry), self.finish.clone());
                 // Writes of this wake-up are not queued yet; those of the aborted tasks never will be.
-                self.writes.retain(|(ticket, ..)| !abort.tasks.contains(&TaskId(ticket.task)));
-                let tasks: Vec<u64> = abort.tasks.iter().map(|task| task.0).collect();
-                let own = disk.writes.cancel(entry.nexus, Some(&tasks));
+                for writes in &mut self.writes {
+                    writes.retain(|(ticket, ..)| !abort.tasks.iter().any(|task| task.number == ticket.task));
+                }
+                let own = self.cancel(&abort.tasks);
                 tokio::spawn(async move {
+                    let lun = match abort.scope {
+                        Scope::TaskSet(lun) | Scope::Unit(lun) => Some(lun),
+                        Scope::Session | Scope::Units | Scope::Sessions => None,
+                    };
                     if abort.scope == Scope::Session {
                         own.await;
                     } else {
                         // At once: while one session's write is waited for, the others' must not go on.
-                        let others = app.sessions.reset_others(&entry, abort.scope == Scope::Sessions);
+                        let others = app.sessions.reset_others(&entry, lun, abort.scope == Scope::Sessions);
                         let ((), stopped) = tokio::join!(own, others);
-                        match abort.scope {
-                            Scope::TaskSet => disk.unit().cleared(&stopped),
-                            _ => disk.unit().reset(),
+                        for (_, disk) in (0..).zip(&*disks).filter(|(number, _)| lun.is_none_or(|lun| lun == *number)) {
+                            match abort.scope {
+                                Scope::TaskSet(_) => disk.unit().cleared(&stopped),
+                                _ => disk.unit().reset(),
+                            }
                         }
                     }
                     let _ = finish.send(Finished::Aborted(abort.request, abort.scope));
@@ -502,6 +514,24 @@ impl Running {
         }
     }
 
+    /// The disk that a task is about.
+    fn disk(&self, task: TaskId) -> &Arc<ClientDisk> {
+        &self.place.disks[usize::from(task.lun)]
+    }
+
+    /// Forgets at once what waits of these tasks. The future is done when none of them can touch a disk any more.
+    fn cancel(&self, tasks: &[TaskId]) -> impl Future<Output = ()> + Send + use<> {
+        let of = |lun: u8| tasks.iter().filter(|task| task.lun == lun).map(|task| task.number).collect::<Vec<_>>();
+        let nexus = self.place.entry.nexus;
+        let cancelled = (0..).zip(&*self.place.disks).map(|(lun, disk)| disk.writes.cancel(nexus, Some(&of(lun))));
+        let cancelled: Vec<_> = cancelled.collect();
+        async move {
+            for cancelled in cancelled {
+                cancelled.await;
+            }
+        }
+    }
+
     /// Reads at once if the bytes are in memory, else on a thread.
     fn read(&mut self, task: TaskId, range: ByteRange) {
         let session = &mut self.session;
@@ -509,7 +539,7 @@ impl Running {
         let mut out = std::mem::take(session.output());
         let start = out.len();
         out.resize(start + layout.wire_length(), 0);
-        let disk = &self.place.disk;
+        let disk = &self.place.disks[usize::from(task.lun)];
         let read = match disk.writes.try_reading() {
             Some(_reading) => read_into(&*disk.disk, range, layout, &mut out[start..], false),
             None => Ok(false),
@@ -544,7 +574,7 @@ impl Running {
         let bytes = layout.length;
         self.misses += 1;
         self.missed_bytes += bytes;
-        let (disk, lanes) = (Arc::clone(&self.place.disk), Arc::clone(&self.app.lanes));
+        let (disk, lanes) = (Arc::clone(self.disk(task)), Arc::clone(&self.app.lanes));
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         tokio::spawn(async move {
             let work = move || {
@@ -567,7 +597,8 @@ impl Running {
         let done = move |result: Result<(), Failed>| {
             let _ = finish.send(troubles.end_of(task, result));
         };
-        self.writes.push((Ticket { nexus: self.place.entry.nexus, task: task.0 }, job, Box::new(done)));
+        let ticket = Ticket { nexus: self.place.entry.nexus, task: task.number };
+        self.writes[usize::from(task.lun)].push((ticket, job, Box::new(done)));
     }
 
     fn note_write(&self, data: &[Bytes]) {
@@ -579,18 +610,18 @@ impl Running {
     /// Nobody can cancel it: a unit that is half erased would stay so.
     fn erase(&mut self, task: TaskId, range: ByteRange) {
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
-        let disk = Arc::clone(&self.place.disk);
+        let disk = Arc::clone(self.disk(task));
         let done = move |result: Result<(), Failed>| {
             disk.unit().sanitized();
             let _ = finish.send(troubles.end_of(task, result));
         };
-        self.place.disk.writes.submit([(OWN, Job::Erase(range), Box::new(done) as Done)]);
+        self.disk(task).writes.submit([(OWN, Job::Erase(range), Box::new(done) as Done)]);
     }
 
     fn copy(&mut self, task: TaskId, copy: Copy) {
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         let nexus = self.place.entry.nexus;
-        let mut record = CopyRecord { disk: Arc::clone(&self.place.disk), nexus, list: copy.list, done: false };
+        let mut record = CopyRecord { disk: Arc::clone(self.disk(task)), nexus, list: copy.list, done: false };
         let done = move |result: Result<(), Failed>| {
             record.done = result.is_ok();
             drop(record);
@@ -604,12 +635,13 @@ impl Running {
             };
             let _ = finish.send(told);
         };
-        self.writes.push((Ticket { nexus, task: task.0 }, Job::Copy(copy.ranges), Box::new(done)));
+        let ticket = Ticket { nexus, task: task.number };
+        self.writes[usize::from(task.lun)].push((ticket, Job::Copy(copy.ranges), Box::new(done)));
     }
 
     /// Which parts of the disk take space. To find out may wait for the device.
     fn look_up(&mut self, task: TaskId, range: ByteRange, most: usize, report: Report) {
-        let (disk, lanes) = (Arc::clone(&self.place.disk.disk), Arc::clone(&self.app.lanes));
+        let (disk, lanes) = (Arc::clone(&self.disk(task).disk), Arc::clone(&self.app.lanes));
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         tokio::spawn(async move {
             let work = move || disk.provisioning(range.offset, range.length, most);
@@ -635,14 +667,14 @@ impl Running {
     }
 
     fn reserved(&mut self, task: TaskId, keep: bool, abort: Vec<Nexus>) {
-        let (disk, app) = (Arc::clone(&self.place.disk), Arc::clone(&self.app));
+        let (disk, app) = (Arc::clone(self.disk(task)), Arc::clone(&self.app));
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         let entry = Arc::clone(&self.place.entry);
         // Of its own tasks only those before it are meant, and this one is their end.
         let abort: Vec<Nexus> = abort.into_iter().filter(|nexus| *nexus != self.place.entry.nexus).collect();
         tokio::spawn(async move {
             let kept = if keep { disk.keep_reservations(&app.lanes).await } else { Ok(()) };
-            app.sessions.stop_tasks(&entry.client, &abort).await;
+            app.sessions.stop_tasks(&entry.client, &abort, task.lun).await;
             let told = kept.map_err(|error| {
                 troubles.tell(&error);
                 Sense::of_disk(&error, true)
@@ -651,14 +683,16 @@ impl Running {
         });
     }
 
-    /// Another session's reset: every task is gone without an answer.
-    fn forget_all(&mut self) -> Vec<u64> {
-        self.writes.clear();
-        self.deferred.clear();
-        let tasks = self.session.abort_all();
+    /// Another session's reset: every task on this logical unit (on all, where none is named) is gone without an answer.
+    fn forget_all(&mut self, lun: Option<u8>) -> Vec<TaskId> {
+        for (_, writes) in (0..).zip(&mut self.writes).filter(|(number, _)| lun.is_none_or(|lun| lun == *number)) {
+            writes.clear();
+        }
+        self.deferred.retain(|(task, _)| lun.is_some_and(|lun| lun != task.lun));
+        let tasks = self.session.abort_all(lun);
         // No answer of theirs will tell the initiator that its command window is open again; this does.
         self.session.ping();
-        tasks.into_iter().map(|task| task.0).collect()
+        tasks
     }
 
     fn note(&self, stage: Stage, detail: &str) {
@@ -770,7 +804,7 @@ pub(super) async fn discovery(
             && !closing
             && let Some(pdu) = frame::next(&mut input, MAX_DATA_SEGMENT, session.digests())?
         {
-            session.receive(pdu, None)?;
+            session.receive(pdu, &[])?;
             while let Some(effect) = session.next_effect() {
                 match effect {
                     Effect::SendTargets(which) => session.targets(&usable(app, peer, initiator, &which), &addresses),

@@ -243,7 +243,7 @@ impl Model {
 
     fn reset_by_another(&mut self) {
         self.live.clear();
-        let stopped = self.pair.session.abort_all();
+        let stopped = self.pair.session.abort_all(None);
         self.pair.stop(&stopped);
         self.pair.pump();
         self.absorb();
