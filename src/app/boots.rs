@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::App;
 use super::bootfiles::{Begun, Boot};
 use super::disks::ServeError;
-use super::report::{disk_path, previous_path};
+use super::places::{disk_path, previous_path};
 use super::secrets::SecretError;
 use super::sessions::Entry;
 use crate::fleet::policy::{DiskAtBoot, DiskFound, Fetch, Plan, Stays, boot_plan, disk_at_boot};
@@ -174,8 +174,8 @@ impl App {
             name: client.name.to_string(),
             made_anew,
             checkpoints,
-            disk_path: disk_path(state, &client.name),
-            previous_disk: previous.then(|| previous_path(state, &client.name)),
+            disk_path: disk_path(state, client),
+            previous_disk: previous.then(|| previous_path(state, client)),
         })
     }
 
@@ -194,7 +194,7 @@ impl App {
         });
         let released = done.await?.map_err(|who| ResetError::Running { client: client.name.to_string(), who })?;
         let there = released.map_err(ResetError::Disk)?;
-        let disk_path = there.then(|| disk_path(&self.settings.state, &client.name));
+        let disk_path = there.then(|| disk_path(&self.settings.state, client));
         Ok(ReleaseReport { name: client.name.to_string(), disk_path })
     }
 

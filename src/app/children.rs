@@ -9,6 +9,9 @@
 //! pending/NAME                      the pending map of a durable disk
 //! ```
 //!
+//! A disk has the format of its master: over a VHDX all of these end in `vhdx`. Where a client's image has another format
+//! than the one before it, its disk is replaced by one of that format at the next making; until then it is what it was.
+//!
 //! A disk is *volatile* (it need not outlive the host's power) if the record names it: a line is the disk's unique id and
 //! the boot id of the host (`random(4)`) under which it was made. The record is durable before such a disk is
 //! in its place, and while a disk is being replaced it names both. So whatever moment ends the process or the power, the
@@ -24,13 +27,11 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use uuid::Uuid;
 
 use super::disks::ServeError;
-use super::report::{disk_path, master_path};
-use crate::disk::file::{Access, File, remove};
+use super::places::{disk_path, master_path};
+use crate::disk::file::{Access, remove};
 use crate::disk::overlay::merge::{self, Progress};
 use crate::disk::overlay::{self, Layer, Overlay, Place, Tree};
-use crate::disk::vhd::Footer;
 use crate::disk::{Chain, DiskError, PendingPath};
-use crate::fleet::image::{FIRST_VERSION, master_file};
 use crate::fleet::policy::DiskFound;
 use crate::fleet::{Client, DiskPolicy, ImageName};
 
@@ -67,7 +68,7 @@ pub(super) enum Step {
 
 impl ChildFiles {
     pub(super) fn new(state: &Path, client: &Client, boot_id: &str, masters: &Masters, gate: &Gate) -> Self {
-        let disk = disk_path(state, &client.name);
+        let disk = disk_path(state, client);
         Self {
             master: master_path(state, &client.image),
             image: client.image.clone(),
@@ -99,7 +100,8 @@ impl ChildFiles {
     pub(super) fn open(&self) -> Result<Overlay, ServeError> {
         let master = self.master()?;
         if !self.disk().exists() {
-            self.make(&master, &mut |_| ())?;
+            let place = self.make(&master, &mut |_| ())?;
+            return Self { place, ..self.clone() }.open();
         }
         let pending = match self.volatile_since()? {
             None => Some(&self.pending),
@@ -108,6 +110,9 @@ impl ChildFiles {
         };
         let disk = Overlay::open(self.place.clone(), master, pending)?;
         remove(&self.place.previous())?;
+        for left in self.place.remove_others()? {
+            tracing::info!("{}: is removed, for the disk is {}", left.display(), self.disk().display());
+        }
         Ok(disk)
     }
 
@@ -219,11 +224,12 @@ impl ChildFiles {
     }
 
     /// Makes a disk beside the one that is there, if any, and puts it in its place.
-    fn make(&self, master: &Chain, at: &mut dyn FnMut(Step)) -> Result<(), DiskError> {
-        let relative = format!(r"..\images\{}\{}", self.image, master_file(FIRST_VERSION));
-        self.place.replace(master, &relative, &mut |step| self.follow(step, at))?;
+    fn make(&self, master: &Chain, at: &mut dyn FnMut(Step)) -> Result<Place, DiskError> {
+        let file = self.master.file_name().unwrap_or_default().display();
+        let relative = format!(r"..\images\{}\{file}", self.image);
+        let place = self.place.replace(master, &relative, &mut |step| self.follow(step, at))?;
         self.link_parent(&relative);
-        Ok(())
+        Ok(place)
     }
 
     /// What belongs to each step of the making of a disk.
@@ -251,7 +257,7 @@ impl ChildFiles {
         if self.disk().exists()
             && let Some(boot) = self.volatile_since()?
         {
-            lines.push(format!("{} {boot}\n", unique_id(self.disk())?));
+            lines.push(format!("{} {boot}\n", overlay::identity(self.disk())?));
         }
         if self.policy == DiskPolicy::Reset {
             lines.push(format!("{new} {}\n", self.pending.boot_id));
@@ -277,7 +283,7 @@ impl ChildFiles {
             Err(source) => return Err(DiskError::io(&self.record, "read", source)),
         };
         // A disk that cannot be read will say so when it is opened, and may be replaced.
-        let Ok(id) = unique_id(self.disk()).map(|id| id.to_string()) else { return Ok(None) };
+        let Ok(id) = overlay::identity(self.disk()).map(|id| id.to_string()) else { return Ok(None) };
         let line = text.lines().filter_map(|line| line.split_once(' ')).find(|(disk, _)| *disk == id);
         Ok(line.map(|(_, boot)| boot.to_owned()))
     }
@@ -314,10 +320,6 @@ impl ChildFiles {
         masters.insert(self.master.clone(), Arc::downgrade(&master));
         Ok(master)
     }
-}
-
-fn unique_id(disk: &Path) -> Result<Uuid, DiskError> {
-    Ok(Footer::read(&File::open(disk, Access::Peek)?)?.0.id())
 }
 
 #[cfg(test)]

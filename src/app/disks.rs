@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use super::atomic::Note;
 use super::children::{ChildFiles, Gate, Masters};
 use super::lanes::{Lane, Lanes};
+use super::places::{disk_path, master_path};
 use super::queue::{SETTLE_AFTER, WriteQueue};
-use super::report::{disk_path, master_path};
 use super::space::{Account, Space};
 use crate::disk::checksum::{Fitness, fitness};
 use crate::disk::overlay::{Layer, Overlay, Tree};
@@ -123,7 +123,7 @@ impl ClientDisk {
     }
 
     fn unit_of(disk: &dyn Disk, target: &str, lun: u8, reservations: Option<&str>) -> Arc<Mutex<LogicalUnit>> {
-        let mut unit = LogicalUnit::numbered(target, lun, disk.size(), disk.read_only());
+        let mut unit = LogicalUnit::numbered(target, lun, disk.size(), disk.read_only()).with_sectors(disk.sectors());
         if let Some(text) = reservations
             && !unit.restore(text)
         {
@@ -420,7 +420,7 @@ impl Disks {
                     tokio::time::sleep(CLOSING).await;
                 }
             };
-            let path = disk_path(&self.state, &client.name);
+            let path = disk_path(&self.state, client);
             tokio::time::timeout(SETTLE_AFTER * 3 / 2, closed).await.map_err(|_| DiskError::Locked { path })?;
         }
         let files = self.files(client);
@@ -443,7 +443,7 @@ impl Disks {
     }
 
     fn failed(&self, client: &Client, operation: &'static str, panic: tokio::task::JoinError) -> DiskError {
-        DiskError::io(&disk_path(&self.state, &client.name), operation, io::Error::other(panic))
+        DiskError::io(&disk_path(&self.state, client), operation, io::Error::other(panic))
     }
 
     pub(super) fn files(&self, client: &Client) -> ChildFiles {

@@ -11,6 +11,7 @@ pub mod disks;
 pub mod keeper;
 pub mod lanes;
 pub mod overlays;
+pub mod places;
 pub mod queue;
 pub mod recorder;
 pub mod report;

@@ -13,15 +13,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::disks::ServeError;
+use super::places::{disk_path, master_path};
 use super::recorder::now;
 use super::space::bytes_of;
 use super::tally::{Tally, TallyReport};
 use crate::config::{DhcpMode, Settings};
 use crate::disk::checksum::{Fitness, fitness};
-use crate::disk::file::Access;
-use crate::disk::overlay::{Layer, Place, Tree};
-use crate::disk::vhd::Footer;
-use crate::fleet::image::{FIRST_VERSION, master_file};
+use crate::disk::overlay::{self, Layer, Place, Tree};
 use crate::fleet::{Client, ClientName, Event, Fleet, Holder, ImageName, Stage, Timestamp};
 use crate::store::{Store, StoreError};
 
@@ -270,10 +268,10 @@ impl Reporter {
     /// The store cannot be read.
     pub fn client(&self, client: &Client) -> Result<ClientReport, StoreError> {
         let name = &client.name;
-        let disk_path = disk_path(&self.settings.state, name);
-        let tree = Tree::read(&Place::new(disk_path.clone())).ok();
-        let tell =
-            |tree: &Tree| tree.checkpoints().map(|layer| checkpoint(&self.settings.state, name, tree, layer)).collect();
+        let disk_path = disk_path(&self.settings.state, client);
+        let place = Place::new(disk_path.clone());
+        let tree = Tree::read(&place).ok();
+        let tell = |tree: &Tree| tree.checkpoints().map(|layer| checkpoint(&place, tree, layer)).collect();
         let (address, last_boot) = match &self.store {
             Some(store) => {
                 let events = store.latest_events_of(name, LAST_BOOT_EVENTS)?;
@@ -289,7 +287,7 @@ impl Reporter {
             address,
             image: client.image.to_string(),
             disk_policy: client.disk.word().to_owned(),
-            previous_disk: Some(previous_path(&self.settings.state, name)).filter(|path| path.exists()),
+            previous_disk: Some(place.previous()).filter(|path| path.exists()),
             disk_bytes_on_host: bytes_on_host(&disk_path),
             limit: client.limit,
             bytes_of_limit: bytes_of(&disk_path),
@@ -325,15 +323,9 @@ impl Reporter {
     }
 }
 
-/// Where a client's own disk is: `STATE/disks/NAME.vhd`.
-#[must_use]
-pub fn disk_path(state: &Path, client: &ClientName) -> PathBuf {
-    state.join("disks").join(format!("{client}.vhd"))
-}
-
 /// What there is to say about a layer that is a checkpoint.
-pub(super) fn checkpoint(state: &Path, client: &ClientName, tree: &Tree, layer: &Layer) -> CheckpointReport {
-    let path = Place::new(disk_path(state, client)).layer(layer.number);
+pub(super) fn checkpoint(place: &Place, tree: &Tree, layer: &Layer) -> CheckpointReport {
+    let path = place.layer(layer.number);
     CheckpointReport {
         number: layer.number,
         made_ms: layer.note.made_ms,
@@ -343,24 +335,6 @@ pub(super) fn checkpoint(state: &Path, client: &ClientName, tree: &Tree, layer: 
         below_disk: tree.below_top().iter().any(|below| below.id == layer.id),
         path,
     }
-}
-
-/// Where the disk is kept that a client had before its present one: `STATE/disks/NAME.vhd.previous`.
-#[must_use]
-pub fn previous_path(state: &Path, client: &ClientName) -> PathBuf {
-    disk_path(state, client).with_extension("vhd.previous")
-}
-
-/// Where the version of an image is that clients boot: `STATE/images/NAME/1.vhd`.
-#[must_use]
-pub fn master_path(state: &Path, image: &ImageName) -> PathBuf {
-    version_path(state, image, FIRST_VERSION)
-}
-
-/// Where a version of an image is: `STATE/images/NAME/VERSION.vhd`.
-#[must_use]
-pub fn version_path(state: &Path, image: &ImageName, version: u32) -> PathBuf {
-    state.join("images").join(image.as_str()).join(master_file(version))
 }
 
 /// Why no disk of this image is served, if none is.
@@ -384,12 +358,10 @@ pub fn bytes_on_host(path: &Path) -> Option<u64> {
     Some(std::fs::metadata(path).ok()?.blocks() * STAT_BLOCK)
 }
 
-/// The size of the disk that this VHD holds, in bytes; `None` where it cannot be read.
+/// The size of the disk that this file holds, in bytes; `None` where it cannot be read.
 #[must_use]
 pub fn disk_size(path: &Path) -> Option<u64> {
-    // Whoever serves the disk has it locked; its footer does not change.
-    let file = crate::disk::file::File::open(path, Access::Peek).ok()?;
-    Footer::read(&file).ok().map(|(footer, _)| footer.size())
+    overlay::size(path).ok()
 }
 
 fn address(client: &Client, store: &Store) -> Result<Option<Ipv4Addr>, StoreError> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::Globals;
 use super::error::{Error, Kind};
 use super::output::colours;
-use crate::app::report::master_path;
+use crate::app::places::master_path;
 use crate::config::{self, Config, Loaded, Report};
 use crate::disk::checksum::{Fitness, fitness};
 use crate::fleet::ImageName;

@@ -33,6 +33,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Settings;
+use crate::disk::Format;
 use crate::fleet::{ClientName, ImageName, Mac};
 use error::Error;
 
@@ -131,13 +132,17 @@ enum Verb {
 
 #[derive(Debug, Subcommand)]
 enum ImageVerb {
-    /// Make a golden master of a disk file: raw or VHD; with qemu-img also qcow2, VMDK and VDI
+    /// Make a golden master of a disk file: raw, VHD or VHDX; with qemu-img also qcow2, VMDK and VDI
     Import {
         /// The disk file; it is only read
         file: PathBuf,
         /// What the image is to be called
         #[arg(long)]
         name: ImageName,
+        /// vhd or vhdx, for the image and all of its clients' disks [default: vhd; vhdx where the disk is larger than 2040 GiB or
+        /// has sectors of 4096 bytes]
+        #[arg(long, value_name = "FORMAT")]
+        format: Option<Format>,
     },
     /// Write an image as a file for elsewhere
     Export {
@@ -246,7 +251,7 @@ fn perform(globals: &Globals, verb: Verb) -> Result<u8, Error> {
         Verb::Run => run::run(globals),
         Verb::Status => status::run(globals),
         Verb::Check { file } => return check(globals, file.as_deref().unwrap_or(&globals.config)),
-        Verb::Image(ImageVerb::Import { file, name }) => image_import::run(globals, &file, &name),
+        Verb::Image(ImageVerb::Import { file, name, format }) => image_import::run(globals, &file, &name, format),
         Verb::Image(ImageVerb::List) => image_list::run(globals),
         Verb::Image(ImageVerb::Export { name, file, options }) => export::image(globals, &name, &file, &options),
         Verb::Cat { file, part } => cat::run(&file, &part),

@@ -19,7 +19,7 @@ use super::vhd::wire::{Footer, Header, Kind, LocatorKind};
 use super::vhdx::Vhdx;
 use super::vhdx::engine::At;
 use super::vhdx::wire::{ParentLocator, SIGNATURE};
-use super::{Disk, PAGE, SECTOR, Stretch};
+use super::{Disk, PAGE, SECTOR, Sectors, Stretch};
 
 /// Layers that a chain may have. Each costs a lookup per request; more than this is a loop or an accident.
 pub const MAX_DEPTH: usize = 64;
@@ -509,6 +509,13 @@ impl Disk for Chain {
             Layer::Sparse(sparse) => sparse.size(),
             Layer::Vhdx(vhdx) => vhdx.size(),
         }
+    }
+
+    fn sectors(&self) -> Sectors {
+        self.vhdx().map_or_else(Sectors::default, |vhdx| {
+            let (logical, physical) = (vhdx.metadata().logical_sector, vhdx.metadata().physical_sector);
+            Sectors { logical, physical }
+        })
     }
 
     fn try_read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {

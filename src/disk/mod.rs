@@ -24,6 +24,7 @@ pub mod file;
 pub mod import;
 pub mod inspect;
 mod iovec;
+pub mod names;
 pub mod overlay;
 pub mod pending;
 pub mod qemu;
@@ -47,12 +48,29 @@ mod witness;
 
 pub use chain::{Chain, PendingPath};
 pub use error::{DiskError, ErrorKind};
+pub use names::Format;
 
 /// Bytes of a sector, the unit of every offset and length.
 pub const SECTOR: u64 = 512;
 
 /// Bytes that a file system allocates at once, as nearly all of them do.
 pub const PAGE: u64 = 4096;
+
+/// The sizes of a disk's sectors, in bytes: 512 or 4096 each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sectors {
+    /// What the disk is addressed in.
+    pub logical: u32,
+    /// What is written without being read first; no less than the logical size.
+    pub physical: u32,
+}
+
+impl Default for Sectors {
+    /// 512 bytes each: a disk that says nothing of its sectors, as no VHD does.
+    fn default() -> Self {
+        Self { logical: 512, physical: 512 }
+    }
+}
 
 /// A part of a disk that is alike in having space on the host, or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +88,11 @@ pub struct Stretch {
 pub trait Disk: Send + Sync + Debug {
     /// The capacity in bytes.
     fn size(&self) -> u64;
+
+    /// Its sectors, as its initiators are to see them. Offsets and lengths in here are multiples of [`SECTOR`] all the same.
+    fn sectors(&self) -> Sectors {
+        Sectors::default()
+    }
 
     /// Reads without blocking into the buffers, one after another. `true`: all of it. `false`: some of it is not in
     /// memory and the buffers' contents are unspecified; use [`read`](Disk::read) on a thread that may block.

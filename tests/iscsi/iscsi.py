@@ -14,7 +14,7 @@ import conformance  # noqa: E402
 from server import INTERFACE, Roost  # noqa: E402
 
 # The formats of a client's disk, which are those of its master; by each `roost image import`s one.
-FORMATS = ["vhd"]
+FORMATS = ["vhd", "vhdx"]
 DISK_MIB = 512
 # One MiB of noise in so many: a child's blocks then have their master's content, holes, and both.
 NOISE_EVERY_MIB = 8
@@ -56,11 +56,10 @@ def everything(options, report):
     raw = folder / "master.raw"
     noise(raw)
     roost.cli("image", "import", str(raw), "--name", "vhd")
-    if "vhdx" in FORMATS:
-        # qemu-img's VHDX has physical sectors of 512 bytes, as a VHD has.
-        vhdx = folder / "master.vhdx"
-        run(options.server, "qemu-img", "convert", "-O", "vhdx", raw, vhdx)
-        roost.cli("image", "import", str(vhdx), "--name", "vhdx", "--format", "vhdx")
+    # qemu-img's VHDX has physical sectors of 512 bytes, as a VHD has.
+    vhdx = folder / "master.vhdx"
+    run(options.server, "qemu-img", "convert", "-O", "vhdx", raw, vhdx)
+    roost.cli("image", "import", str(vhdx), "--name", "vhdx", "--format", "vhdx")
     address = ["ip", "-n", options.server, "address", "add", f"{conformance.SECOND_ADDRESS}/24", "dev", INTERFACE]
     subprocess.run(address, check=True)
     roost.start()

@@ -46,8 +46,10 @@ use uuid::Uuid;
 use super::chain::{Chain, PendingPath};
 use super::error::DiskError;
 use super::file::{Access, File, Media};
-use super::{Disk, Stretch};
-use format::{Format, Seen, look};
+use super::names::Format;
+use super::{Disk, Sectors, Stretch};
+use format::{Seen, look};
+pub use format::{identity, size};
 use layers::open_layers;
 pub use layers::{Layer, MAX_NOTE, Note, Place, Step, Tree};
 
@@ -441,6 +443,10 @@ fn left_by_a_verb(made_ms: u64) -> Note {
 impl Disk for Overlay {
     fn size(&self) -> u64 {
         self.top().size()
+    }
+
+    fn sectors(&self) -> Sectors {
+        self.top().sectors()
     }
 
     fn try_read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {

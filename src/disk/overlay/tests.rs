@@ -875,7 +875,7 @@ fn times_of_a_disk_of_256_gib() {
             });
             time(3, &mut || assert!(disk.resize(disk.size() + SIZE_UNIT, 1).unwrap()));
             drop(disk);
-            time(4, &mut || place.replace(&base, r".\master.vhd", &mut |_| Ok(())).unwrap());
+            time(4, &mut || drop(place.replace(&base, r".\master.vhd", &mut |_| Ok(())).unwrap()));
             time(5, &mut || super::super::file::remove(&place.layer(1)).unwrap());
         }
         let names = ["create", "open", "checkpoint", "resize", "reset", "delete a file with 200 pages"];

@@ -58,7 +58,19 @@ impl Spec {
         Self { size, fixed: false, block_size: 32 << 20, logical_sector: 512, physical_sector: 4096 }
     }
 
-    /// The same, fixed.
+    /// A dynamic disk of `size` bytes for a copy of this one: with its sectors, if it is a VHDX. (What other formats do not
+    /// say of theirs is as Windows makes it.)
+    #[must_use]
+    pub fn of(disk: &Chain, size: u64) -> Self {
+        match disk.vhdx().map(Vhdx::metadata) {
+            Some(&Metadata { logical_sector, physical_sector, .. }) => {
+                Self { logical_sector, physical_sector, ..Self::dynamic(size) }
+            }
+            None => Self::dynamic(size),
+        }
+    }
+
+    /// A fixed disk of this kind.
     #[must_use]
     pub fn fixed(size: u64) -> Self {
         Self { fixed: true, ..Self::dynamic(size) }

@@ -92,6 +92,16 @@ enum Change {
 const RECORD_BLOCK: u64 = 1 << 60;
 const RECORD_BITMAP: u64 = 2 << 60;
 
+/// How many sectors a record of a pending map tells of at most, in a disk whose blocks have so many.
+#[must_use]
+pub fn recorded_sectors(record: &Range<u64>, block: u64) -> u64 {
+    match Change::from_record(record) {
+        Change::Bits { from, to } => to - from,
+        Change::Block { entry, .. } if entry.state() == Ok(State::Full) => block,
+        Change::Block { .. } | Change::Bitmap { .. } => 0,
+    }
+}
+
 impl Change {
     fn record(self) -> Range<u64> {
         match self {

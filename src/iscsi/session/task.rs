@@ -56,6 +56,8 @@ pub(super) struct Task {
     segment: usize,
     /// Sense data is in the descriptor format.
     descriptor_sense: bool,
+    /// Bytes of a logical block.
+    block: u64,
     plan: Plan,
     pub(super) phase: Phase,
     data: Collected,
@@ -95,7 +97,7 @@ fn unit(units: &Units, number: u8) -> Option<MutexGuard<'_, LogicalUnit>> {
 
 /// Bytes that a task collects at most: what it needs, or what was announced, whichever is less.
 fn wanted(task: &Task) -> u32 {
-    u32::try_from(task.plan.data_out()).unwrap_or(u32::MAX).min(task.write_length)
+    u32::try_from(task.plan.data_out(task.block)).unwrap_or(u32::MAX).min(task.write_length)
 }
 
 impl Session {
@@ -114,13 +116,13 @@ impl Session {
         // Additional headers carry longer CDBs and bidirectional lengths; no command of ours has either.
         let command = if !pdu.ahs.is_empty() { Err(Sense::INVALID_OPCODE) } else { Command::parse(&cdb) };
         let number = unit_number(header.lun(), units.len());
-        let mut descriptor_sense = false;
+        let (mut descriptor_sense, mut block) = (false, BLOCK);
         let plan = match (command, number.and_then(|number| unit(units, number))) {
             (Err(_), None) => Plan::Check(Sense::NO_SUCH_UNIT),
             (Ok(Command::ReportLuns { select, allocation }), None) => plan_report_luns(units.len(), select, allocation),
             (Ok(command), None) => plan_without_unit(command),
             (command, Some(mut unit)) => {
-                descriptor_sense = unit.descriptor_sense();
+                (descriptor_sense, block) = (unit.descriptor_sense(), unit.geometry().block());
                 match command {
                     Ok(Command::ReportLuns { select, allocation }) => plan_report_luns(units.len(), select, allocation),
                     Ok(command) => unit.plan(self.nexus, command),
@@ -140,6 +142,7 @@ impl Session {
             immediate: header.immediate(),
             segment: self.segment(),
             descriptor_sense,
+            block,
             plan,
             phase: Phase::WaitingForR2t,
             data: Collected::default(),
@@ -312,7 +315,8 @@ impl Session {
                 Effect::Verify { task: id, range: *range, expected: Vec::new(), repeat: false }
             }
             Plan::Verify { range, check } => {
-                let (expected, length) = whole_blocks(data, u64::from(task.received).min(task.plan.data_out()));
+                let (expected, length) =
+                    whole_blocks(data, u64::from(task.received).min(task.plan.data_out(task.block)), task.block);
                 let repeat = *check == Check::OneBlock;
                 let range = ByteRange { length: if repeat { range.length } else { length }, ..*range };
                 if length == 0 {
@@ -324,7 +328,7 @@ impl Session {
             Plan::WriteSame { range, no_data: true, .. } => Effect::Zero(id, vec![*range]),
             Plan::WriteSame { range, no_data: false, unmap } => {
                 let block = data.concat();
-                let one_block = block.len() as u64 == BLOCK && u64::from(task.write_length) == BLOCK;
+                let one_block = block.len() as u64 == task.block && u64::from(task.write_length) == task.block;
                 if !one_block {
                     return self.complete(id, Err(Sense::INVALID_FIELD_IN_CDB));
                 }
@@ -525,7 +529,7 @@ impl Task {
 
     /// Of its data the whole blocks that came and that it writes; `None` where that is nothing.
     fn data_of(&self, data: Vec<Bytes>, most: u64) -> Option<Vec<Bytes>> {
-        let (data, length) = whole_blocks(data, u64::from(self.received).min(most));
+        let (data, length) = whole_blocks(data, u64::from(self.received).min(most), self.block);
         (length > 0).then_some(data)
     }
 
@@ -562,7 +566,7 @@ impl Task {
         let (moves, expected) = match &self.plan {
             Plan::Read(range) => (range.length, self.read_length),
             Plan::Data(data) => (data.len() as u64, self.read_length),
-            plan => (plan.data_out(), self.write_length.max(self.read_length)),
+            plan => (plan.data_out(self.block), self.write_length.max(self.read_length)),
         };
         let expected = u64::from(expected);
         let residual = u32::try_from(moves.abs_diff(expected)).unwrap_or(u32::MAX);
@@ -582,9 +586,9 @@ impl Task {
     }
 }
 
-/// The first `length` bytes of the data, rounded down to whole blocks, and how many those are.
-fn whole_blocks(data: Vec<Bytes>, length: u64) -> (Vec<Bytes>, u64) {
-    let length = length - length % BLOCK;
+/// The first `length` bytes of the data, rounded down to whole blocks of so many bytes, and how many those are.
+fn whole_blocks(data: Vec<Bytes>, length: u64, block: u64) -> (Vec<Bytes>, u64) {
+    let length = length - length % block;
     let mut left = usize::try_from(length).expect("a command moves at most 1 MiB");
     let mut pieces = data;
     for piece in &mut pieces {

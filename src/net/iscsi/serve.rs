@@ -35,7 +35,7 @@ use crate::iscsi::session::{Effect, Layout, ProtocolError, Report, Scope, Sessio
 use crate::iscsi::{MAX_DATA_SEGMENT, frame};
 use crate::scsi::copy::Copy;
 use crate::scsi::unmap::ByteRange;
-use crate::scsi::{BLOCK, LogicalUnit, Nexus, Sense, provisioning};
+use crate::scsi::{LogicalUnit, Nexus, Sense, provisioning};
 
 /// While more than this waits to be sent, nothing new is begun: a slow reader holds no more of our memory, and other
 /// sessions get their turn.
@@ -643,13 +643,14 @@ impl Running {
     fn look_up(&mut self, task: TaskId, range: ByteRange, most: usize, report: Report) {
         let (disk, lanes) = (Arc::clone(&self.disk(task).disk), Arc::clone(&self.app.lanes));
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
+        let block = u64::from(disk.sectors().logical);
         tokio::spawn(async move {
             let work = move || disk.provisioning(range.offset, range.length, most);
             let found = match lanes.run(Lane::Miss { bytes: 0 }, work).await {
                 Some(Ok(stretches)) => Finished::Data(
                     task,
                     match report {
-                        Report::LbaStatus => provisioning::lba_status(range.offset / BLOCK, &stretches),
+                        Report::LbaStatus => provisioning::lba_status(block, range.offset / block, &stretches),
                         Report::LogPage => {
                             let mapped = stretches.iter().filter(|stretch| stretch.mapped);
                             provisioning::resources(mapped.map(|stretch| stretch.len).sum())
