@@ -34,7 +34,7 @@ LOADERS = {"bios": None, "bios-chain": "undionly.kpxe", "uefi": "snponly.efi", "
 TWICE = ["bios", "bios-chain", "uefi"]
 # A client whose disk is clean at every boot, on this firmware.
 RESET = "bios:reset"
-MARKER_SECONDS = 300
+MARKER_SECONDS = 600
 
 # Seconds for a Debian system that has lost its disk to write again, once the disk is back. iscsid waits two between tries.
 RETURN_SECONDS = 60
