@@ -19,8 +19,10 @@ use roost::app::App;
 use roost::app::disks::ClientDisk;
 use roost::app::recorder::Recorder;
 use roost::config::{DhcpMode, Settings};
+use roost::disk::file::Access;
 use roost::disk::import::import;
-use roost::disk::{Disk, DiskError};
+use roost::disk::vhdx::{self, Spec};
+use roost::disk::{Chain, Disk, DiskError};
 use roost::fleet::{Client, ClientName, DiskPolicy, Event, Fleet, Initiators, Stage};
 use roost::iscsi::chap::{Algorithm, hexadecimal};
 use roost::net::iscsi::{Limits, Server};
@@ -79,13 +81,20 @@ impl Lab {
     }
 
     fn with(limits: Limits) -> Self {
+        Self::of(limits, |folder| {
+            let raw = folder.join("raw");
+            fs::write(&raw, (0..MASTER / 512).flat_map(master_block).collect::<Vec<u8>>()).unwrap();
+            import(&raw, &folder.join("1.vhd"), &mut |_, _| ()).unwrap();
+        })
+    }
+
+    /// With the image that this makes in its folder.
+    fn of(limits: Limits, image: impl FnOnce(&Path)) -> Self {
         let state = tempfile::tempdir().unwrap();
         for folder in ["images/linux", "disks", "pending"] {
             fs::create_dir_all(state.path().join(folder)).unwrap();
         }
-        let raw = state.path().join("linux.raw");
-        fs::write(&raw, (0..MASTER / 512).flat_map(master_block).collect::<Vec<u8>>()).unwrap();
-        import(&raw, &state.path().join("images/linux/1.vhd"), &mut |_, _| ()).unwrap();
+        image(&state.path().join("images/linux"));
         let life = Some(Life::begin(state.path(), limits));
         Self { state, life }
     }
@@ -1054,6 +1063,85 @@ fn what_is_mapped_is_told_and_a_sanitized_disk_is_zeros_without_space() {
     // The log page: nothing is used.
     let used = session.ask(&[0x4D, 0, 0x4C, 0, 0, 0, 0, 0, 64, 0], 64).unwrap();
     assert_eq!(used, [0x0C, 0, 0, 12, 0, 2, 3, 8, 0, 0, 0, 0, 1, 0, 0, 0]);
+}
+
+/// READ CAPACITY (16): the last block, a block's bytes, and the exponent of the physical blocks.
+fn capacity(session: &mut Initiator) -> (u64, u32, u8) {
+    let data = session.ask(&sixteen(0x9E, 0x10, 0, 32), 32).unwrap();
+    let (last, rest) = data.split_at(8);
+    (u64::from_be_bytes(last.try_into().unwrap()), u32::from_be_bytes(rest[..4].try_into().unwrap()), rest[5])
+}
+
+#[test]
+fn a_disk_of_4096_byte_sectors_is_addressed_in_them_and_what_is_acknowledged_outlives_the_process() {
+    const BYTES: usize = 4096;
+    let filled = |n: usize| vec![u8::try_from(n % 251).unwrap(); BYTES];
+    let mut lab = Lab::of(Limits::default(), |folder| {
+        let path = folder.join("1.vhdx");
+        let spec = Spec { logical_sector: 4096, block_size: 1 << 20, ..Spec::dynamic(MASTER as u64) };
+        vhdx::create(&path, &spec).unwrap();
+        let all = (0..MASTER / BYTES).flat_map(filled).collect::<Vec<u8>>();
+        Chain::open(&path, Access::Write).unwrap().write(0, &[IoSlice::new(&all)]).unwrap();
+    });
+    let mut session = lab.log_in(1, Isid::system(1));
+    session.settle();
+    session.block = 4096;
+    assert_eq!(capacity(&mut session), (1023, 4096, 0));
+    assert_eq!(session.ask(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], 8).unwrap(), [0, 0, 3, 0xFF, 0, 0, 0x10, 0]);
+    let mode = session.ask(&[0x1A, 0, 0x08, 0, 255, 0], 255).unwrap();
+    assert_eq!(mode[3..12], [8, 0, 0, 4, 0, 0, 0, 0x10, 0], "its block descriptor");
+
+    assert_eq!(session.read(3, 2), [filled(3), filled(4)].concat());
+    session.write(5, &[0xAA; BYTES]);
+    assert_eq!(session.read(4, 3), [filled(4), vec![0xAA; BYTES], filled(6)].concat());
+    session.write(1023, &[0xBB; BYTES]);
+    assert_eq!(session.ask(&sixteen(0x88, 0, 1023, 2), 8192), Err((5, 0x21, 0)));
+    assert_eq!(session.read(512, 256), (512..768).flat_map(filled).collect::<Vec<u8>>(), "1 MiB");
+    assert_eq!(session.ask(&sixteen(0x88, 0, 0, 257), 1 << 20), Err((5, 0x24, 0)), "and no more");
+    let new = [filled(3), vec![0x11; BYTES]].concat();
+    assert_eq!(session.tell(&compare_and_write(3, 1), &new), Ok(()));
+    assert_eq!(session.tell(&compare_and_write(3, 1), &new), Err((0xE, 0x1D, 0)));
+    assert_eq!(session.tell(&sixteen(0x93, 0, 20, 3), &[0x55; BYTES]), Ok(()), "WRITE SAME");
+    assert_eq!(session.tell(&sixteen(0x93, 0, 20, 3), &[0x66; 512]), Err((5, 0x24, 0)), "of a part of a block");
+    // An initiator that sends less than it announced in its CDB: whole blocks count.
+    assert_eq!(session.tell(&sixteen(0x8A, 0, 30, 2), &[0x77; BYTES + 2048]), Ok(()));
+    session.unmap(8, 4);
+    let status = session.ask(&sixteen(0x9E, 0x12, 8, 255), 255).unwrap();
+    assert_eq!(status[8..24], [0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 4, 1, 0, 0, 0], "four blocks were freed");
+
+    let wanted = |n| match n {
+        3 => vec![0x11; BYTES],
+        5 => vec![0xAA; BYTES],
+        8..12 => vec![0; BYTES],
+        20..23 => vec![0x55; BYTES],
+        30 => vec![0x77; BYTES],
+        n => filled(n),
+    };
+    let wanted: Vec<u8> = (0..64).flat_map(wanted).collect();
+    assert!(session.read(0, 64) == wanted);
+    lab.die_and_begin_again();
+    let mut session = lab.log_in(1, Isid::system(1));
+    session.settle();
+    session.block = 4096;
+    assert!(session.read(0, 64) == wanted);
+    assert_eq!(session.read(1023, 1), [0xBB; BYTES]);
+}
+
+#[test]
+fn a_disk_says_the_sectors_of_its_image() {
+    let told = |name: &str, physical_sector| {
+        let lab = Lab::of(Limits::default(), |folder| {
+            let source = folder.join("source.vhdx");
+            vhdx::create(&source, &Spec { physical_sector, ..Spec::dynamic(MASTER as u64) }).unwrap();
+            import(&source, &folder.join(name), &mut |_, _| ()).unwrap();
+        });
+        let mut session = lab.log_in(1, Isid::system(1));
+        session.settle();
+        capacity(&mut session)
+    };
+    assert_eq!(told("1.vhdx", 512), (8191, 512, 0));
+    assert_eq!(told("1.vhdx", 4096), (8191, 512, 3));
+    assert_eq!(told("1.vhd", 4096), (8191, 512, 0), "a VHD has no such field");
 }
 
 #[test]

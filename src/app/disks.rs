@@ -123,7 +123,8 @@ impl ClientDisk {
     }
 
     fn unit_of(disk: &dyn Disk, target: &str, lun: u8, reservations: Option<&str>) -> Arc<Mutex<LogicalUnit>> {
-        let mut unit = LogicalUnit::numbered(target, lun, disk.size(), disk.read_only()).with_sectors(disk.sectors());
+        let unit = LogicalUnit::numbered(target, lun, disk.size(), disk.read_only());
+        let mut unit = unit.with_sectors(disk.sectors());
         if let Some(text) = reservations
             && !unit.restore(text)
         {
@@ -145,6 +146,18 @@ impl ClientDisk {
         };
         let kept = lanes.run(Lane::Sync, keep).await;
         kept.unwrap_or_else(|| Err(DiskError::io(&path, "write", io::Error::other("a defect of Roost"))))
+    }
+
+    /// Makes everything that was acknowledged durable, in a file that other programs find complete.
+    ///
+    /// # Errors
+    /// The disk's.
+    async fn close(&self) -> Result<(), DiskError> {
+        self.writes.flush().await?;
+        match self.overlay.clone() {
+            Some(overlay) => self.writes.perform(move || overlay.close()).await?,
+            None => Ok(()),
+        }
     }
 
     /// The logical unit, for a moment: never across an await.
@@ -376,7 +389,7 @@ impl Disks {
     async fn put_away(&self, client: &Client) -> ChildFiles {
         let old = self.slots().remove(&client.name).and_then(|slot| slot.get().cloned());
         if let Some(old) = old
-            && let Err(error) = old.writes.flush().await
+            && let Err(error) = old.close().await
         {
             // It is on its way out, and may be what is wrong with the client.
             tracing::warn!("{}: the old disk: {error}", client.name);
@@ -411,7 +424,7 @@ impl Disks {
     pub async fn release(&self, client: &Client) -> Result<bool, ServeError> {
         let open = self.slots().remove(&client.name).and_then(|slot| slot.get().cloned());
         if let Some(open) = open {
-            open.writes.flush().await?;
+            open.close().await?;
             let held = open.overlay.as_ref().map(Arc::downgrade);
             drop(open);
             // Whoever waits for a quiet moment to settle the disk still has it, until that moment.
@@ -469,7 +482,7 @@ impl Disks {
         for (name, slot) in slots {
             let Some(disk) = slot.get().cloned() else { continue };
             closing.spawn(async move {
-                disk.writes.flush().await.unwrap_or_else(|error| tracing::error!("{name}: {error}"));
+                disk.close().await.unwrap_or_else(|error| tracing::error!("{name}: {error}"));
             });
         }
         while closing.join_next().await.is_some() {}

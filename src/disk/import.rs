@@ -259,8 +259,10 @@ fn make(
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use super::super::Sectors;
     use super::super::inspect::inspect;
     use super::super::model::{self, SECTORS};
+    use super::super::vhdx::create;
     use super::*;
 
     #[test]
@@ -308,6 +310,51 @@ mod tests {
         assert_eq!(import(&top, &vhdx, &mut |_, _| ()).unwrap(), imported);
         assert_eq!(identify(&vhdx).unwrap().unwrap(), DiskFormat::VhdxDynamic);
         assert!(model::read(&Chain::open(&vhdx, Access::Read).unwrap(), 0, SECTORS) == model);
+    }
+
+    #[test]
+    fn a_disk_becomes_what_it_can_be_and_keeps_its_sectors() {
+        let dir = model::scratch();
+        let sectors = |path: &Path| {
+            let Sectors { logical, physical } = Chain::open(path, Access::Read).unwrap().sectors();
+            (logical, physical)
+        };
+        let source = |name: &str, logical_sector, physical_sector, size| {
+            let path = dir.path().join(name);
+            create(&path, &Spec { logical_sector, physical_sector, ..Spec::dynamic(size) }).unwrap();
+            let disk = Chain::open(&path, Access::Write).unwrap();
+            disk.write(8192, &[IoSlice::new(&model::pattern(16, 8, 0x31))]).unwrap();
+            path
+        };
+        let fitting =
+            |source: &Path, name: &str| import_fitting(source, &dir.path().join(name), &mut |_, _| ()).unwrap();
+        // One that can be a VHD is one, and as a VHDX it has the sectors of its source.
+        let ordinary = source("ordinary.vhdx", 512, 4096, 8 << 20);
+        let made = fitting(&ordinary, "1");
+        assert_eq!((made.path, made.why), (dir.path().join("1.vhd"), None));
+        assert!(matches!(
+            import_fitting(&ordinary, &dir.path().join("1"), &mut |_, _| ()),
+            Err(ImportError::Exists { .. })
+        ));
+        let legacy = source("legacy.vhdx", 512, 512, 8 << 20);
+        let again = dir.path().join("legacy-1.vhdx");
+        import(&legacy, &again, &mut |_, _| ()).unwrap();
+        assert_eq!(sectors(&again), (512, 512));
+        // A VHD says nothing of its sectors: as Windows makes a VHDX.
+        let of_vhd = dir.path().join("of-vhd.vhdx");
+        import(&dir.path().join("1.vhd"), &of_vhd, &mut |_, _| ()).unwrap();
+        assert_eq!((sectors(&dir.path().join("1.vhd")), sectors(&of_vhd)), ((512, 512), (512, 4096)));
+        // Larger sectors, or a larger disk, and it cannot be a VHD.
+        let (large, vast) = (source("4k.vhdx", 4096, 4096, 8 << 20), source("vast.vhdx", 512, 512, 3 << 40));
+        for (source, name, why) in [(&large, "2", NoVhd::Sectors(4096)), (&vast, "3", NoVhd::TooLarge(3 << 40))] {
+            let made = fitting(source, name);
+            assert_eq!((made.path, made.why), (dir.path().join(name).with_extension("vhdx"), Some(why)));
+            let refused = import(source, &dir.path().join("no.vhd"), &mut |_, _| ()).unwrap_err();
+            assert!(matches!(refused, ImportError::NoVhd { why: found, .. } if found == why), "{refused}");
+        }
+        assert_eq!(sectors(&dir.path().join("2.vhdx")), (4096, 4096));
+        let disk = Chain::open(&dir.path().join("2.vhdx"), Access::Read).unwrap();
+        assert!(model::read(&disk, 16, 8) == model::pattern(16, 8, 0x31));
     }
 
     #[test]

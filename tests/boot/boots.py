@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Real machines boot to their operating system from VHD children of one master (run by tests/boot/run).
+"""Real machines boot to their operating system from children of one master (run by tests/boot/run).
 
 Fleets: three machines, one for each way into a boot, and a fourth whose disk is reset, power-cycled in between, with their
-disks then read by two programs that nobody here wrote; every firmware beside another DHCP server, on another host and on
-Roost's own; one that boots by HTTP; two that must pass CHAP, both ways; two Debian systems that write, one of them to a
-second disk too, while Roost is killed and their network cut, and that are reset amid it; and two machines that read a master
-of 2 GiB to its end, while Roost's memory is watched.
+disks (VHDs, and a VHDX) then read by two programs that nobody here wrote; every firmware beside another DHCP server, on
+another host and on Roost's own; one that boots by HTTP; two that must pass CHAP, both ways; two Debian systems, on VHDXs, that
+write, one of them to a second disk too, while Roost is killed and their network cut, and that are reset amid it; and two
+machines that read a master of 2 GiB to its end, while Roost's memory is watched.
 
 ROOST_PARTS names some of these alone, as the functions of `main` are called.
 """
@@ -28,10 +28,12 @@ from writer import Writer  # noqa: E402
 
 LAB = Path(__file__).resolve().parent.parent.parent / "appliance" / "lab"
 IMAGE = "lab-linux"
+# The same as a VHDX.
+VHDX_IMAGE = "lab-linux-vhdx"
 
 # What Roost is to serve as the loader; `None` where the machine's own ROM is the loader already.
 LOADERS = {"bios": None, "bios-chain": "undionly.kpxe", "uefi": "snponly.efi", "uefi-http": "snponly.efi"}
-TWICE = ["bios", "bios-chain", "uefi"]
+TWICE = ["bios", "bios-chain:vhdx", "uefi"]
 # A client whose disk is clean at every boot, on this firmware.
 RESET = "bios:reset"
 MARKER_SECONDS = 600
@@ -50,25 +52,28 @@ MEMORY_LIMIT_KIB = 64 * 1024
 
 
 class Fleet:
-    """A Roost with one machine for each of these modes, on children of one image. The disk of `MODE:reset` is reset, and that
-    of `MODE:chap` asks for CHAP. `more` are clients without a machine: name -> value."""
+    """A Roost with one machine for each of these modes, on children of one image. The disk of `MODE:vhdx` is a VHDX, that of
+    `MODE:reset` is reset, and that of `MODE:chap` asks for CHAP. `more` are clients without a machine: name -> value."""
 
     def __init__(self, options, folder, modes, master, pool=POOL, more=None):
         self.options, self.folder = options, Path(folder)
         self.roost = Roost(options.roost, self.folder, options.server)
         self.machines = [
-            Machine(f"pc-{label}", f"52:54:00:77:01:{index:02x}", label.removesuffix("-reset").removesuffix("-chap"), f"tap{index}", options.switch, self.folder)
-            for index, label in enumerate(mode.replace(":", "-") for mode in modes)
+            Machine(f"pc-{mode.replace(':', '-')}", f"52:54:00:77:01:{index:02x}", mode.split(":")[0], f"tap{index}", options.switch, self.folder)
+            for index, mode in enumerate(modes)
         ]
         clients = {
-            m.name: f'{{ mac = "{m.mac}", disk = "{"reset" if resets(m) else "keep"}", initiators = ["{TESTER}"], '
+            m.name: f'{{ mac = "{m.mac}", image = "{image_of(m)}", disk = "{"reset" if resets(m) else "keep"}", initiators = ["{TESTER}"], '
             f'chap = {"true" if asks_for_chap(m) else "false"} }}'
             for m in self.machines
         } | (more or {})
         self.roost.configure(clients, IMAGE, pool=pool)
-        self.roost.cli("image", "import", str(master), "--name", IMAGE, seconds=300)
-        self.master = self.roost.master(IMAGE)
-        self.master_sha256 = sha256_file(self.master)
+        images = sorted({image_of(machine) for machine in self.machines})
+        for image in images:
+            form = "vhdx" if image == VHDX_IMAGE else "vhd"
+            self.roost.cli("image", "import", str(master), "--name", image, "--format", form, seconds=300)
+        self.masters = {image: self.roost.master(image) for image in images}
+        self.masters_sha256 = {image: sha256_file(path) for image, path in self.masters.items()}
         self.roost.start()
         self.power_on = 0
         self.macs = {m.name: [] for m in self.machines}  # of each boot
@@ -99,6 +104,11 @@ def name_of(machine):
 def resets(machine):
     """Whether its disk is clean at every boot."""
     return machine.name.endswith("-reset")
+
+
+def image_of(machine):
+    """The image that its disk is a child of."""
+    return VHDX_IMAGE if "vhdx" in machine.name.split("-") else IMAGE
 
 
 def asks_for_chap(machine):
@@ -148,7 +158,9 @@ def boots_to_its_marker(fleet, machine, count):
     same(anew, resets(machine) and count > 1, "whether the disk was made anew, by Roost's own words")
 
     shown = fleet.roost.client(machine.name)
+    form = ".vhdx" if image_of(machine) == VHDX_IMAGE else ".vhd"
     same(Path(shown["disk_path"]), fleet.roost.disk(machine.name), "the disk that Roost says it has")
+    same(fleet.roost.disk(machine.name).suffix, form, "its format")
     sessions = [session for session in shown["sessions"] if session["kind"] == "system"]
     same([session["initiator"] for session in sessions], [wanted["initiator"]], "the sessions of an operating system")
     assert sessions[0]["writes"] > 0, f"the operating system wrote nothing: {sessions}"
@@ -215,9 +227,10 @@ def children_read_alike(fleet, report):
 
 def master_unchanged(fleet):
     """Whatever the children did."""
-    same(sha256_file(fleet.master), fleet.master_sha256, "the master's SHA-256")
-    same(fleet.master.stat().st_mode & 0o222, 0, "write permission on the master")
-    return fleet.master_sha256[:16] + "..."
+    same({image: sha256_file(path) for image, path in fleet.masters.items()}, fleet.masters_sha256, "the masters' SHA-256")
+    for path in fleet.masters.values():
+        same(path.stat().st_mode & 0o222, 0, f"write permission on {path}")
+    return ", ".join(sha256[:16] + "..." for sha256 in fleet.masters_sha256.values())
 
 
 def every_firmware(options, report):
@@ -408,8 +421,9 @@ def comes_back(fleet, writer):
 
 def debian(options, report):
     """Systems with systemd and iscsid, one of each disk policy, that write while they lose the server and the network."""
-    second = {"pc-second": f'{{ mac = "52:54:00:77:01:f0", initiators = ["{IQN}:client.pc-bios"] }}'}
-    fleet = Fleet(options, Path(options.disk) / "debian", ["bios", "uefi:reset"], debian_master_path(), more=second)
+    second = {"pc-second": f'{{ mac = "52:54:00:77:01:f0", image = "{VHDX_IMAGE}", initiators = ["{IQN}:client.pc-bios-vhdx"] }}'}
+    modes = ["bios:vhdx", "uefi:vhdx:reset"]
+    fleet = Fleet(options, Path(options.disk) / "debian", modes, debian_master_path(), more=second)
     writers = [Writer(machine) for machine in fleet.machines]
     disk = SecondDisk(fleet.machines[0], "pc-second")
     try:
@@ -476,7 +490,7 @@ def little_memory(options, report):
     """The memory that Roost takes for two clients of a large master."""
     fleet = Fleet(options, Path(options.disk) / "memory", ["bios", "uefi"], master_path(BULK_MIB))
     try:
-        assert bytes_on_host(fleet.master) >= 512 << 20, "the master holds too little to measure with"
+        assert bytes_on_host(fleet.masters[IMAGE]) >= 512 << 20, "the master holds too little to measure with"
         fleet.start_all()
         for machine in fleet.machines:
             report.test(f"{machine.mode}-boots-the-large-master", boots_to_its_marker, fleet, machine, 1)

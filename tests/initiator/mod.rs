@@ -84,6 +84,8 @@ pub(crate) struct Initiator {
     pub(crate) tsih: u16,
     /// Connection ID.
     pub(crate) cid: u16,
+    /// Bytes of a logical block.
+    pub(crate) block: u32,
     /// Both digests are in use.
     digests: bool,
 }
@@ -96,7 +98,7 @@ impl Initiator {
         let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, waiting: VecDeque::new(), cmd_sn: 1, last_itt: 0, tsih: 0, cid: 0, digests: false }
+        Self { stream, waiting: VecDeque::new(), cmd_sn: 1, last_itt: 0, tsih: 0, cid: 0, block: 512, digests: false }
     }
 
     /// Sends these bytes as they are, be they a PDU or not.
@@ -188,7 +190,7 @@ impl Initiator {
     }
 
     pub(crate) fn read(&mut self, lba: u32, blocks: u16) -> Vec<u8> {
-        let length = u32::from(blocks) * 512;
+        let length = u32::from(blocks) * self.block;
         let itt = self.start(&cdb_read(lba, blocks), READ, length, &[]);
         let (answered, data) = self.take_read(length as usize);
         assert_eq!(answered, itt);
@@ -215,7 +217,7 @@ impl Initiator {
     }
 
     pub(crate) fn start_write(&mut self, lba: u32, data: &[u8]) -> u32 {
-        let blocks = u16::try_from(data.len() / 512).unwrap();
+        let blocks = u16::try_from(data.len() / self.block as usize).unwrap();
         self.start(&ten(0x2A, lba, blocks), WRITE, u32::try_from(data.len()).unwrap(), data)
     }
 

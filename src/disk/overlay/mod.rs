@@ -230,6 +230,15 @@ impl Overlay {
         Ok(())
     }
 
+    /// Flushes, and leaves a file that other programs find complete. The disk can be used on.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn close(&self) -> Result<(), DiskError> {
+        self.check_sound()?;
+        self.top().close()
+    }
+
     /// Freezes the disk as it is, durably, and goes on in an empty child. The layer's number.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use super::super::chain::{Chain, PendingPath};
 use super::super::file::Access;
 use super::super::import::import;
 use super::super::model::{pattern, rounds, scratch};
+use super::super::names;
 use super::super::power::Random;
 use super::super::vhd::{Builder, create_child};
 use super::super::vhdx;
@@ -815,6 +816,81 @@ fn version_of_a_child(format: &str) {
     delete_version(&images, 1, &[&disks]).unwrap();
     assert_eq!(versions(&images).unwrap(), [2]);
     assert!(matches!(delete_version(&images, 1, &[&disks]), Err(VersionError::NoVersion { .. })));
+}
+
+/// What a replacement of a disk in one format by one in the other left must be one of the two, and only one once it was opened.
+struct Change {
+    old: (Arc<Chain>, Vec<u8>),
+    new: (Arc<Chain>, Vec<u8>),
+}
+
+impl Change {
+    /// True if it is the new one.
+    fn check(&self, dir: &Path, boot: &str) -> bool {
+        let extension = |base: &Chain| base.path().extension().unwrap().to_owned();
+        let found = names::find(&dir.join("pc-01")).expect("there is a disk");
+        let is_new = found.extension() == Some(&extension(&self.new.0));
+        let (base, wanted) = if is_new { &self.new } else { &self.old };
+        let place = Place::new(found);
+        let pending = PendingPath { path: dir.join("map"), boot_id: boot.to_owned() };
+        let disk = Overlay::open(place.clone(), Arc::clone(base), Some(&pending)).unwrap();
+        assert!(read(&disk) == *wanted, "the disk differs");
+        place.remove_others().unwrap();
+        let there = [&self.old, &self.new].map(|(base, _)| place.top().with_extension(extension(base)).exists());
+        assert_eq!(there, [!is_new, is_new], "one disk is left");
+        // Its checkpoint is there whatever the disk is by now, and the next one has a number of its own.
+        assert!(Tree::read(&place).unwrap().checkpoint(1).is_some());
+        assert_eq!(place.layer(1).extension(), Some(&*extension(&self.old.0)));
+        assert_eq!(disk.checkpoint(&note("after")).unwrap(), 2);
+        assert!(place.layer(2).exists() && read(&disk) == *wanted, "the disk differs after a checkpoint");
+        is_new
+    }
+
+    /// The deaths and cuts that left the old disk, and those that left the new one.
+    fn cut(&self, story: &Story) -> (usize, usize) {
+        let (mut random, mut left) = (random(), (0, 0));
+        for moment in moments(story, &mut random) {
+            for (folder, boot) in [(story.death(moment), BOOT), (story.cut(moment, &mut random), LATER)] {
+                let dir = scratch();
+                restore(&folder, dir.path());
+                match self.check(dir.path(), boot) {
+                    true => left.1 += 1,
+                    false => left.0 += 1,
+                }
+            }
+        }
+        left
+    }
+}
+
+#[test]
+fn a_disk_becomes_one_of_the_other_format_at_one_moment_whenever_the_power_goes() {
+    for (from, to) in [("vhd", "vhdx"), ("vhdx", "vhd")] {
+        let (masters, dir) = (scratch(), scratch());
+        let ((base, _), new) = (master_in(from, masters.path()), master_in(to, masters.path()));
+        let bench = Bench::new(dir.path(), Arc::clone(&base));
+        let content = worked(&bench);
+        watch(dir.path());
+        let place = bench.place.replace(&new.0, &format!(r"..\master.{to}"), &mut |_| Ok(())).unwrap();
+        let story = told();
+        assert_eq!(place.top(), dir.path().join("pc-01").with_extension(to));
+        assert!(place.previous().ends_with(format!("pc-01.{from}.previous")));
+        let change = Change { old: (base, content), new };
+        assert!(change.check(dir.path(), BOOT), "it is the new one at the end");
+        let (olds, news) = change.cut(&story);
+        assert!(olds > 10 && news > 1, "{olds} and {news}");
+        println!("power cuts: a {from} becomes a {to}: {} cases, none wrong", olds + news);
+        for fault in [Fault::NoFlushBeforeRename, Fault::RemovedTooEarly] {
+            let planted = story.clone().plant(fault);
+            let why = (0..STORIES).find_map(|_| {
+                caught(|| {
+                    change.cut(&planted);
+                })
+            });
+            let Some(why) = why else { panic!("a {from} becomes a {to}: {fault:?} went unnoticed") };
+            println!("planted where a {from} becomes a {to}: {fault:?}: {why}");
+        }
+    }
 }
 
 #[test]

@@ -229,7 +229,7 @@ fn open_iscsi_logs_in_looks_around_and_writes_without_asking() {
     linux.heard(
         "SCSI Response status=02 residual=32 ITT=3 StatSN=2 Exp=3 Max=66 | 6/29/00
          Data-In flags=81 DataSN=0 offset=0 length=32 ITT=4 StatSN=3 Exp=4 Max=67 | [00, 00, 00, 00, 00, 00, 0f, ff, 00, \
-         00, 02, 00, 00, 03, c0, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00]
+         00, 02, 00, 00, 00, c0, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00]
          Data-In flags=81 DataSN=0 offset=0 length=24 ITT=5 StatSN=4 Exp=5 Max=68 | [17, 00, 10, 00, 08, 12, 04, 00, 00, \
          00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00]",
     );
