@@ -3,6 +3,7 @@
 //! ```text
 //! images/NAME/1.vhd                 a version of an image, or 1.vhdx
 //! disks/NAME.vhd                    a client's disk, or NAME.vhdx; its layers lie beside it, see `disk::overlay`
+//! disks/NAME.data.vhdx              its second disk
 //! ```
 //!
 //! An image is in one format, and so are the disks of its clients; [`names`] says which file is meant where a folder has
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 use crate::disk::overlay::{Place, versions};
 use crate::disk::{Format, names};
 use crate::fleet::image::FIRST_VERSION;
-use crate::fleet::{Client, ImageName};
+use crate::fleet::{Client, ClientName, ImageName};
 
 /// The folder of an image.
 #[must_use]
@@ -63,6 +64,17 @@ fn own_disk(state: &Path, name: &str, image: &ImageName) -> PathBuf {
         let format = Format::of_name(&master_path(state, image)).unwrap_or_default();
         names::path(&stem, format)
     })
+}
+
+/// What the file of a client's second disk is called. No other client's file is: names have no dots.
+pub(super) fn data_file(client: &str) -> String {
+    format!("{client}.data.vhdx")
+}
+
+/// Where a client's second disk is: `STATE/disks/NAME.data.vhdx`.
+#[must_use]
+pub fn data_path(state: &Path, client: &ClientName) -> PathBuf {
+    state.join("disks").join(data_file(client.as_str()))
 }
 
 /// Where the disk is kept that a client had before its present one: `STATE/disks/NAME.vhd.previous`.

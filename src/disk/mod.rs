@@ -14,10 +14,12 @@
 use std::fmt::Debug;
 use std::io::{IoSlice, IoSliceMut};
 
+mod cache;
 pub mod chain;
 pub mod check;
 pub mod checksum;
 pub mod copy;
+pub mod data;
 pub mod error;
 pub mod export;
 pub mod file;
@@ -46,6 +48,7 @@ mod power;
 #[cfg(test)]
 mod witness;
 
+pub use cache::bitmap_bytes;
 pub use chain::{Chain, PendingPath};
 pub use error::{DiskError, ErrorKind};
 pub use names::Format;
@@ -128,6 +131,14 @@ pub trait Disk: Send + Sync + Debug {
     /// The system's error. After a failed barrier nobody knows what the device holds, so every later write and flush of
     /// this disk fails too, until it is opened anew.
     fn flush(&self) -> Result<(), DiskError>;
+
+    /// Flushes, and leaves files that other programs find complete. The disk can be used on.
+    ///
+    /// # Errors
+    /// As [`flush`](Disk::flush).
+    fn close(&self) -> Result<(), DiskError> {
+        self.flush()
+    }
 
     /// Whether writes are refused.
     fn read_only(&self) -> bool;

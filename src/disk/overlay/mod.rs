@@ -230,15 +230,6 @@ impl Overlay {
         Ok(())
     }
 
-    /// Flushes, and leaves a file that other programs find complete. The disk can be used on.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn close(&self) -> Result<(), DiskError> {
-        self.check_sound()?;
-        self.top().close()
-    }
-
     /// Freezes the disk as it is, durably, and goes on in an empty child. The layer's number.
     ///
     /// # Errors
@@ -479,6 +470,11 @@ impl Disk for Overlay {
     fn flush(&self) -> Result<(), DiskError> {
         self.check_sound()?;
         self.top().flush()
+    }
+
+    fn close(&self) -> Result<(), DiskError> {
+        self.check_sound()?;
+        self.top().close()
     }
 
     fn read_only(&self) -> bool {
