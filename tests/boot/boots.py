@@ -67,8 +67,8 @@ class Fleet:
             f'chap = {"true" if asks_for_chap(m) else "false"} }}'
             for m in self.machines
         } | (more or {})
-        self.roost.configure(clients, IMAGE, pool=pool)
         images = sorted({image_of(machine) for machine in self.machines})
+        self.roost.configure(clients, images[0], pool=pool)
         for image in images:
             form = "vhdx" if image == VHDX_IMAGE else "vhd"
             self.roost.cli("image", "import", str(master), "--name", image, "--format", form, seconds=300)
