@@ -43,8 +43,8 @@ class Sessions:
         raw = folder / "master.raw"
         raw.write_bytes(os.urandom(MASTER_MIB << 20))
         self.roost = Roost(options.roost, folder / "roost", options.server)
-        clients = {f"pc-{n:03}": f'{{ mac = "52:54:00:77:{n >> 8:02x}:{n & 255:02x}", initiators = ["*"] }}' for n in range(options.sessions)}
-        self.roost.configure(clients, IMAGE)
+        clients = {f"pc-{n:03}": f'{{ mac = "52:54:00:77:{n >> 8:02x}:{n & 255:02x}", initiators = ["iqn.2026-11.internal.bench:load{n}"] }}' for n in range(options.sessions)}
+        self.roost.configure(clients, IMAGE, pool=None)
         self.roost.cli("image", "import", str(raw), "--name", IMAGE)
         self.roost.start()
         self.before, _ = self.roost.memory_kib()

@@ -16,6 +16,7 @@ use super::disks::ServeError;
 use super::places::{data_path, disk_path, master_path};
 use super::recorder::now;
 use super::space::bytes_of;
+use super::tally::{Tally, TallyReport};
 use crate::config::{DhcpMode, Settings};
 use crate::disk::checksum::{Fitness, fitness};
 use crate::disk::data;
@@ -224,6 +225,9 @@ pub struct StatusReport {
     pub off: usize,
     /// How many iSCSI sessions are open.
     pub sessions: usize,
+    /// What went wrong at the iSCSI port since the start, in numbers.
+    #[serde(default)]
+    pub iscsi: TallyReport,
 }
 
 /// What the control socket answers when it cannot answer.
@@ -346,7 +350,7 @@ impl Reporter {
 
     /// The running process.
     #[must_use]
-    pub fn status(&self, fleet: &Fleet) -> StatusReport {
+    pub fn status(&self, fleet: &Fleet, tally: &Tally) -> StatusReport {
         StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -360,6 +364,7 @@ impl Reporter {
             clients: fleet.clients().len(),
             off: fleet.clients().filter(|client| client.off).count(),
             sessions: fleet.clients().map(|client| self.sessions.sessions_of(&client.name).len()).sum(),
+            iscsi: tally.report(),
         }
     }
 }

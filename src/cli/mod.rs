@@ -10,6 +10,7 @@ mod cat;
 pub mod check;
 mod client_disk;
 mod client_list;
+mod client_secret;
 mod client_show;
 mod error;
 mod export;
@@ -23,6 +24,7 @@ mod progress;
 mod replace;
 mod reset;
 mod run;
+mod status;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -74,6 +76,8 @@ struct Globals {
 enum Verb {
     /// Serve the lab
     Run,
+    /// Show the running process: since when, how many are logged in, and what went wrong at its iSCSI port
+    Status,
     /// Say everything that is wrong with a mapping file
     Check {
         /// The file; else that of --config
@@ -175,6 +179,11 @@ enum ClientVerb {
         /// The client's name
         name: ClientName,
     },
+    /// Show what an initiator needs to pass CHAP on a client's disk, where `chap` asks for it
+    Secret {
+        /// The client's name
+        name: ClientName,
+    },
     /// Freeze a client's disk as it is, to go back to; the client runs on
     Checkpoint {
         /// The client's name
@@ -243,6 +252,7 @@ pub fn main() -> ExitCode {
 fn perform(globals: &Globals, verb: Verb) -> Result<u8, Error> {
     match verb {
         Verb::Run => run::run(globals),
+        Verb::Status => status::run(globals),
         Verb::Check { file } => return check(globals, file.as_deref().unwrap_or(&globals.config)),
         Verb::Image(ImageVerb::Import { file, name, format }) => image_import::run(globals, &file, &name, format),
         Verb::Image(ImageVerb::List) => image_list::run(globals),
@@ -256,6 +266,7 @@ fn perform(globals: &Globals, verb: Verb) -> Result<u8, Error> {
         Verb::Replace { name, mac, force } => replace::run(globals, &name, mac, force),
         Verb::Client(ClientVerb::List) => client_list::run(globals),
         Verb::Client(ClientVerb::Show { name }) => client_show::run(globals, &name),
+        Verb::Client(ClientVerb::Secret { name }) => client_secret::run(globals, &name),
         Verb::Client(ClientVerb::Checkpoint { name, delete: Some(number), .. }) => {
             client_disk::delete(globals, &name, number)
         }

@@ -38,7 +38,7 @@ TWICE = ["bios", "bios-chain:vhdx", "uefi"]
 RESET = "bios:reset"
 # Of the data disk of a Debian machine whose disk is reset.
 DATA_MIB = 3072
-MARKER_SECONDS = 300
+MARKER_SECONDS = 600
 
 # Seconds for a Debian system that has lost its disk to write again, once the disk is back. iscsid waits two between tries.
 RETURN_SECONDS = 60
@@ -72,8 +72,8 @@ class Fleet:
             + " }"
             for m in self.machines
         } | (more or {})
-        self.roost.configure(clients, IMAGE, pool=pool)
         images = sorted({image_of(machine) for machine in self.machines})
+        self.roost.configure(clients, images[0], pool=pool)
         for image in images:
             form = "vhdx" if image == VHDX_IMAGE else "vhd"
             self.roost.cli("image", "import", str(master), "--name", image, "--format", form, seconds=300)
@@ -439,7 +439,8 @@ def comes_back(fleet, writer):
 
 def debian(options, report):
     """Systems with systemd and iscsid, one of each disk policy, that write while they lose the server and the network."""
-    second = {"pc-second": f'{{ mac = "52:54:00:77:01:f0", image = "{VHDX_IMAGE}", initiators = ["{IQN}:client.pc-bios-vhdx"] }}'}
+    # Debian's initiator has a name of its own making for what it did not boot from.
+    second = {"pc-second": f'{{ mac = "52:54:00:77:01:f0", image = "{VHDX_IMAGE}", initiators = ["*"] }}'}
     modes = ["bios:vhdx", "uefi:vhdx:reset"]
     fleet = Fleet(options, Path(options.disk) / "debian", modes, debian_master_path(), data=f"{DATA_MIB}M", more=second)
     writers = [Writer(machine) for machine in fleet.machines]

@@ -14,7 +14,7 @@ import conformance  # noqa: E402
 from server import INTERFACE, Roost  # noqa: E402
 
 # The formats of a client's disk, which are those of its master; by each `roost image import`s one.
-FORMATS = ["vhd"]
+FORMATS = ["vhd", "vhdx"]
 DISK_MIB = 512
 # One MiB of noise in so many: a child's blocks then have their master's content, holes, and both.
 NOISE_EVERY_MIB = 8
@@ -52,22 +52,24 @@ def everything(options, report):
     clients = {}
     for number, kind in enumerate(FORMATS):
         clients |= clients_of(kind, number)
+    clients["pc-vhdx-large"] = client("52:54:00:77:04:ff", 'image = "vhdx-large"')
     roost.configure(clients, FORMATS[0])
     raw = folder / "master.raw"
     noise(raw)
     roost.cli("image", "import", str(raw), "--name", "vhd")
-    if "vhdx" in FORMATS:
-        # qemu-img's VHDX has physical sectors of 512 bytes, as a VHD has.
-        vhdx = folder / "master.vhdx"
-        run(options.server, "qemu-img", "convert", "-O", "vhdx", raw, vhdx)
-        roost.cli("image", "import", str(vhdx), "--name", "vhdx", "--format", "vhdx")
+    # qemu-img's VHDX has physical sectors of 512 bytes, as a VHD has; Roost's own has 4,096.
+    vhdx = folder / "master.vhdx"
+    run(options.server, "qemu-img", "convert", "-O", "vhdx", raw, vhdx)
+    roost.cli("image", "import", str(vhdx), "--name", "vhdx", "--format", "vhdx")
+    roost.cli("image", "import", str(raw), "--name", "vhdx-large", "--format", "vhdx")
     address = ["ip", "-n", options.server, "address", "add", f"{conformance.SECOND_ADDRESS}/24", "dev", INTERFACE]
     subprocess.run(address, check=True)
     roost.start()
     try:
         report.test("discovery-lists-both-portals", conformance.portals_are_listed, options)
         for kind in FORMATS:
-            conformance.tests(options, roost, report, kind, f"pc-{kind}", f"pc-{kind}-readonly")
+            large = {"vhdx": "pc-vhdx-large"}.get(kind)
+            conformance.tests(options, roost, report, kind, f"pc-{kind}", f"pc-{kind}-readonly", large)
         report.test("no-panic", no_panic, roost)
     finally:
         roost.kill()

@@ -246,6 +246,7 @@ pub struct Session {
     /// Nothing that still comes counts.
     closing: bool,
     rejects: u64,
+    bad_digests: u64,
     effects: VecDeque<Effect>,
     out: Vec<u8>,
 }
@@ -295,6 +296,7 @@ impl Session {
             logout: None,
             closing: false,
             rejects: 0,
+            bad_digests: 0,
             effects: VecDeque::new(),
             out: Vec::new(),
         }
@@ -320,6 +322,12 @@ impl Session {
     #[must_use]
     pub fn rejects(&self) -> u64 {
         self.rejects
+    }
+
+    /// Those of them whose data did not match its digest.
+    #[must_use]
+    pub fn bad_digests(&self) -> u64 {
+        self.bad_digests
     }
 
     /// Tasks that have no response yet.
@@ -452,6 +460,7 @@ impl Session {
         let mut rejection = Header::new(opcode::REJECT, FINAL).with(16, NO_TAG);
         rejection.0[2] = reason;
         self.rejects += 1;
+        self.bad_digests += u64::from(reason == reject::DATA_DIGEST);
         self.send(rejection, &header.0);
     }
 

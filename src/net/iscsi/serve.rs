@@ -157,6 +157,9 @@ pub(super) async fn normal(
         && breaks_protocol(error)
     {
         app.tally.broken.one();
+        if matches!(error.downcast_ref(), Some(FrameError::HeaderDigest)) {
+            app.tally.bad_digests.one();
+        }
         let why = format!("{}: its session was ended: {error}; it may log in again", running.place.entry.initiator);
         running.note(Stage::Refused, &why);
     }
@@ -340,6 +343,7 @@ impl Running {
     /// Counts what was rejected, and says so once.
     fn count_rejects(&self) {
         let rejects = self.session.rejects();
+        self.app.tally.bad_digests.add(self.session.bad_digests());
         if rejects > 0 {
             self.app.tally.rejected.add(rejects);
             let entry = &self.place.entry;
