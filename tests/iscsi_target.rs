@@ -1176,6 +1176,14 @@ fn at_its_limit_a_client_is_told_at_once_and_reads_overwrites_and_frees() {
     let mut atomic = sixteen(0x9C, 0, u64::from(lba(refused + 9)), 0);
     atomic[13] = 128;
     assert_eq!(session.tell(&atomic, &data(8)), Err((7, 0x27, 0x07)));
+    // So are bits that are set, and a write that found what it compared with; of none of them a part is there.
+    let held = session.read(lba(refused + 9), blocks);
+    let or = sixteen(0x8B, 0, u64::from(lba(refused + 9)), BLOCKS);
+    assert_eq!(session.tell(&or, &data(0xf0)), Err((7, 0x27, 0x07)));
+    let compare = compare_and_write(lba(refused + 9).into(), u8::try_from(BLOCKS).unwrap());
+    assert_eq!(session.tell(&compare, &[held.clone(), data(8)].concat()), Err((7, 0x27, 0x07)));
+    assert_eq!(session.read(lba(refused + 9), blocks), held);
+    assert!(on_host() <= LIMIT, "{} bytes", on_host());
     // What it frees it may take elsewhere.
     session.unmap(0, 8 * BLOCKS);
     for n in 0..6 {
