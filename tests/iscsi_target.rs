@@ -1287,7 +1287,7 @@ fn at_its_limit_a_client_is_told_at_once_and_reads_overwrites_and_frees() {
 }
 
 /// READ CAPACITY (10): how many bytes.
-fn capacity(session: &mut Initiator) -> u64 {
+fn size_of(session: &mut Initiator) -> u64 {
     let answer = session.ask(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], 8).unwrap();
     (u64::from(u32::from_be_bytes(answer[..4].try_into().unwrap())) + 1) * 512
 }
@@ -1320,7 +1320,7 @@ fn a_second_disk_is_a_unit_of_its_own_that_no_reset_and_no_rollback_touches() {
     assert_eq!(session.ask(&REPORT_LUNS, 64).unwrap()[..], {
         [0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
     });
-    assert_eq!((capacity(&mut session), on_second(&mut session, capacity)), (MASTER as u64, DATA));
+    assert_eq!((size_of(&mut session), on_second(&mut session, size_of)), (MASTER as u64, DATA));
     for page in [SERIAL, IDENTITY] {
         let first = session.ask(&page, 255).unwrap();
         assert_ne!(on_second(&mut session, |session| session.ask(&page, 255).unwrap()), first);
