@@ -147,6 +147,7 @@ pub fn fuzz_vhdx(data: &[u8]) {
             4 => metadata + place % 224,
             5 => metadata + (64 << 10) + place % 400,
             6 => bat + if place.is_multiple_of(3) { CHUNK_BLOCKS * 8 + place % 8 } else { place % 48 },
+            _ if bits == 0 => place % 16, // no bits: the file's signature
             _ => bits + place % 1300,
         };
         write_all(&file, at, &[byte]).expect("a double takes all");
@@ -184,6 +185,10 @@ fn by_number(file: &Double, at: u64, len: usize) -> u64 {
 
 /// A sector as \[MS-VHDX\] defines it (2.5.1), by the places and the sizes that the headers give and nothing else of the code under test.
 fn by_the_book_of_vhdx(file: &Double, disk: &Chain, parent: Option<&Arc<Chain>>, sector: u64) -> Option<Vec<u8>> {
+    if disk.vhdx().is_none() {
+        // Without its signature it is a raw disk.
+        return read_sector(disk, sector);
+    }
     let (header, ..) = wire::Header::read(file).expect("a disk that opened has a header");
     let (regions, _) = wire::Regions::read(file, &header).expect("a disk that opened has regions");
     let metadata = wire::Metadata::read(file, &regions.metadata).expect("a disk that opened has metadata");
