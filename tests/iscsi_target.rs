@@ -34,6 +34,7 @@ const PREFIX: &str = "iqn.2026-11.internal.roost";
 const HOME: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 const ADMIN: &str = "iqn.2026-11.internal.roost:admin";
+const HELPER: &str = "iqn.2026-11.internal.roost:helper";
 
 /// The master's size, and what its block `n` is full of.
 const MASTER: usize = 4 << 20;
@@ -48,7 +49,7 @@ fn master_block(n: usize) -> Vec<u8> {
 
 /// A target with seven clients: `pc-01` at [`HOME`], `pc-02` that lets [`ADMIN`] in, `pc-03` that is switched off, `pc-04` whose
 /// disk is read-only, `pc-05` that must pass CHAP, `pc-06` with a limit of 2 MiB, and `pc-07` with a data disk of [`DATA`],
-/// a limit of [`DATA_LIMIT`] and [`ADMIN`].
+/// a limit of [`DATA_LIMIT`], and [`HELPER`].
 struct Lab {
     state: TempDir,
     life: Option<Life>,
@@ -164,12 +165,16 @@ impl Life {
         let admin = Initiators::Also(vec![ADMIN.to_owned()]);
         let fleet = Fleet::new([
             client(1, Initiators::OwnOnly, false),
-            client(2, admin.clone(), false),
+            client(2, admin, false),
             client(3, Initiators::Anyone, true),
             Client { read_only: true, ..client(4, Initiators::OwnOnly, false) },
             Client { chap: true, ..client(5, Initiators::OwnOnly, false) },
             Client { limit: Some(2 << 20), ..client(6, Initiators::OwnOnly, false) },
-            Client { limit: Some(DATA_LIMIT), data: Some(DATA), ..client(7, admin, false) },
+            Client {
+                limit: Some(DATA_LIMIT),
+                data: Some(DATA),
+                ..client(7, Initiators::Also(vec![HELPER.to_owned()]), false)
+            },
         ]);
         let app = Arc::new(App::new(settings, fleet.unwrap(), Recorder::detached(), "this-boot".to_owned()));
         let runtime = Runtime::new().unwrap();
@@ -1404,33 +1409,33 @@ fn a_second_disk_grows_at_a_login_and_whoever_is_there_is_told_once() {
 fn what_one_unit_is_asked_for_leaves_the_other() {
     let lab = Lab::new();
     let mut own = log_in_with_data(&lab, Isid::system(1));
-    let mut admin = lab.connect(ELSEWHERE);
-    assert_eq!(admin.log_in(ADMIN, &names(7).1, Isid::system(7)), 0);
-    admin.settle();
-    on_second(&mut admin, Initiator::settle);
+    let mut helper = lab.connect(ELSEWHERE);
+    assert_eq!(helper.log_in(HELPER, &names(7).1, Isid::system(7)), 0);
+    helper.settle();
+    on_second(&mut helper, Initiator::settle);
 
     // Reservations.
     let write = |session: &mut Initiator| session.tell(&sixteen(0x8A, 0, 0, 1), &[1; 512]);
-    assert_eq!(on_second(&mut admin, |admin| reserve_out(admin, 0, 0, [0, 5])), Ok(()));
-    assert_eq!(on_second(&mut admin, |admin| reserve_out(admin, 1, 1, [5, 0])), Ok(()));
+    assert_eq!(on_second(&mut helper, |helper| reserve_out(helper, 0, 0, [0, 5])), Ok(()));
+    assert_eq!(on_second(&mut helper, |helper| reserve_out(helper, 1, 1, [5, 0])), Ok(()));
     assert_eq!(on_second(&mut own, write), Err((CONFLICT, 0, 0)));
-    assert_eq!((write(&mut own), write(&mut admin)), (Ok(()), Ok(())));
+    assert_eq!((write(&mut own), write(&mut helper)), (Ok(()), Ok(())));
     assert!(lab.state.path().join("pending/pc-07.data.reservations").exists());
     assert!(!lab.state.path().join("pending/pc-07.reservations").exists());
-    assert_eq!(on_second(&mut admin, |admin| reserve_out(admin, 3, 0, [5, 0])), Ok(()));
+    assert_eq!(on_second(&mut helper, |helper| reserve_out(helper, 3, 0, [5, 0])), Ok(()));
     let _ = on_second(&mut own, Initiator::test_unit_ready);
 
     // Resets: the others are told of the unit that was reset, and of no other.
     let reset = Some((6, 0x29, 0x03));
-    on_second(&mut admin, |admin| {
-        admin.start_lun_reset();
-        assert_eq!(admin.take_answer(0x22).header[2], 0);
+    on_second(&mut helper, |helper| {
+        helper.start_lun_reset();
+        assert_eq!(helper.take_answer(0x22).header[2], 0);
     });
     assert_eq!(own.test_unit_ready(), None);
     assert_eq!(on_second(&mut own, Initiator::test_unit_ready), reset);
     assert_eq!(on_second(&mut own, Initiator::test_unit_ready), None);
-    admin.start_lun_reset();
-    assert_eq!(admin.take_answer(0x22).header[2], 0);
+    helper.start_lun_reset();
+    assert_eq!(helper.take_answer(0x22).header[2], 0);
     assert_eq!(on_second(&mut own, Initiator::test_unit_ready), None);
     assert_eq!(own.test_unit_ready(), reset);
 }
@@ -1444,8 +1449,8 @@ fn tasks_of_one_unit_go_on_while_the_other_is_reset() {
     assert_eq!(own.log_in(&initiator, &target, Isid::system(1)), 0);
     own.settle();
     on_second(&mut own, Initiator::settle);
-    let mut admin = lab.connect(ELSEWHERE);
-    assert_eq!(admin.log_in(ADMIN, &target, Isid::system(7)), 0);
+    let mut helper = lab.connect(ELSEWHERE);
+    assert_eq!(helper.log_in(HELPER, &target, Isid::system(7)), 0);
     gate.shut(true);
     let held = own.start_write(9, &[1; 512]);
     eventually("the write is held", || gate.held() == 1);
@@ -1454,16 +1459,17 @@ fn tasks_of_one_unit_go_on_while_the_other_is_reset() {
         own.start_lun_reset();
         assert_eq!(own.take_answer(0x22).header[2], 0);
         own.clear_task_set();
+        assert_eq!(own.test_unit_ready(), Some((6, 0x29, 0x03)));
         own.write(9, &[2; 512]);
     });
-    on_second(&mut admin, |admin| {
-        admin.start_lun_reset();
-        assert_eq!(admin.take_answer(0x22).header[2], 0);
+    on_second(&mut helper, |helper| {
+        helper.start_lun_reset();
+        assert_eq!(helper.take_answer(0x22).header[2], 0);
     });
     assert_eq!(gate.landed(), [0_u64; 0]);
     gate.shut(false);
     assert_eq!(status_of(&own.take_response(held)), None);
-    assert_eq!(gate.landed(), [9 * 512]);
+    assert_eq!(gate.landed(), [9]);
 }
 
 #[test]

@@ -13,8 +13,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError, Weak};
 
-/// Bytes that all bitmaps with bytes of their own take together: those of some 230 GiB of touched VHD blocks of 2 MiB, or of
-/// 256 GiB of a VHDX, in any mixture of disks.
+/// Bytes that all bitmaps with bytes of their own take together: those of some 210 GiB of touched VHD blocks of 2 MiB, or of
+/// 240 GiB of a VHDX, in any mixture of disks.
 const LIMIT: usize = 64 << 20;
 /// What a bitmap takes beside its bytes: its [`Slot`] in a vector that may be half empty, its place in the index, and what the
 /// allocator adds.

@@ -36,6 +36,8 @@ LOADERS = {"bios": None, "bios-chain": "undionly.kpxe", "uefi": "snponly.efi", "
 TWICE = ["bios", "bios-chain:vhdx", "uefi"]
 # A client whose disk is clean at every boot, on this firmware.
 RESET = "bios:reset"
+# Of the data disk of a Debian machine whose disk is reset.
+DATA_MIB = 3072
 MARKER_SECONDS = 600
 
 # Seconds for a Debian system that has lost its disk to write again, once the disk is back. iscsid waits two between tries.
@@ -53,9 +55,10 @@ MEMORY_LIMIT_KIB = 64 * 1024
 
 class Fleet:
     """A Roost with one machine for each of these modes, on children of one image. The disk of `MODE:vhdx` is a VHDX, that of
-    `MODE:reset` is reset, and that of `MODE:chap` asks for CHAP. `more` are clients without a machine: name -> value."""
+    `MODE:reset` is reset, and that of `MODE:chap` asks for CHAP. With `data`, machines whose disks are reset have a second disk
+    of this size. `more` are clients without a machine: name -> value."""
 
-    def __init__(self, options, folder, modes, master, pool=POOL, more=None):
+    def __init__(self, options, folder, modes, master, pool=POOL, data=None, more=None):
         self.options, self.folder = options, Path(folder)
         self.roost = Roost(options.roost, self.folder, options.server)
         self.machines = [
@@ -64,7 +67,9 @@ class Fleet:
         ]
         clients = {
             m.name: f'{{ mac = "{m.mac}", image = "{image_of(m)}", disk = "{"reset" if resets(m) else "keep"}", initiators = ["{TESTER}"], '
-            f'chap = {"true" if asks_for_chap(m) else "false"} }}'
+            f'chap = {"true" if asks_for_chap(m) else "false"}'
+            + (f', data = "{data}"' if data and resets(m) else "")
+            + " }"
             for m in self.machines
         } | (more or {})
         images = sorted({image_of(machine) for machine in self.machines})
@@ -408,6 +413,19 @@ def met_no_error(fleet, writer):
     return f"{files}, {lost} connections lost"
 
 
+def keeps_on_its_data_disk(fleet, machine, boot):
+    """A machine whose disk is reset finds its second disk as it left it: in the first boot empty, then with what it wrote."""
+    code, size = machine.shell("cat /sys/block/sdb/size")
+    same((code, int(size)), (0, DATA_MIB * 2048), "blocks of /dev/sdb")
+    code, begins = machine.shell("head -c 12 /dev/sdb | tr -d '\\0'; echo")
+    same((code, begins.strip()), (0, "" if boot == 1 else "roost-data-1"), "what the disk begins with")
+    if boot == 1:
+        code, _ = machine.shell("printf roost-data-1 | dd of=/dev/sdb conv=fsync,notrunc status=none")
+        same(code, 0, "the exit code of the write")
+    file = fleet.roost.disk(machine.name).with_suffix(".data.vhdx")
+    return f"{int(size) // 2048} MiB, {file.stat().st_blocks // 2} KiB on the host"
+
+
 def comes_back(fleet, writer):
     """After the plug was pulled amid its writing: a disk that is kept has its files, a disk that is reset has none."""
     figures = boots_to_its_marker(fleet, writer.machine, 2)
@@ -424,7 +442,7 @@ def debian(options, report):
     # Debian's initiator has a name of its own making for what it did not boot from.
     second = {"pc-second": f'{{ mac = "52:54:00:77:01:f0", image = "{VHDX_IMAGE}", initiators = ["*"] }}'}
     modes = ["bios:vhdx", "uefi:vhdx:reset"]
-    fleet = Fleet(options, Path(options.disk) / "debian", modes, debian_master_path(), more=second)
+    fleet = Fleet(options, Path(options.disk) / "debian", modes, debian_master_path(), data=f"{DATA_MIB}M", more=second)
     writers = [Writer(machine) for machine in fleet.machines]
     disk = SecondDisk(fleet.machines[0], "pc-second")
     try:
@@ -432,6 +450,8 @@ def debian(options, report):
         for machine in fleet.machines:
             if not report.test(f"debian-{name_of(machine)}-boots", boots_to_its_marker, fleet, machine, 1):
                 return
+        reset = next(machine for machine in fleet.machines if resets(machine))
+        report.test("debian-data-disk", keeps_on_its_data_disk, fleet, reset, 1)
         if not report.test("debian-second-disk-is-added", disk.is_added):
             return
         for writer in (*writers, disk):
@@ -452,6 +472,7 @@ def debian(options, report):
         for writer in writers:
             report.test(f"debian-{name_of(writer.machine)}-comes-back", comes_back, fleet, writer)
         report.test("debian-second-disk-is-there-after-a-reset", disk.is_there_after_a_reset)
+        report.test("debian-data-disk-after-the-reset", keeps_on_its_data_disk, fleet, reset, 2)
         report.test("debian-master-unchanged", master_unchanged, fleet)
         report.test("no-panic-under-debian", no_panic, fleet.roost)
     finally:

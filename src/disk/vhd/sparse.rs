@@ -16,7 +16,7 @@
 //! "nothing here": in a differencing disk its bitmap is zero and every sector is the parent's; in a dynamic one the bitmap
 //! is all ones and the data a hole, the zeros that were there before. So whichever of entry and data the power lets
 //! through, each sector is old or new. Entries and, in a dynamic disk, data need nothing but the flush's one barrier, and
-//! outlive the process at once. A thousand first writes to fresh blocks cost five barriers together; what is left of the
+//! outlive the process at once. A thousand first writes to fresh blocks cost a child one barrier, a dynamic disk five; what is left of the
 //! space when the disk is closed is cut off again, and what a power cut leaves is zeroed before it is used.
 //!
 //! While the footer is on its way to its new end, the copy at the front stands in for it. Disks made by
@@ -40,8 +40,9 @@ use super::wire::{ABSENT, FOOTER, Footer, HEADER, Header, Kind, MAX_FILE};
 /// Data of new blocks starts at a multiple of this, the page and block size of hosts.
 pub const ALIGN: u64 = 4096;
 
-/// Blocks that space is kept for at once, at the cost of one barrier: as many as there are, within these bounds, so that
-/// barriers become rarer while the file, of which the new part is a hole, at most doubles in length.
+/// Blocks that space is kept for at once, at the cost of one barrier. In a dynamic disk, where each gets a bitmap: as many as
+/// there are, within these bounds, so that barriers become rarer as the file grows. In a differencing disk the space is
+/// nothing but a hole: the most.
 pub const RESERVE_BLOCKS: RangeInclusive<u64> = 64..=1024;
 /// The most that a file grows ahead of its blocks: 1024 blocks of the usual 2 MiB.
 pub const RESERVE_BYTES: u64 = 1024 * (2 << 20) + 1024 * ALIGN;
@@ -457,7 +458,10 @@ impl Sparse {
         let first = self.first_place(writer.end);
         let present = u64::from(self.blocks_present());
         let absent = u64::from(self.header.blocks()) - present;
-        let wanted = present.clamp(*RESERVE_BLOCKS.start(), *RESERVE_BLOCKS.end());
+        let wanted = match self.footer.kind() {
+            Kind::Dynamic => present.clamp(*RESERVE_BLOCKS.start(), *RESERVE_BLOCKS.end()),
+            _ => *RESERVE_BLOCKS.end(),
+        };
         let wanted = wanted.min(RESERVE_BYTES / stride).clamp(1, absent.max(1));
         // The last place whose sector number the table can hold, with a footer behind it.
         let room = (MAX_FILE - FOOTER).saturating_sub(first) / stride;

@@ -45,6 +45,9 @@ const MAX_WAITING: usize = 2048;
 const MAX_APPEND: usize = 4096;
 /// Bytes between two blocks that are taken for new ones; more is no trace of blocks that went, and may take long to clear.
 const MAX_GAP: u64 = 1 << 30;
+/// How far a file grows beyond its blocks at once, a hole that closing cuts off: lengthening it is dearer than the write that
+/// needs it.
+const AHEAD: u64 = 256 * MIB;
 /// Pages of the table that are read at once.
 const TABLE_STEP: usize = 256;
 
@@ -537,6 +540,12 @@ impl Vhdx {
             writer.log = None;
             self.barrier(&mut writer)?;
         }
+        // No sooner: the entries of a log tell how long the file was, and a shorter one would be refused.
+        if writer.renewed && writer.len > writer.space.end {
+            self.media.set_len(writer.space.end)?;
+            writer.len = writer.space.end;
+            writer.durable_len = writer.durable_len.min(writer.len);
+        }
         Ok(())
     }
 
@@ -601,8 +610,8 @@ impl Vhdx {
             return Err(DiskError::Unsupported { path: self.media.path().into(), what });
         }
         if writer.len < end {
-            self.media.set_len(end)?;
-            writer.len = end;
+            self.media.set_len(end + AHEAD)?;
+            writer.len = end + AHEAD;
         }
         space.end = end;
         Ok(at)
