@@ -1078,7 +1078,7 @@ fn what_is_mapped_is_told_and_a_sanitized_disk_is_zeros_without_space() {
 }
 
 /// READ CAPACITY (16): the last block, a block's bytes, and the exponent of the physical blocks.
-fn capacity(session: &mut Initiator) -> (u64, u32, u8) {
+fn geometry(session: &mut Initiator) -> (u64, u32, u8) {
     let data = session.ask(&sixteen(0x9E, 0x10, 0, 32), 32).unwrap();
     let (last, rest) = data.split_at(8);
     (u64::from_be_bytes(last.try_into().unwrap()), u32::from_be_bytes(rest[..4].try_into().unwrap()), rest[5])
@@ -1098,7 +1098,7 @@ fn a_disk_of_4096_byte_sectors_is_addressed_in_them_and_what_is_acknowledged_out
     let mut session = lab.log_in(1, Isid::system(1));
     session.settle();
     session.block = 4096;
-    assert_eq!(capacity(&mut session), (1023, 4096, 0));
+    assert_eq!(geometry(&mut session), (1023, 4096, 0));
     assert_eq!(session.ask(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], 8).unwrap(), [0, 0, 3, 0xFF, 0, 0, 0x10, 0]);
     let mode = session.ask(&[0x1A, 0, 0x08, 0, 255, 0], 255).unwrap();
     assert_eq!(mode[3..12], [8, 0, 0, 4, 0, 0, 0, 0x10, 0], "its block descriptor");
@@ -1149,7 +1149,7 @@ fn a_disk_says_the_sectors_of_its_image() {
         });
         let mut session = lab.log_in(1, Isid::system(1));
         session.settle();
-        capacity(&mut session)
+        geometry(&mut session)
     };
     assert_eq!(told("1.vhdx", 512), (8191, 512, 0));
     assert_eq!(told("1.vhdx", 4096), (8191, 512, 3));
