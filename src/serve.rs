@@ -24,6 +24,7 @@ use crate::fleet::web::{HTTP_PORT, ISCSI_PORT, TFTP_PORT};
 use crate::fleet::{Lease, Mac, Sighting, Timestamp};
 use crate::http::boot;
 use crate::http::control::{Control, ControlSocket};
+use crate::net::advert::Advertiser;
 use crate::net::dhcp::{self, BootServer, Durable, Proxy};
 use crate::net::iscsi;
 use crate::net::tftp::TftpServer;
@@ -88,6 +89,10 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
             Some((Dhcp::Proxy(proxy), BootServer::bind(Arc::clone(&app), interface, site)?))
         }
     };
+    let advertiser = match settings.dhcp {
+        DhcpMode::Full | DhcpMode::Proxy if settings.ipv6_answer => advertiser(&app, interface),
+        _ => None,
+    };
     let tftp = TftpServer::bind(SocketAddrV4::new(address, TFTP_PORT), interface.mtu, Arc::clone(&boot)).await?;
     let http = boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
     let target = iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?;
@@ -114,6 +119,15 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
             tftp.run(until()),
             http.run(boot::router(boot), until()),
             target.run(until()),
+            async {
+                match advertiser {
+                    Some(advertiser) => tokio::select! {
+                        never = advertiser.run() => match never {},
+                        () = until() => {}
+                    },
+                    None => until().await,
+                }
+            },
             async {
                 tokio::select! {
                     () = scrub::run(&app) => {}
@@ -145,6 +159,15 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     writer.flush().await.context("what was seen last could not be stored")?;
     tracing::info!("stopped; every disk is settled");
     Ok(())
+}
+
+/// What spares iPXE its wait for an IPv6 router. Machines boot without it too.
+fn advertiser(app: &Arc<App>, interface: &Interface) -> Option<Advertiser> {
+    Advertiser::bind(Arc::clone(app), interface)
+        .inspect_err(|error| {
+            tracing::warn!("IPv6: iPXE's search for a router is not answered, and may take it 16 s: {error}");
+        })
+        .ok()
 }
 
 /// Lets this process open as many files as the system allows it, and says so where that is too few. Sockets of sessions

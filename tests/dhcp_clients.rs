@@ -140,6 +140,7 @@ fn app() -> App {
         state: PathBuf::new(),
         iqn: "iqn.2026-11.test".into(),
         loader_dir: None,
+        ipv6_answer: true,
     };
     App::new(settings, fleet.unwrap(), Recorder::detached(), String::new())
 }

@@ -145,6 +145,7 @@ impl Life {
             state: state.to_owned(),
             iqn: PREFIX.to_owned(),
             loader_dir: None,
+            ipv6_answer: true,
         };
         let admin = Initiators::Also(vec![ADMIN.to_owned()]);
         let fleet = Fleet::new([

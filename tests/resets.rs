@@ -131,6 +131,7 @@ impl Life {
             state: state.to_owned(),
             iqn: PREFIX.to_owned(),
             loader_dir: None,
+            ipv6_answer: true,
         };
         let client = Client {
             name: name(),

@@ -5,6 +5,7 @@
 pub mod access;
 mod atomic;
 pub mod bootfiles;
+pub mod booting;
 pub mod boots;
 mod children;
 pub mod disks;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 
 use crate::config::Settings;
 use crate::fleet::{Fleet, Naming};
+use booting::Booting;
 use disks::Disks;
 use lanes::Lanes;
 use overlays::Works;
@@ -49,6 +51,8 @@ pub struct App {
     pub secrets: SecretBook,
     /// What went wrong at the iSCSI port, in numbers.
     pub tally: Tally,
+    /// Which machines iPXE brings up now.
+    pub booting: Booting,
     /// Who is logged in.
     pub sessions: Arc<Sessions>,
     /// Where operations that may wait run.
@@ -70,6 +74,7 @@ impl App {
             recorder,
             secrets: SecretBook::default(),
             tally: Tally::default(),
+            booting: Booting::default(),
             sessions: Arc::default(),
             works: Works::default(),
             lanes,

@@ -104,6 +104,8 @@ pub struct Settings {
     pub iqn: String,
     /// Where loaders are looked for; `None`: `/usr/lib/ipxe`.
     pub loader_dir: Option<PathBuf>,
+    /// Whether iPXE's search for an IPv6 router is answered: there is none.
+    pub ipv6_answer: bool,
 }
 
 /// A file that can be taken, with what is odd about it and where its values stand.

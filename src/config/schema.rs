@@ -72,6 +72,7 @@ pub(super) const KEYS: &[Key] = &[
     key("state", &[Server], "\"/var/lib/roost\""),
     key("iqn", &[Server], "\"iqn.2026-11.internal.roost\""),
     key("loader_dir", &[Server], "\"/usr/lib/ipxe\""),
+    key("ipv6_answer", &[Server], "false"),
     later("files", &[Server], "\"/srv/roost\""),
     later("boots_at_once", &[Server], "32"),
     key("pool", &[Server], "{}"),

@@ -20,6 +20,7 @@ pub(super) struct Server {
     state: Given<String>,
     iqn: Given<String>,
     loader_dir: Given<String>,
+    ipv6_answer: Given<bool>,
     pub(super) pool: Given<PoolSection>,
 }
 
@@ -40,6 +41,7 @@ impl Server {
             state: Given::Absent,
             iqn: Given::Absent,
             loader_dir: Given::Absent,
+            ipv6_answer: Given::Absent,
             pool: Given::Absent,
         };
         match walker.table(top, "server") {
@@ -52,6 +54,7 @@ impl Server {
                 server.state = walker.parsed(&section, "state", values::path);
                 server.iqn = walker.parsed(&section, "iqn", values::iqn);
                 server.loader_dir = walker.parsed(&section, "loader_dir", values::path);
+                server.ipv6_answer = walker.flag(&section, "ipv6_answer");
                 server.pool = PoolSection::read(walker, &section);
             }
             Given::Wrong => return server,
@@ -105,6 +108,7 @@ impl Server {
             state: path(&self.state).unwrap_or_else(|| PathBuf::from(DEFAULT_STATE)),
             iqn: self.iqn.value().unwrap_or_else(|| DEFAULT_PREFIX.to_owned()),
             loader_dir: path(&self.loader_dir),
+            ipv6_answer: self.ipv6_answer.value().unwrap_or(true),
         })
     }
 }

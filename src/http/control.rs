@@ -393,6 +393,7 @@ mod tests {
             state: state.to_owned(),
             iqn: crate::fleet::iqn::DEFAULT_PREFIX.to_owned(),
             loader_dir: None,
+            ipv6_answer: true,
         };
         let client = Client {
             name: "pc-01".parse().unwrap(),

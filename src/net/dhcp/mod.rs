@@ -259,6 +259,9 @@ fn tell(app: &App, from: SocketAddrV4, outcome: &Outcome, proven: impl Fn(&Asker
             if !matches!(outcome.reason, Reason::Stranger) {
                 app.recorder.saw(asker.mac, asker.address.filter(|_| proven(asker)));
             }
+            if asker.machine.ipxe && outcome.reply.is_some() {
+                app.booting.saw(asker.mac, now());
+            }
         }
     }
     if let Some(note) = &outcome.note {
