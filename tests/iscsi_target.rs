@@ -70,6 +70,7 @@ fn client(number: u8, initiators: Initiators, off: bool) -> Client {
         title: None,
         note: None,
         limit: None,
+        start: Default::default(),
     }
 }
 
@@ -145,6 +146,8 @@ impl Life {
             state: state.to_owned(),
             iqn: PREFIX.to_owned(),
             loader_dir: None,
+            loaders: Default::default(),
+            files: None,
             ipv6_answer: true,
         };
         let admin = Initiators::Also(vec![ADMIN.to_owned()]);

@@ -131,6 +131,8 @@ impl Life {
             state: state.to_owned(),
             iqn: PREFIX.to_owned(),
             loader_dir: None,
+            loaders: Default::default(),
+            files: None,
             ipv6_answer: true,
         };
         let client = Client {
@@ -147,6 +149,7 @@ impl Life {
             title: None,
             note: None,
             limit: None,
+            start: Default::default(),
         };
         let fleet = Fleet::new([client]).unwrap();
         let app = Arc::new(App::new(settings, fleet, Recorder::detached(), boot_id.to_owned()));

@@ -11,6 +11,7 @@ mod children;
 pub mod disks;
 pub mod keeper;
 pub mod lanes;
+pub mod loaders;
 pub mod overlays;
 pub mod queue;
 pub mod recorder;

@@ -666,6 +666,7 @@ mod tests {
             title: None,
             note: None,
             limit: None,
+            start: Default::default(),
         };
         let [fixed, leased, seen, older] = [1, 2, 3, 4].map(|last| Ipv4Addr::new(10, 0, 0, last));
         assert_eq!(address(&client, &store).unwrap(), None);

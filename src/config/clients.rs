@@ -13,7 +13,7 @@ use super::server::{PoolSection, Server, unknown_word};
 use super::values::{self, Refusal, bad_name};
 use super::walk::{Given, Located, Section, Walker, type_word};
 use super::{DhcpMode, Group, MAX_CLIENTS, MAX_MACS, MAX_WINDOWS_NAME};
-use crate::fleet::{Client, ClientName, DiskPolicy, Fleet, ImageName, Initiators, Mac};
+use crate::fleet::{Client, ClientName, DiskPolicy, Fleet, ImageName, Initiators, Mac, Pxe, Start};
 
 /// What may stand at each of the three levels, defaults, group and client.
 #[derive(Debug, Clone)]
@@ -26,6 +26,9 @@ struct Common {
     /// The most bytes of its own that the disk may take up.
     limit: Given<u64>,
     off: Given<bool>,
+    pxe: Given<Pxe>,
+    loader: Given<String>,
+    gateway: Given<bool>,
 }
 
 impl Common {
@@ -36,6 +39,9 @@ impl Common {
         limit: Given::Absent,
         chap: Given::Absent,
         off: Given::Absent,
+        pxe: Given::Absent,
+        loader: Given::Absent,
+        gateway: Given::Absent,
     };
 
     fn read<'a>(walker: &mut Walker<'a>, section: &Section<'a>) -> Self {
@@ -46,6 +52,9 @@ impl Common {
             mode: walker.parsed(section, "mode", read_only),
             limit: walker.parsed(section, "limit", values::limit),
             off: walker.flag(section, "off"),
+            pxe: walker.parsed(section, "pxe", pxe),
+            loader: walker.parsed(section, "loader", loader),
+            gateway: walker.flag(section, "gateway"),
         }
     }
 
@@ -57,6 +66,9 @@ impl Common {
             mode: self.mode.or(&farther.mode),
             limit: self.limit.or(&farther.limit),
             off: self.off.or(&farther.off),
+            pxe: self.pxe.or(&farther.pxe),
+            loader: self.loader.or(&farther.loader),
+            gateway: self.gateway.or(&farther.gateway),
         }
     }
 }
@@ -400,6 +412,11 @@ impl Entry {
             read_only: self.all.mode.value().unwrap_or(false),
             limit: self.all.limit.value(),
             off: self.all.off.value().unwrap_or(false),
+            start: Start {
+                pxe: self.all.pxe.value().unwrap_or_default(),
+                loader: self.all.loader.value(),
+                no_gateway: !self.all.gateway.value().unwrap_or(true),
+            },
             title: self.title.value(),
             note: self.note.value(),
         })
@@ -411,6 +428,26 @@ fn read_only(text: &str) -> Result<bool, Refusal> {
         "read-only" => Ok(true),
         "read-write" => Ok(false),
         _ => Err(unknown_word("mode", text, &["read-only", "read-write"])),
+    }
+}
+
+fn pxe(text: &str) -> Result<Pxe, Refusal> {
+    match text {
+        "auto" => Ok(Pxe::Auto),
+        "file" => Ok(Pxe::File),
+        "binl" => Ok(Pxe::Binl),
+        _ => Err(unknown_word("pxe", text, &["auto", "file", "binl"])),
+    }
+}
+
+/// The name of a loader, which is in the folder of loaders.
+fn loader(text: &str) -> Result<String, Refusal> {
+    match text.is_empty() || text.contains(['/', '\\', ':']) || text.starts_with('.') || !text.is_ascii() {
+        false => Ok(text.to_owned()),
+        true => Err(Refusal::new(
+            format!("`loader` takes the name of a file in the folder of loaders, not `{}`", quoted(text)),
+            "write it like loader = \"ipxe.efi\"; the folder is [server] loader_dir",
+        )),
     }
 }
 

@@ -393,6 +393,8 @@ mod tests {
             state: state.to_owned(),
             iqn: crate::fleet::iqn::DEFAULT_PREFIX.to_owned(),
             loader_dir: None,
+            loaders: Default::default(),
+            files: None,
             ipv6_answer: true,
         };
         let client = Client {
@@ -409,6 +411,7 @@ mod tests {
             title: None,
             note: None,
             limit: None,
+            start: Default::default(),
         };
         let store = Store::open(state).unwrap();
         let event = Event {
