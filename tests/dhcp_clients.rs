@@ -125,6 +125,7 @@ fn app() -> App {
         note: None,
         limit: None,
         start: Default::default(),
+        data: None,
     };
     let fleet = Fleet::new([client("pc-01", PC_01, Some(Ipv4Addr::new(10, 77, 0, 50))), client("pc-02", PC_02, None)]);
     let pool = Pool {

@@ -13,6 +13,7 @@ pub mod keeper;
 pub mod lanes;
 pub mod loaders;
 pub mod overlays;
+pub mod places;
 pub mod queue;
 pub mod recorder;
 pub mod report;

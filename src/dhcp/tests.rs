@@ -44,6 +44,7 @@ fn client(text: &str, macs: &[u8], ip: Option<[u8; 4]>) -> Client {
         note: None,
         limit: None,
         start: Default::default(),
+        data: None,
     }
 }
 

@@ -141,6 +141,7 @@ mod tests {
             note: Some("by the door".to_owned()),
             limit: None,
             start: Default::default(),
+            data: None,
         }
     }
 

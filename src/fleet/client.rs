@@ -131,6 +131,8 @@ pub struct Client {
     pub limit: Option<u64>,
     /// What it sets of its way into a boot.
     pub start: Start,
+    /// The size of its second disk in bytes, which no reset touches.
+    pub data: Option<u64>,
     /// Out of service: no offer, no login.
     pub off: bool,
     /// A title for lists.

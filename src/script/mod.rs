@@ -218,6 +218,7 @@ mod tests {
             note: None,
             limit: None,
             start: Default::default(),
+            data: None,
         }])
         .unwrap()
     }

@@ -129,6 +129,7 @@ fn fleet() -> Fleet {
         note: None,
         limit: None,
         start: Default::default(),
+        data: None,
     }])
     .unwrap()
 }
