@@ -12,18 +12,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::app::App;
-use crate::app::bootfiles::{BootContext, BootFiles};
+use crate::app::bootfiles::{BootContext, BootFiles, Wanted};
 use crate::app::keeper::Keeper;
 use crate::app::recorder::Recorder;
 use crate::app::report::Reporter;
 use crate::app::secrets::SecretBook;
 use crate::app::{scrub, space};
 use crate::config::{DhcpMode, Loaded, Report};
-use crate::dhcp::{LeaseChange, Leases, Role, Site};
+use crate::dhcp::{Guide, LeaseChange, Leases, Role, Site};
 use crate::fleet::web::{HTTP_PORT, ISCSI_PORT, TFTP_PORT};
 use crate::fleet::{Lease, Mac, Sighting, Timestamp};
 use crate::http::boot;
 use crate::http::control::{Control, ControlSocket};
+use crate::http::files::Files;
+use crate::net::advert::Advertiser;
 use crate::net::dhcp::{self, BootServer, Durable, Proxy};
 use crate::net::iscsi;
 use crate::net::tftp::TftpServer;
@@ -69,7 +71,21 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     let secrets = SecretBook::new(writer.clone(), store.secrets()?);
     let app = App::new(settings.clone(), loaded.config.fleet, recorder, boot_id).with_secrets(secrets);
     let app = Arc::new(app);
-    let files = BootFiles::load(settings.loader_dir.as_deref())?;
+    let files = BootFiles::load_with(&Wanted {
+        dir: settings.loader_dir.clone(),
+        of: settings.loaders.clone(),
+        others: app.fleet().clients().filter_map(|client| client.start.loader.clone()).collect(),
+    })?;
+    for remark in files.remarks() {
+        tracing::info!("loaders: {remark}");
+    }
+    let guide = Guide::new(files.loaders().clone());
+    let folder = match &settings.files {
+        Some(folder) => Some(Files::open(folder).with_context(|| {
+            format!("cannot serve the files in {}: make the folder, or change [server] files", folder.display())
+        })?),
+        None => None,
+    };
     let boot = Arc::new(boot_context(&app, files, address));
 
     let control = ControlSocket::bind(&settings.state, &lock)?;
@@ -77,22 +93,33 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         DhcpMode::Off => None,
         DhcpMode::Full => {
             let stored = Stored(writer.clone());
-            let server = dhcp::Server::bind(Arc::clone(&app), interface, HTTP_PORT, Leases::restore(leases), stored)?;
+            let server = dhcp::Server::bind(Arc::clone(&app), interface, HTTP_PORT, Leases::restore(leases), stored)?
+                .with_guide(guide);
             let site = server.scope().site().clone();
             Some((Dhcp::Full(Box::new(server)), BootServer::bind(Arc::clone(&app), interface, site)?))
         }
         DhcpMode::Proxy => {
             let naming = app.naming.clone();
-            let site = Site { server: address, http_port: HTTP_PORT, naming, role: Role::Proxy };
+            let site = Site { server: address, http_port: HTTP_PORT, naming, role: Role::Proxy, guide };
             let proxy = Proxy::bind(Arc::clone(&app), interface, site.clone())?;
             Some((Dhcp::Proxy(proxy), BootServer::bind(Arc::clone(&app), interface, site)?))
         }
+    };
+    let advertiser = match settings.dhcp {
+        DhcpMode::Full | DhcpMode::Proxy if settings.ipv6_answer => advertiser(&app, interface),
+        _ => None,
     };
     let tftp = TftpServer::bind(SocketAddrV4::new(address, TFTP_PORT), interface.mtu, Arc::clone(&boot)).await?;
     let http = boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
     let target = iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?;
     let networks = interface.addresses.iter().filter_map(|(ip, prefix)| Ipv4Network::new(*ip, *prefix).ok());
     let target = target.with_portals(networks).await.context("cannot listen for iSCSI")?;
+
+    let router = boot::router(boot);
+    let router = match folder {
+        Some(folder) => folder.mount(router),
+        None => router,
+    };
 
     let clients = app.fleet().clients().len();
     let dhcp_words = match settings.dhcp {
@@ -114,8 +141,17 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         let _ = tokio::join!(
             control.serve(Control { app: Arc::clone(&app), keeper, reporter }, until()),
             tftp.run(until()),
-            http.run(boot::router(boot), until()),
+            http.run(router, until()),
             target.run(until()),
+            async {
+                match advertiser {
+                    Some(advertiser) => tokio::select! {
+                        never = advertiser.run() => match never {},
+                        () = until() => {}
+                    },
+                    None => until().await,
+                }
+            },
             async {
                 tokio::select! {
                     () = scrub::run(&app) => {}
@@ -147,6 +183,15 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     writer.flush().await.context("what was seen last could not be stored")?;
     tracing::info!("stopped; every disk is settled");
     Ok(())
+}
+
+/// What spares iPXE its wait for an IPv6 router. Machines boot without it too.
+fn advertiser(app: &Arc<App>, interface: &Interface) -> Option<Advertiser> {
+    Advertiser::bind(Arc::clone(app), interface)
+        .inspect_err(|error| {
+            tracing::warn!("IPv6: iPXE's search for a router is not answered, and may take it 16 s: {error}");
+        })
+        .ok()
 }
 
 /// Lets this process open as many files as the system allows it, and says so where that is too few. Sockets of sessions

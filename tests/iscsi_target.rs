@@ -78,6 +78,7 @@ fn client(number: u8, initiators: Initiators, off: bool) -> Client {
         title: None,
         note: None,
         limit: None,
+        start: Default::default(),
         data: None,
     }
 }
@@ -161,6 +162,9 @@ impl Life {
             state: state.to_owned(),
             iqn: PREFIX.to_owned(),
             loader_dir: None,
+            loaders: Default::default(),
+            files: None,
+            ipv6_answer: true,
         };
         let admin = Initiators::Also(vec![ADMIN.to_owned()]);
         let fleet = Fleet::new([

@@ -146,6 +146,9 @@ impl Life {
             state: state.to_owned(),
             iqn: PREFIX.to_owned(),
             loader_dir: None,
+            loaders: Default::default(),
+            files: None,
+            ipv6_answer: true,
         };
         let client = Client {
             name: name(),
@@ -161,6 +164,7 @@ impl Life {
             title: None,
             note: None,
             limit: None,
+            start: Default::default(),
             data: None,
         };
         let fleet = Fleet::new([client]).unwrap();

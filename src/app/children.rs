@@ -355,6 +355,7 @@ mod tests {
             title: None,
             note: None,
             limit: None,
+            start: Default::default(),
             data: None,
         };
         ChildFiles::new(state, &client, boot_id, &Masters::default(), &Gate::default())

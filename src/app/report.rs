@@ -689,6 +689,7 @@ mod tests {
             title: None,
             note: None,
             limit: None,
+            start: Default::default(),
             data: None,
         };
         let [fixed, leased, seen, older] = [1, 2, 3, 4].map(|last| Ipv4Addr::new(10, 0, 0, last));

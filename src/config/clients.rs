@@ -13,7 +13,7 @@ use super::server::{PoolSection, Server, unknown_word};
 use super::values::{self, Refusal, bad_name};
 use super::walk::{Given, Located, Section, Walker, type_word};
 use super::{DhcpMode, Group, MAX_CLIENTS, MAX_MACS, MAX_WINDOWS_NAME};
-use crate::fleet::{Client, ClientName, DiskPolicy, Fleet, ImageName, Initiators, Mac};
+use crate::fleet::{Client, ClientName, DiskPolicy, Fleet, ImageName, Initiators, Mac, Pxe, Start};
 
 /// What may stand at each of the three levels, defaults, group and client.
 #[derive(Debug, Clone)]
@@ -28,6 +28,9 @@ struct Common {
     /// The size of a second disk in bytes.
     data: Given<u64>,
     off: Given<bool>,
+    pxe: Given<Pxe>,
+    loader: Given<String>,
+    gateway: Given<bool>,
 }
 
 impl Common {
@@ -39,6 +42,9 @@ impl Common {
         data: Given::Absent,
         chap: Given::Absent,
         off: Given::Absent,
+        pxe: Given::Absent,
+        loader: Given::Absent,
+        gateway: Given::Absent,
     };
 
     fn read<'a>(walker: &mut Walker<'a>, section: &Section<'a>) -> Self {
@@ -50,6 +56,9 @@ impl Common {
             limit: walker.parsed(section, "limit", values::limit),
             data: walker.parsed(section, "data", values::data),
             off: walker.flag(section, "off"),
+            pxe: walker.parsed(section, "pxe", pxe),
+            loader: walker.parsed(section, "loader", loader),
+            gateway: walker.flag(section, "gateway"),
         }
     }
 
@@ -62,6 +71,9 @@ impl Common {
             limit: self.limit.or(&farther.limit),
             data: self.data.or(&farther.data),
             off: self.off.or(&farther.off),
+            pxe: self.pxe.or(&farther.pxe),
+            loader: self.loader.or(&farther.loader),
+            gateway: self.gateway.or(&farther.gateway),
         }
     }
 }
@@ -415,6 +427,11 @@ impl Entry {
             limit: self.all.limit.value(),
             data: self.all.data.value(),
             off: self.all.off.value().unwrap_or(false),
+            start: Start {
+                pxe: self.all.pxe.value().unwrap_or_default(),
+                loader: self.all.loader.value(),
+                no_gateway: !self.all.gateway.value().unwrap_or(true),
+            },
             title: self.title.value(),
             note: self.note.value(),
         })
@@ -426,6 +443,26 @@ fn read_only(text: &str) -> Result<bool, Refusal> {
         "read-only" => Ok(true),
         "read-write" => Ok(false),
         _ => Err(unknown_word("mode", text, &["read-only", "read-write"])),
+    }
+}
+
+fn pxe(text: &str) -> Result<Pxe, Refusal> {
+    match text {
+        "auto" => Ok(Pxe::Auto),
+        "file" => Ok(Pxe::File),
+        "binl" => Ok(Pxe::Binl),
+        _ => Err(unknown_word("pxe", text, &["auto", "file", "binl"])),
+    }
+}
+
+/// The name of a loader, which is in the folder of loaders.
+fn loader(text: &str) -> Result<String, Refusal> {
+    match text.is_empty() || text.contains(['/', '\\', ':']) || text.starts_with('.') || !text.is_ascii() {
+        false => Ok(text.to_owned()),
+        true => Err(Refusal::new(
+            format!("`loader` takes the name of a file in the folder of loaders, not `{}`", quoted(text)),
+            "write it like loader = \"ipxe.efi\"; the folder is [server] loader_dir",
+        )),
     }
 }
 

@@ -17,7 +17,7 @@ mod syntax;
 mod values;
 mod walk;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::net::Ipv4Addr;
@@ -31,7 +31,7 @@ use self::report::{Draft, Source};
 use self::schema::Level;
 use self::server::Server;
 use self::walk::{Located, Section, Walker};
-use crate::fleet::{ClientName, Fleet, ImageName, Pool};
+use crate::fleet::{ClientName, Fleet, ImageName, Platform, Pool};
 
 pub use self::report::{MAX_LINE_SHOWN, MAX_SHOWN, Note, Place, Problem, Report, Severity};
 pub use self::values::{MAX_DATA, MAX_LEASE, MAX_POOL, MIN_DATA, MIN_LIMIT};
@@ -104,6 +104,12 @@ pub struct Settings {
     pub iqn: String,
     /// Where loaders are looked for; `None`: `/usr/lib/ipxe`.
     pub loader_dir: Option<PathBuf>,
+    /// `[loaders]`: which file machines of a platform are told. A bare name is in the folder of loaders.
+    pub loaders: BTreeMap<Platform, PathBuf>,
+    /// The folder whose files machines may fetch by HTTP under `/files/`.
+    pub files: Option<PathBuf>,
+    /// Whether iPXE's search for an IPv6 router is answered: there is none.
+    pub ipv6_answer: bool,
 }
 
 /// A file that can be taken, with what is odd about it and where its values stand.

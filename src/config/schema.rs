@@ -14,6 +14,8 @@ pub(super) enum Level {
     Server,
     /// `[server.pool]`
     Pool,
+    /// `[loaders]`
+    Loaders,
     /// `[defaults]`
     Defaults,
     /// `[group.NAME]`
@@ -29,6 +31,7 @@ impl Level {
             Self::Top => "at the top",
             Self::Server => "under [server]",
             Self::Pool => "under [server.pool]",
+            Self::Loaders => "under [loaders]",
             Self::Defaults => "under [defaults]",
             Self::Group => "on a group",
             Self::Client => "on a client",
@@ -48,7 +51,7 @@ pub(super) struct Key {
     pub(super) supported: bool,
 }
 
-use Level::{Client, Defaults, Group, Pool, Server, Top};
+use Level::{Client, Defaults, Group, Loaders, Pool, Server, Top};
 
 const EVERY: &[Level] = &[Defaults, Group, Client];
 
@@ -72,7 +75,20 @@ pub(super) const KEYS: &[Key] = &[
     key("state", &[Server], "\"/var/lib/roost\""),
     key("iqn", &[Server], "\"iqn.2026-11.internal.roost\""),
     key("loader_dir", &[Server], "\"/usr/lib/ipxe\""),
-    later("files", &[Server], "\"/srv/roost\""),
+    key("ipv6_answer", &[Server], "false"),
+    key("loaders", &[Top], "{}"),
+    key("bios", &[Loaders], "\"undionly.kpxe\""),
+    key("ia32", &[Loaders], "\"snponly-i386.efi\""),
+    key("x64", &[Loaders], "\"snponly.efi\""),
+    key("arm32", &[Loaders], "\"snponly-arm32.efi\""),
+    key("arm64", &[Loaders], "\"snponly-arm64.efi\""),
+    key("riscv32", &[Loaders], "\"snponly-riscv32.efi\""),
+    key("riscv64", &[Loaders], "\"snponly-riscv64.efi\""),
+    key("riscv128", &[Loaders], "\"/srv/loaders/riscv128.efi\""),
+    key("loongarch32", &[Loaders], "\"snponly-loong32.efi\""),
+    key("loongarch64", &[Loaders], "\"snponly-loong64.efi\""),
+    key("rpi", &[Loaders], "\"/srv/loaders/bootcode.bin\""),
+    key("files", &[Server], "\"/srv/roost\""),
     later("boots_at_once", &[Server], "32"),
     key("pool", &[Server], "{}"),
     key("range", &[Pool], "\"10.20.0.100-10.20.0.199\""),
@@ -91,8 +107,9 @@ pub(super) const KEYS: &[Key] = &[
     key("mac", &[Client], "\"52:54:00:aa:00:01\""),
     key("ip", &[Client], "\"10.20.0.50\""),
     key("initiators", &[Client], "[\"iqn.2026-11.internal.backup:reader\"]"),
-    later("pxe", EVERY, "true"),
-    later("loader", EVERY, "\"ipxe.efi\""),
+    key("pxe", EVERY, "\"file\""),
+    key("loader", EVERY, "\"ipxe.efi\""),
+    key("gateway", EVERY, "false"),
     later("args", EVERY, "\"console=ttyS0\""),
     later("options", EVERY, "{}"),
     later("wake", EVERY, "true"),

@@ -1,5 +1,6 @@
 //! The `[server]` section and its pool.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,8 +10,8 @@ use super::schema::{self, Level};
 use super::values::{self, Refusal};
 use super::walk::{Given, Located, Section, Walker};
 use super::{DEFAULT_LEASE, DEFAULT_STATE, DhcpMode, MAX_DNS, Settings};
-use crate::fleet::Pool;
 use crate::fleet::iqn::DEFAULT_PREFIX;
+use crate::fleet::{Platform, Pool};
 
 /// What stands under `[server]`.
 #[derive(Debug)]
@@ -20,6 +21,9 @@ pub(super) struct Server {
     state: Given<String>,
     iqn: Given<String>,
     loader_dir: Given<String>,
+    files: Given<String>,
+    loaders: BTreeMap<Platform, Given<String>>,
+    ipv6_answer: Given<bool>,
     pub(super) pool: Given<PoolSection>,
 }
 
@@ -40,6 +44,9 @@ impl Server {
             state: Given::Absent,
             iqn: Given::Absent,
             loader_dir: Given::Absent,
+            files: Given::Absent,
+            loaders: loaders(walker, top),
+            ipv6_answer: Given::Absent,
             pool: Given::Absent,
         };
         match walker.table(top, "server") {
@@ -52,6 +59,8 @@ impl Server {
                 server.state = walker.parsed(&section, "state", values::path);
                 server.iqn = walker.parsed(&section, "iqn", values::iqn);
                 server.loader_dir = walker.parsed(&section, "loader_dir", values::path);
+                server.files = walker.parsed(&section, "files", values::path);
+                server.ipv6_answer = walker.flag(&section, "ipv6_answer");
                 server.pool = PoolSection::read(walker, &section);
             }
             Given::Wrong => return server,
@@ -105,6 +114,9 @@ impl Server {
             state: path(&self.state).unwrap_or_else(|| PathBuf::from(DEFAULT_STATE)),
             iqn: self.iqn.value().unwrap_or_else(|| DEFAULT_PREFIX.to_owned()),
             loader_dir: path(&self.loader_dir),
+            loaders: self.loaders.iter().filter_map(|(of, path)| Some((*of, loader(path.value()?, folder)))).collect(),
+            files: path(&self.files),
+            ipv6_answer: self.ipv6_answer.value().unwrap_or(true),
         })
     }
 }
@@ -161,6 +173,19 @@ impl PoolSection {
             lease: self.lease.value().unwrap_or(DEFAULT_LEASE),
         })
     }
+}
+
+/// `[loaders]`.
+fn loaders<'a>(walker: &mut Walker<'a>, top: &Section<'a>) -> BTreeMap<Platform, Given<String>> {
+    let Given::Good(Located { value: table, at }) = walker.table(top, "loaders") else { return BTreeMap::new() };
+    let section = Section { table, level: Level::Loaders, name: "[loaders]".to_owned(), at };
+    walker.check_keys(&section);
+    Platform::ALL.map(|platform| (platform, walker.parsed(&section, platform.word(), values::path))).into()
+}
+
+/// A bare name is in the folder of loaders; a path starts at the mapping file's.
+fn loader(path: String, folder: &Path) -> PathBuf {
+    if path.contains('/') { folder.join(path) } else { PathBuf::from(path) }
 }
 
 fn dhcp_mode(text: &str) -> Result<DhcpMode, Refusal> {

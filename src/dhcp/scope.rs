@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use super::guide::Guide;
 use crate::fleet::lease::MIN_LEASE;
 use crate::fleet::{Naming, Pool};
 
@@ -26,6 +27,8 @@ pub struct Site {
     pub naming: Naming,
     /// Who gives the addresses.
     pub role: Role,
+    /// Which loaders there are, and what machines made of them.
+    pub guide: Guide,
 }
 
 impl Site {
@@ -86,7 +89,11 @@ impl Scope {
     pub fn new(server: Ipv4Addr, prefix: u8, pool: Pool, http_port: u16, naming: Naming) -> Result<Self, ScopeError> {
         let (first, last) = (pool.first, pool.last);
         let lease = pool.lease;
-        let scope = Self { site: Site { server, http_port, naming, role: Role::Server }, prefix, pool };
+        let scope = Self {
+            site: Site { server, http_port, naming, role: Role::Server, guide: Guide::default() },
+            prefix,
+            pool,
+        };
         if prefix > 32 {
             return Err(ScopeError::Prefix(prefix));
         }
@@ -106,6 +113,13 @@ impl Scope {
     #[must_use]
     pub fn server(&self) -> Ipv4Addr {
         self.site.server
+    }
+
+    /// The same, with these loaders.
+    #[must_use]
+    pub fn with_guide(mut self, guide: Guide) -> Self {
+        self.site.guide = guide;
+        self
     }
 
     /// Where machines find us.

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use super::image::ImageName;
 use super::mac::Mac;
+use super::platform::Start;
 
 /// Longest client name: it becomes one DNS label (RFC 1035 §2.3.4).
 pub const MAX_NAME: usize = 63;
@@ -128,6 +129,8 @@ pub struct Client {
     pub read_only: bool,
     /// The most bytes that its own disk may take up on the host, its checkpoints among them.
     pub limit: Option<u64>,
+    /// What it sets of its way into a boot.
+    pub start: Start,
     /// The size of its second disk in bytes, which no reset touches.
     pub data: Option<u64>,
     /// Out of service: no offer, no login.

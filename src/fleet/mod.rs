@@ -11,6 +11,7 @@ pub mod iqn;
 pub mod lease;
 pub mod mac;
 pub mod nearest;
+pub mod platform;
 pub mod policy;
 pub mod secrets;
 pub mod size;
@@ -25,6 +26,7 @@ pub use image::ImageName;
 pub use iqn::Naming;
 pub use lease::{Holder, Lease, Pool, Sighting};
 pub use mac::Mac;
+pub use platform::{Loader, Loaders, Platform, Pxe, Start};
 pub use secrets::Secrets;
 
 /// Every client of the lab, and which MAC address belongs to which.

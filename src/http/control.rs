@@ -413,6 +413,9 @@ mod tests {
             state: state.to_owned(),
             iqn: crate::fleet::iqn::DEFAULT_PREFIX.to_owned(),
             loader_dir: None,
+            loaders: Default::default(),
+            files: None,
+            ipv6_answer: true,
         };
         let client = Client {
             name: "pc-01".parse().unwrap(),
@@ -428,6 +431,7 @@ mod tests {
             title: None,
             note: None,
             limit: None,
+            start: Default::default(),
             data: None,
         };
         let store = Store::open(state).unwrap();

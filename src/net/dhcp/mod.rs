@@ -23,8 +23,8 @@ use super::udp::{BindError, Udp};
 use crate::app::App;
 use crate::app::recorder::now;
 use crate::dhcp::{
-    self, Arrival, Asker, CLIENT_PORT, Destination, Kind, LeaseChange, Leases, Outcome, Reason, Reply, SERVER_PORT,
-    Scope, ScopeError,
+    self, Arrival, Asker, CLIENT_PORT, Destination, Guide, Kind, LeaseChange, Leases, Outcome, Reason, Reply,
+    SERVER_PORT, Scope, ScopeError,
 };
 use crate::fleet::{Mac, Naming, Pool, Timestamp};
 use crate::sys::{self, Interface, Local, PacketSocket};
@@ -124,6 +124,12 @@ impl<D: Durable> Server<D> {
         Ok(Self { app, scope, leases, durable, wire: Wire { udp, frames, local } })
     }
 
+    /// The same, with these loaders.
+    #[must_use]
+    pub fn with_guide(self, guide: Guide) -> Self {
+        Self { scope: self.scope.with_guide(guide), ..self }
+    }
+
     /// The subnet that it serves.
     #[must_use]
     pub fn scope(&self) -> &Scope {
@@ -150,7 +156,9 @@ impl<D: Durable> Server<D> {
                 let now = now();
                 let outcome = dhcp::handle(&mut leases, &app.fleet(), &scope, now, &arrival, &buffer[..received.len]);
                 // An address that we give is its machine's; what an INFORM says of one, anybody can say.
-                tell(&app, received.from, &outcome, |asker| asker.kind != Kind::Inform || is_neighbour(asker));
+                tell(&app, &scope.site().guide, received.from, &outcome, |asker| {
+                    asker.kind != Kind::Inform || is_neighbour(asker)
+                });
                 alarms.sound(&outcome, now);
                 let Outcome { persist, reply, .. } = outcome;
                 match reply {
@@ -239,7 +247,7 @@ impl Wire {
 
 /// Says what came of a packet: to the log, and to the recorder what it told about a machine. `proven` says whether the asker
 /// uses the address that it says it does.
-fn tell(app: &App, from: SocketAddrV4, outcome: &Outcome, proven: impl Fn(&Asker) -> bool) {
+fn tell(app: &App, guide: &Guide, from: SocketAddrV4, outcome: &Outcome, proven: impl Fn(&Asker) -> bool) {
     let left_out = outcome.reply.as_ref().map(|reply| reply.left_out.as_slice()).unwrap_or_default();
     match &outcome.asker {
         // Who sent it, no field of it can be believed to say.
@@ -259,9 +267,12 @@ fn tell(app: &App, from: SocketAddrV4, outcome: &Outcome, proven: impl Fn(&Asker
             if !matches!(outcome.reason, Reason::Stranger) {
                 app.recorder.saw(asker.mac, asker.address.filter(|_| proven(asker)));
             }
+            if asker.machine.ipxe && outcome.reply.is_some() {
+                app.booting.saw(asker.mac, now());
+            }
         }
     }
-    if let Some(note) = &outcome.note {
+    for note in outcome.note.iter().chain(&guide.learn(outcome)) {
         app.recorder.note(Some(note.mac), note.client.as_ref(), note.stage, &note.detail);
     }
 }

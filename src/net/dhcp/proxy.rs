@@ -85,7 +85,7 @@ impl Proxy {
                     continue;
                 }
             };
-            tell(&app, from, &outcome, |_| true);
+            tell(&app, &site.guide, from, &outcome, |_| true);
             alarms.sound(&outcome, now());
             if let Some(reply) = outcome.reply
                 && let Err(error) = shout(&frames, &site, &reply.bytes)
