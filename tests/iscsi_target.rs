@@ -1300,7 +1300,7 @@ fn at_its_limit_a_client_is_told_at_once_and_reads_overwrites_and_frees() {
 
 /// How many bytes the unit has.
 fn size(session: &mut Initiator) -> u64 {
-    let (last, block, _) = capacity(session);
+    let (last, block, _) = geometry(session);
     (last + 1) * u64::from(block)
 }
 
