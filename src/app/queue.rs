@@ -3,6 +3,9 @@
 //! A write that would grow the disk where the host has no space for it steps aside, for [`MAX_HOLD`] at most, and lets the others
 //! pass; those that touch the same bytes stay behind it. When there is space again it goes on.
 //!
+//! Plain writes that need no waiting are made [at once](WriteQueue::write_at_once), on the thread of the session that brings them,
+//! while nothing else is at work or waits: a hop to another thread costs more than a small write into memory.
+//!
 //! What waits can be cancelled, and [`WriteQueue::cancel`] returns only when nothing that it names can touch the disk any
 //! more: task management and a new login depend on that.
 
@@ -178,6 +181,8 @@ struct State {
     gave_up: bool,
     /// A drain is at work.
     draining: bool,
+    /// Sessions that write at once. A drain begins when there are none.
+    at_once: usize,
     /// The operations that are being done now.
     running: Vec<Ticket>,
     /// Told when the operations that are being done now are done.
@@ -244,10 +249,55 @@ impl WriteQueue {
     pub fn submit(self: &Arc<Self>, operations: impl IntoIterator<Item = (Ticket, Job, Done)>) {
         let mut state = self.state();
         state.waiting.extend(operations.into_iter().map(|(ticket, job, done)| Entry { ticket, job, done, held: None }));
-        if !state.draining && !state.waiting.is_empty() {
+        self.begin_drain(&mut state);
+    }
+
+    fn begin_drain(self: &Arc<Self>, state: &mut State) {
+        if !state.draining && state.at_once == 0 && !state.waiting.is_empty() {
             state.draining = true;
             tokio::spawn(Arc::clone(self).drain());
         }
+    }
+
+    /// Makes those of the first of these operations that are plain writes and need no waiting, on this thread, while nothing
+    /// else is at work or waits; tells how many. They are done, and may be acknowledged; the rest is for [`submit`].
+    ///
+    /// It takes no longer than memory does. Only the session itself cancels what it brings, which then is done.
+    ///
+    /// [`submit`]: WriteQueue::submit
+    pub fn write_at_once<'a>(self: &Arc<Self>, jobs: impl Iterator<Item = &'a Job> + Clone) -> usize {
+        let plain = |job: &'a Job| match job {
+            Job::Write { offset, data, fua: false } => Some((*offset, &data[..])),
+            _ => None,
+        };
+        let jobs = jobs.map_while(plain);
+        {
+            let mut state = self.state();
+            // What is held may touch the same bytes.
+            if state.draining || !state.waiting.is_empty() || !state.held.is_empty() {
+                return 0;
+            }
+            state.at_once += 1;
+        }
+        let _turn = AtOnce(self);
+        let ranges = jobs.clone().map(|(offset, data)| ByteRange { offset, length: length_of(data) });
+        let _promise = match &self.account {
+            Some(account) => match account.try_promise(ranges) {
+                Some(promise) => Some(promise),
+                None => return 0,
+            },
+            None => None,
+        };
+        // Errors are met again, and told, by the way of the others.
+        jobs.take_while(|(offset, data)| self.try_write(*offset, data).unwrap_or(false)).count()
+    }
+
+    fn try_write(&self, offset: u64, data: &[Bytes]) -> Result<bool, DiskError> {
+        if let [data] = data {
+            return self.disk.try_write(offset, &[IoSlice::new(data)]);
+        }
+        let slices: Vec<IoSlice<'_>> = data.iter().map(|piece| IoSlice::new(piece)).collect();
+        self.disk.try_write(offset, &slices)
     }
 
     /// Makes everything that was acknowledged durable.
@@ -319,7 +369,7 @@ impl WriteQueue {
             };
             let queue = Arc::clone(&self);
             self.lanes.run(lane, move || queue.run_batch(lane)).await;
-            self.settle_later();
+            self.settle_later(&mut self.state());
             self.try_held_again();
         }
     }
@@ -480,8 +530,7 @@ impl WriteQueue {
     }
 
     /// Starts the wait for a quiet moment in which to make durable what was written.
-    fn settle_later(self: &Arc<Self>) {
-        let mut state = self.state();
+    fn settle_later(self: &Arc<Self>, state: &mut State) {
         if state.settling || state.last_change.is_none() {
             return;
         }
@@ -503,6 +552,24 @@ impl WriteQueue {
             }
         });
     }
+}
+
+/// A session's right to write at once, until it is dropped.
+struct AtOnce<'a>(&'a Arc<WriteQueue>);
+
+impl Drop for AtOnce<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.at_once -= 1;
+        state.last_change = Some(Instant::now());
+        self.0.settle_later(&mut state);
+        self.0.begin_drain(&mut state);
+    }
+}
+
+/// Bytes of data in pieces.
+fn length_of(data: &[Bytes]) -> u64 {
+    data.iter().map(|piece| piece.len() as u64).sum()
 }
 
 /// Results that are told together, at the latest when this is dropped: each told by itself would wake its session and make
@@ -540,7 +607,7 @@ impl Job {
     /// Bytes that it moves.
     fn length(&self) -> u64 {
         match self {
-            Self::Write { data, .. } => data.iter().map(|piece| piece.len() as u64).sum(),
+            Self::Write { data, .. } => length_of(data),
             _ => ANSWERED_TOGETHER,
         }
     }

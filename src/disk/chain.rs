@@ -402,6 +402,25 @@ impl Chain {
         Ok(true)
     }
 
+    /// Where a range of the disk lies, if all of it lies in one piece of one file and that is known without waiting.
+    fn one_place(&self, offset: u64, len: u64) -> Option<(&dyn Media, u64)> {
+        let mut chain = self;
+        loop {
+            if offset + len > chain.size() {
+                return None; // beyond a parent's end
+            }
+            let (media, at) = match &*chain.layer {
+                Layer::Flat(flat) => (&*flat.media, Some(offset)),
+                Layer::Sparse(sparse) => (sparse.media(), sparse.one_place(offset, len)?),
+                Layer::Vhdx(vhdx) => (vhdx.media(), vhdx.one_place(offset, len)?),
+            };
+            match at {
+                Some(at) => return Some((media, at)),
+                None => chain = chain.parent.as_deref()?,
+            }
+        }
+    }
+
     /// The same for a range that this layer does not hold.
     fn resolve_below<'a>(
         &'a self,
@@ -514,6 +533,10 @@ impl Disk for Chain {
     fn try_read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
         let len = iovec::room(bufs);
         self.check(offset, len)?;
+        // Most requests lie in one piece, which is found without a list of pieces.
+        if let Some((media, at)) = self.one_place(offset, len) {
+            return media.try_read(at, bufs);
+        }
         let mut extents = Vec::new();
         if !self.resolve_into(offset, len, Wait::Never, &mut extents)? {
             return Ok(false);
@@ -561,6 +584,20 @@ impl Disk for Chain {
             Layer::Vhdx(vhdx) => {
                 let _edges = vhdx.edges.lock().expect("no writer panicked");
                 self.write_sectors(vhdx, offset, bufs)
+            }
+        }
+    }
+
+    fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+        let len = iovec::len(bufs);
+        self.check(offset, len)?;
+        match &*self.layer {
+            Layer::Flat(_) => Ok(false),
+            Layer::Sparse(sparse) => sparse.try_write(offset, bufs),
+            Layer::Vhdx(vhdx) => {
+                let sector = u64::from(vhdx.metadata().logical_sector);
+                let whole = offset.is_multiple_of(sector) && len.is_multiple_of(sector);
+                if whole { vhdx.try_write(offset, bufs) } else { Ok(false) }
             }
         }
     }

@@ -285,6 +285,82 @@ impl Sparse {
         Ok(Some(runs))
     }
 
+    /// Where a range within one block lies, if all of it is here or all of it below: in this file, or `None`, below. The
+    /// caller has checked the range.
+    pub fn one_place(&self, offset: u64, len: u64) -> Option<Option<u64>> {
+        let mut pieces = self.pieces(offset, len);
+        let (piece, None) = (pieces.next()?, pieces.next()) else { return None };
+        let map = self.map();
+        let Some(bitmap_at) = map.table.at(piece.block) else { return Some(None) };
+        if !map.bits.is_known(piece.block) {
+            return None;
+        }
+        match map.bits.run(piece.block, piece.from, piece.to) {
+            (_, sectors) if sectors < piece.to - piece.from => None,
+            (true, _) => Some(Some(bitmap_at + self.header.bitmap_size() + u64::from(piece.from) * SECTOR)),
+            (false, _) => Some(None),
+        }
+    }
+
+    /// Writes if that needs no waiting: over sectors that are here, which no other change of the disk may move meanwhile, or
+    /// into blocks that are, where the pending map takes note of it. The caller has checked the range.
+    ///
+    /// # Errors
+    /// As [`Disk::try_write`](crate::disk::Disk::try_write).
+    pub fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+        // A dynamic disk's blocks may have gaps to be filled first.
+        if self.read_only || self.footer.kind() != Kind::Differencing {
+            return Ok(false);
+        }
+        self.check_sound()?;
+        if let Some(Some(at)) = self.one_place(offset, iovec::len(bufs)) {
+            let written = self.media.try_write(at, bufs);
+            // After the data: a flush that begins in between finds one or the other.
+            self.unsettled.store(true, Ordering::Release);
+            return written;
+        }
+        let mut writer = self.writer();
+        let mut new = Vec::new();
+        for piece in self.pieces(offset, iovec::len(bufs)) {
+            let known = {
+                let map = self.map();
+                map.table.at(piece.block).is_some() && map.bits.is_known(piece.block)
+            };
+            if !known {
+                return Ok(false);
+            }
+            self.collect_new(&piece, &mut new);
+        }
+        if writer.pending.as_ref().is_none_or(|pending| !pending.has_room(new.len())) {
+            return Ok(false);
+        }
+        self.unsettled.store(true, Ordering::Release);
+        let mut gather = Gather::new(bufs);
+        for piece in self.pieces(offset, iovec::len(bufs)) {
+            let block_at = self.block_at(piece.block).expect("looked at above, and blocks stay");
+            let data_at = block_at + self.header.bitmap_size() + u64::from(piece.from) * SECTOR;
+            if !self.media.try_write(data_at, &gather.take(piece.len()))? {
+                return Ok(false);
+            }
+        }
+        let runs: Vec<_> = new.iter().map(|new| self.run_of(*new)).collect();
+        if !writer.pending.as_mut().expect("looked at above").try_append(&runs)? {
+            return Ok(false);
+        }
+        let mut map = self.map_mut();
+        for (block, from, to) in new {
+            map.bits.set(block, from, to);
+            writer.dirty.insert(block);
+        }
+        Ok(true)
+    }
+
+    /// The sectors of the disk that some of a block's are.
+    fn run_of(&self, (block, from, to): (u32, u32, u32)) -> Range<u64> {
+        let first = u64::from(block) * (self.header.block_size() / SECTOR);
+        first + u64::from(from)..first + u64::from(to)
+    }
+
     /// Writes; the caller has checked the range.
     ///
     /// # Errors
@@ -327,9 +403,9 @@ impl Sparse {
         if !self.is_unsettled() {
             return Ok(());
         }
-        self.settle(&mut writer)?;
+        // Before the barrier: what is written behind it is another flush's.
         self.unsettled.store(false, Ordering::Release);
-        Ok(())
+        self.settle(&mut writer).inspect_err(|_| self.unsettled.store(true, Ordering::Release))
     }
 
     /// Data barrier, bits, barrier; one barrier where no bit waits.
@@ -361,15 +437,11 @@ impl Sparse {
 
     /// Makes the bits of data that has just been written outlive the process, then shows them to readers.
     fn acknowledge(&self, writer: &mut Writer, new: &[(u32, u32, u32)]) -> Result<(), DiskError> {
-        let per_block = self.header.block_size() / SECTOR;
         for new in new.chunks(MAX_APPEND) {
             let recorded = match &mut writer.pending {
                 Some(pending) => {
-                    let run = |&(block, from, to): &(u32, u32, u32)| {
-                        let first = u64::from(block) * per_block;
-                        first + u64::from(from)..first + u64::from(to)
-                    };
-                    pending.append(&new.iter().map(run).collect::<Vec<_>>()).map(|()| pending.is_full())
+                    let runs: Vec<_> = new.iter().map(|new| self.run_of(*new)).collect();
+                    pending.append(&runs).map(|()| pending.is_full())
                 }
                 None => Ok(false),
             };

@@ -437,6 +437,48 @@ impl Vhdx {
         Ok(Some(runs))
     }
 
+    /// Where a range lies, if all of it is here or all of it below: in this file, or `None`, below. The caller has checked
+    /// the range.
+    pub fn one_place(&self, offset: u64, len: u64) -> Option<Option<u64>> {
+        let mut pieces = self.pieces(offset, len);
+        let (piece, None) = (pieces.next()?, pieces.next()) else { return None };
+        let map = self.map();
+        let entry = map.entry(self.metadata.payload_entry(piece.block));
+        match (entry.known(), entry.at()) {
+            (State::Full, Some(at)) => Some(Some(at + piece.within)),
+            (State::Partial, Some(at)) => {
+                let sector = u64::from(self.metadata.logical_sector);
+                let (from, to) = (offset / sector, (offset + len).div_ceil(sector));
+                if !map.bits.is_known(bits::page_of(from)) {
+                    return None;
+                }
+                match map.bits.run(from, to) {
+                    (_, sectors) if sectors < to - from => None,
+                    (true, _) => Some(Some(at + piece.within)),
+                    (false, _) => Some(None),
+                }
+            }
+            (State::Zero, _) => None,
+            _ => Some(None),
+        }
+    }
+
+    /// Writes whole logical sectors over such as are here, if that needs no waiting. The caller has checked the range, and lets
+    /// no other change run meanwhile, so that whoever else holds the writer holds it for microseconds.
+    ///
+    /// # Errors
+    /// As [`Disk::try_write`](crate::disk::Disk::try_write).
+    pub fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+        let writer = self.writer();
+        if !writer.renewed {
+            return Ok(false);
+        }
+        self.check_sound()?;
+        let Some(Some(at)) = self.one_place(offset, iovec::len(bufs)) else { return Ok(false) };
+        self.unsettled.store(true, Ordering::Release);
+        self.media.try_write(at, bufs)
+    }
+
     /// Writes whole logical sectors; the caller has checked the range.
     ///
     /// # Errors

@@ -81,8 +81,9 @@ struct Running {
     output: Output,
     finished: mpsc::UnboundedReceiver<Finished>,
     finish: mpsc::UnboundedSender<Finished>,
-    /// Writes of this wake-up, which make one hop together.
-    writes: Vec<(Ticket, Job, Done)>,
+    /// Changes of this wake-up, which are made at once or make one hop together; who hears of their end, if not only the
+    /// session.
+    writes: Vec<(TaskId, Job, Option<Done>)>,
     /// Reads that wait for the device, and those that wait for [`MAX_MISSES`] or [`MAX_MISSED_BYTES`].
     deferred: VecDeque<(TaskId, ByteRange)>,
     misses: usize,
@@ -357,8 +358,28 @@ impl Running {
             }
         }
         self.start_misses();
-        self.place.disk.writes.submit(self.writes.drain(..));
+        self.make_changes();
         Ok(())
+    }
+
+    /// Makes this wake-up's changes: those that need no waiting at once, the rest on a thread.
+    fn make_changes(&mut self) {
+        if self.writes.is_empty() {
+            return;
+        }
+        let queue = &self.place.disk.writes;
+        let made = queue.write_at_once(self.writes.iter().map(|(_, job, _)| job));
+        for (task, ..) in self.writes.drain(..made) {
+            self.session.complete(task, Ok(()));
+        }
+        let (finish, troubles, nexus) = (&self.finish, &self.troubles, self.place.entry.nexus);
+        queue.submit(self.writes.drain(..).map(|(task, job, done)| {
+            let tell = || {
+                let (finish, troubles) = (finish.clone(), Arc::clone(troubles));
+                Box::new(move |result| drop(finish.send(troubles.end_of(task, result)))) as Done
+            };
+            (Ticket { nexus, task: task.0 }, job, done.unwrap_or_else(tell))
+        }));
     }
 
     fn receive(&mut self, pdu: Pdu) -> Result<(), ProtocolError> {
@@ -466,7 +487,7 @@ impl Running {
                 let (disk, app) = (Arc::clone(&self.place.disk), Arc::clone(&self.app));
                 let (entry, finish) = (Arc::clone(&self.place.entry), self.finish.clone());
                 // Writes of this wake-up are not queued yet; those of the aborted tasks never will be.
-                self.writes.retain(|(ticket, ..)| !abort.tasks.contains(&TaskId(ticket.task)));
+                self.writes.retain(|(task, ..)| !abort.tasks.contains(task));
                 let tasks: Vec<u64> = abort.tasks.iter().map(|task| task.0).collect();
                 let own = disk.writes.cancel(entry.nexus, Some(&tasks));
                 tokio::spawn(async move {
@@ -557,11 +578,7 @@ impl Running {
     }
 
     fn change(&mut self, task: TaskId, job: Job) {
-        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
-        let done = move |result: Result<(), Failed>| {
-            let _ = finish.send(troubles.end_of(task, result));
-        };
-        self.writes.push((Ticket { nexus: self.place.entry.nexus, task: task.0 }, job, Box::new(done)));
+        self.writes.push((task, job, None));
     }
 
     fn note_write(&self, data: &[Bytes]) {
@@ -598,7 +615,7 @@ impl Running {
             };
             let _ = finish.send(told);
         };
-        self.writes.push((Ticket { nexus, task: task.0 }, Job::Copy(copy.ranges), Box::new(done)));
+        self.writes.push((task, Job::Copy(copy.ranges), Some(Box::new(done))));
     }
 
     /// Which parts of the disk take space. To find out may wait for the device.
