@@ -852,6 +852,91 @@ mod tests {
         assert_eq!(arrivals.try_iter().collect::<Vec<_>>(), order);
     }
 
+    /// A disk that writes without waiting, once it is let through.
+    #[derive(Debug)]
+    struct Quick(Arc<Gate>);
+
+    impl Disk for Quick {
+        fn size(&self) -> u64 {
+            self.0.size()
+        }
+        fn try_read(&self, _: u64, _: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
+            Ok(false)
+        }
+        fn read(&self, _: u64, _: &mut [IoSliceMut<'_>]) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn write(&self, offset: u64, _: &[IoSlice<'_>]) -> Result<(), DiskError> {
+            self.0.written.lock().unwrap().push(offset);
+            Ok(())
+        }
+        fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+            if offset >= 8192 {
+                return Ok(false);
+            }
+            self.0.write(offset, bufs).map(|()| true)
+        }
+        fn zero(&self, _: u64, _: u64) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn flush(&self) -> Result<(), DiskError> {
+            self.0.written.lock().unwrap().push(u64::MAX);
+            Ok(())
+        }
+        fn read_only(&self) -> bool {
+            false
+        }
+    }
+
+    fn jobs(offsets: &[u64]) -> Vec<Job> {
+        offsets.iter().map(|offset| write(1, 0, *offset).1).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_written_at_once_is_the_first_plain_writes_and_all_else_comes_after_them() {
+        let (gate, arrivals, opener) = gate();
+        let queue = WriteQueue::new(Arc::new(Quick(Arc::clone(&gate))), Arc::default());
+        let at_once = tokio::task::spawn_blocking({
+            let queue = Arc::clone(&queue);
+            move || {
+                let mut jobs = jobs(&[0, 512, 8192, 1024]);
+                jobs.push(Job::Flush);
+                queue.write_at_once(jobs.iter())
+            }
+        });
+        let arrivals = tokio::task::spawn_blocking(move || arrivals.recv().map(|_| arrivals).unwrap()).await.unwrap();
+        let flush = tokio::spawn({
+            let queue = Arc::clone(&queue);
+            async move { queue.flush().await }
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!flush.is_finished(), "it waits for the write that is held");
+        assert_eq!(queue.write_at_once(jobs(&[2048]).iter()), 0, "what comes later does not pass the flush");
+        for _ in 0..2 {
+            opener.send(()).unwrap();
+        }
+        assert_eq!(at_once.await.unwrap(), 2, "the third would wait, and the fourth must not pass it");
+        flush.await.unwrap().unwrap();
+        assert_eq!(*gate.written.lock().unwrap(), [0, 512, u64::MAX]);
+        assert_eq!(arrivals.try_iter().collect::<Vec<_>>(), [512]);
+
+        let durable = Job::Write { offset: 0, data: vec![Bytes::from(vec![0; 512])], fua: true };
+        assert_eq!(queue.write_at_once([durable].iter()), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nothing_is_written_at_once_beside_what_waits_for_space_or_beyond_what_is_known_to_be_free() {
+        let mut full = Full::new();
+        assert_eq!(full.queue.write_at_once(jobs(&[0]).iter()), 0, "nobody has looked at the host yet");
+        full.write(1, 8192, 2);
+        full.write(2, 0, 3);
+        assert_eq!(full.ended().await, (2, true), "the first is held by now");
+        assert_eq!(full.queue.write_at_once(jobs(&[0]).iter()), 0);
+        full.host.set(64 << 20);
+        assert_eq!(full.ended().await, (1, true));
+        assert_eq!(full.queue.write_at_once(jobs(&[0]).iter()), 1);
+    }
+
     /// A disk that remembers what was written, and grows by what was not written before.
     #[derive(Debug, Default)]
     struct Thin(Mutex<Vec<(u64, u8)>>);
@@ -875,6 +960,9 @@ mod tests {
         fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
             self.0.lock().unwrap().push((offset, bufs[0][0]));
             Ok(())
+        }
+        fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+            self.write(offset, bufs).map(|()| true)
         }
         fn zero(&self, offset: u64, _: u64) -> Result<(), DiskError> {
             self.0.lock().unwrap().push((offset, 0));

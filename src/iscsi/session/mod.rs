@@ -240,6 +240,8 @@ pub struct Session {
     rejects: u64,
     effects: VecDeque<Effect>,
     out: Vec<u8>,
+    /// Lists that held data of writes, for those to come: as many as commands may be at work.
+    old_lists: Vec<Vec<Bytes>>,
 }
 
 /// Reasons of a Reject (RFC 7143 §11.17.1).
@@ -289,6 +291,7 @@ impl Session {
             rejects: 0,
             effects: VecDeque::new(),
             out: Vec::new(),
+            old_lists: Vec::new(),
         }
     }
 

@@ -8,11 +8,14 @@ use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::Context;
 use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -226,13 +229,15 @@ struct End {
 }
 
 impl Running {
-    async fn run(&mut self, stream: TcpStream, mut input: BytesMut, silence: Duration) -> anyhow::Result<End> {
+    async fn run(&mut self, mut stream: TcpStream, mut input: BytesMut, silence: Duration) -> anyhow::Result<End> {
         // One timer for the whole session: to look at the clock for each PDU would cost more.
         let mut look = std::pin::pin!(tokio::time::sleep(silence));
+        let (mut reader, writer) = stream.split();
+        let stream = writer.as_ref();
         loop {
             self.work(&mut input)?;
-            self.output.push(std::mem::take(self.session.output()));
-            self.output.send(&stream)?;
+            self.output.append(self.session.output());
+            self.output.send(stream)?;
             if self.closing.is_some() && self.output.length() == 0 {
                 return Ok(End { why: "logged out", done: None });
             }
@@ -259,9 +264,9 @@ impl Running {
                     Control::End(why, done) => {
                         if self.copes_with_messages() {
                             self.session.announce_drop(0);
-                            self.output.push(std::mem::take(self.session.output()));
+                            self.output.append(self.session.output());
                             // What the socket takes goes out; nobody waits for the rest, least of all for a dead machine.
-                            let _ = self.output.send(&stream);
+                            let _ = self.output.send(stream);
                         }
                         return Ok(End { why, done: Some(done) });
                     }
@@ -278,7 +283,7 @@ impl Running {
                 ready = stream.writable(), if self.output.length() > 0 => ready?,
                 ready = stream.readable(), if self.output.length() < MAX_OUTPUT && self.closing.is_none() => {
                     ready?;
-                    if !take_bytes(&stream, &mut input)? {
+                    if !take_bytes(&mut reader, &mut input).await? {
                         let why = if input.is_empty() {
                             "the initiator closed the connection"
                         } else {
@@ -369,8 +374,11 @@ impl Running {
         }
         let queue = &self.place.disk.writes;
         let made = queue.write_at_once(self.writes.iter().map(|(_, job, _)| job));
-        for (task, ..) in self.writes.drain(..made) {
+        for (task, job, _) in self.writes.drain(..made) {
             self.session.complete(task, Ok(()));
+            if let Job::Write { data, .. } = job {
+                self.session.take_back(data);
+            }
         }
         let (finish, troubles, nexus) = (&self.finish, &self.troubles, self.place.entry.nexus);
         queue.submit(self.writes.drain(..).map(|(task, job, done)| {
@@ -423,7 +431,7 @@ impl Running {
                 match result {
                     Ok(()) => {
                         if self.session.data_in(task, &mut buffer) {
-                            self.output.push(std::mem::take(self.session.output()));
+                            self.output.append(self.session.output());
                             self.output.push(buffer);
                         }
                     }
@@ -521,20 +529,16 @@ impl Running {
     fn read(&mut self, task: TaskId, range: ByteRange) {
         let session = &mut self.session;
         let Some(layout) = session.layout(task) else { return };
-        let mut out = std::mem::take(session.output());
-        let start = out.len();
-        out.resize(start + layout.wire_length(), 0);
+        self.output.append(session.output());
+        let length = layout.wire_length();
+        let buffer = self.output.room(length);
         let disk = &self.place.disk;
         let read = match disk.writes.try_reading() {
-            Some(_reading) => read_into(&*disk.disk, range, layout, &mut out[start..], false),
+            Some(_reading) => read_into(&*disk.disk, range, layout, buffer, false),
             None => Ok(false),
         };
-        let sent = matches!(read, Ok(true)) && session.data_in(task, &mut out[start..]);
-        if !sent {
-            out.truncate(start);
-        }
-        *session.output() = out;
         match read {
+            Ok(true) if session.data_in(task, buffer) => self.output.fill(length),
             Ok(true) => {}
             Ok(false) => self.deferred.push_back((task, range)),
             Err(error) => {
@@ -712,16 +716,19 @@ impl Drop for CopyRecord {
 }
 
 /// Takes what the socket has now; false once the other end has closed.
-fn take_bytes(stream: &TcpStream, input: &mut BytesMut) -> io::Result<bool> {
+///
+/// A read that leaves room has emptied the socket, which tokio takes note of: it is not asked again before there is news.
+async fn take_bytes(reader: &mut ReadHalf<'_>, input: &mut BytesMut) -> io::Result<bool> {
     if input.capacity() - input.len() < INPUT_LOW {
         input.reserve(INPUT);
     }
-    match stream.try_read_buf(input) {
-        Ok(0) => Ok(false),
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-        Err(error) => Err(error),
-    }
+    let mut read = std::pin::pin!(reader.read_buf(input));
+    // Once only: if the socket has nothing after all, other things may have happened.
+    std::future::poll_fn(|cx| match read.as_mut().poll(cx) {
+        Poll::Ready(read) => Poll::Ready(read.map(|length| length > 0)),
+        Poll::Pending => Poll::Ready(Ok(true)),
+    })
+    .await
 }
 
 /// Reads a range of the disk into the places that a layout has for it; `false`: some of it is not in memory.
@@ -735,6 +742,11 @@ fn read_into(
     let read = |slices: &mut [IoSliceMut<'_>]| {
         if wait { disk.read(range.offset, slices).map(|()| true) } else { disk.try_read(range.offset, slices) }
     };
+    if range.length == layout.length as u64
+        && let Some(data) = layout.one_segment(buffer)
+    {
+        return read(&mut [IoSliceMut::new(data)]);
+    }
     let mut slices = layout.slices(buffer);
     let rest = usize::try_from(range.length).expect("a command moves at most 1 MiB") - layout.length;
     if rest == 0 {
@@ -763,7 +775,7 @@ fn verify(disk: &ClientDisk, range: ByteRange, expected: &[u8], repeat: bool) ->
 /// Serves a discovery session until it ends: it may list the targets that its initiator may use.
 pub(super) async fn discovery(
     app: &Arc<App>,
-    stream: TcpStream,
+    mut stream: TcpStream,
     peer: SocketAddr,
     mut input: BytesMut,
     mut session: Session,
@@ -775,6 +787,8 @@ pub(super) async fn discovery(
     let until = Instant::now() + PATIENCE;
     let mut output = Output::default();
     let mut closing = false;
+    let (mut reader, writer) = stream.split();
+    let stream = writer.as_ref();
     loop {
         // One request, one answer: a listing is far longer than what asks for it.
         if output.length() < MAX_OUTPUT
@@ -790,8 +804,8 @@ pub(super) async fn discovery(
                 }
             }
         }
-        output.push(std::mem::take(session.output()));
-        output.send(&stream)?;
+        output.append(session.output());
+        output.send(stream)?;
         if closing && output.length() == 0 {
             return Ok(());
         }
@@ -803,7 +817,7 @@ pub(super) async fn discovery(
             ready = stream.writable(), if output.length() > 0 => ready?,
             ready = stream.readable(), if output.length() < MAX_OUTPUT && !closing => {
                 ready?;
-                if !take_bytes(&stream, &mut input)? {
+                if !take_bytes(&mut reader, &mut input).await? {
                     return Ok(());
                 }
             }
