@@ -91,7 +91,7 @@ class Bench:
         self.subjects = [self.start_roost(options.roost, "roost", raw, options.server)]
         if options.beside:
             # Its ports are taken where the first one listens: it has the other namespace, and an interface of that name.
-            for words in ("link add lan0 type dummy", f"addr add {ADDRESS}/24 dev lan0", "link set lan0 up"):
+            for words in ("link add lan0 type veth peer name lan0-peer", "link set lan0-peer up", f"addr add {ADDRESS}/24 dev lan0", "link set lan0 up"):
                 subprocess.run(["ip", "-n", options.switch, *words.split()], check=True)
             self.subjects.append(self.start_roost(options.beside, "beside", raw, options.switch))
         for number, threads in enumerate((1, 16), 1):

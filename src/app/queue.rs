@@ -266,11 +266,10 @@ impl WriteQueue {
     ///
     /// [`submit`]: WriteQueue::submit
     pub fn write_at_once<'a>(self: &Arc<Self>, jobs: impl Iterator<Item = &'a Job> + Clone) -> usize {
-        let plain = |job: &'a Job| match job {
-            Job::Write { offset, data, fua: false } => Some((*offset, &data[..])),
-            _ => None,
-        };
-        let jobs = jobs.map_while(plain);
+        let writes = jobs.map_while(Job::plain);
+        if writes.clone().next().is_none() {
+            return 0;
+        }
         {
             let mut state = self.state();
             // What is held may touch the same bytes.
@@ -280,7 +279,12 @@ impl WriteQueue {
             state.at_once += 1;
         }
         let _turn = AtOnce(self);
-        let ranges = jobs.clone().map(|(offset, data)| ByteRange { offset, length: length_of(data) });
+        self.try_writes(writes)
+    }
+
+    /// Makes those of the first of these writes that need no waiting; tells how many.
+    fn try_writes<'a>(&self, writes: impl Iterator<Item = (u64, &'a [Bytes])> + Clone) -> usize {
+        let ranges = writes.clone().map(|(offset, data)| ByteRange { offset, length: length_of(data) });
         let _promise = match &self.account {
             Some(account) => match account.try_promise(ranges) {
                 Some(promise) => Some(promise),
@@ -288,8 +292,11 @@ impl WriteQueue {
             },
             None => None,
         };
-        // Errors are met again, and told, by the way of the others.
-        jobs.take_while(|(offset, data)| self.try_write(*offset, data).unwrap_or(false)).count()
+        // Errors and panics are met again, and told, by the way of the others.
+        let made = |(offset, data): &(u64, &[Bytes])| {
+            catch_unwind(AssertUnwindSafe(|| self.try_write(*offset, data))).is_ok_and(|made| made.unwrap_or(false))
+        };
+        writes.take_while(made).count()
     }
 
     fn try_write(&self, offset: u64, data: &[Bytes]) -> Result<bool, DiskError> {
@@ -357,6 +364,10 @@ impl WriteQueue {
 
     async fn drain(self: Arc<Self>) {
         loop {
+            // What came during a hop may need none. Else those that bring more meanwhile would have to hop too, and so on.
+            while self.write_waiting_at_once() {
+                tokio::task::yield_now().await;
+            }
             let lane = {
                 let mut state = self.state();
                 match state.waiting.front() {
@@ -372,6 +383,38 @@ impl WriteQueue {
             self.settle_later(&mut self.state());
             self.try_held_again();
         }
+    }
+
+    /// Makes some of the first that wait, if they are plain writes and need no waiting; false: not even one.
+    fn write_waiting_at_once(&self) -> bool {
+        let mut answers = Answers::default();
+        let mut made = 0;
+        while made < ANSWERED_TOGETHER {
+            let entry = {
+                let mut state = self.state();
+                if !state.held.is_empty() {
+                    break;
+                }
+                let Some(entry) = state.waiting.pop_front_if(|entry| entry.job.plain().is_some()) else { break };
+                state.gave_up = false;
+                state.running.push(entry.ticket);
+                entry
+            };
+            if self.try_writes(entry.job.plain().into_iter()) == 1 {
+                self.finished(true);
+                made += entry.job.length().max(1);
+                answers.hold(entry.done, Ok(()), 0);
+            } else {
+                let mut state = self.state();
+                if !state.gave_up {
+                    state.waiting.push_front(entry);
+                }
+                drop(state);
+                self.finished(false);
+                break;
+            }
+        }
+        made > 0
     }
 
     /// Sees to it that what is held goes back before everything that waits, again and again while anything is.
@@ -604,6 +647,14 @@ impl Drop for Answers {
 }
 
 impl Job {
+    /// Where it writes what, if that is all that it does.
+    fn plain(&self) -> Option<(u64, &[Bytes])> {
+        match self {
+            Self::Write { offset, data, fua: false } => Some((*offset, data)),
+            _ => None,
+        }
+    }
+
     /// Bytes that it moves.
     fn length(&self) -> u64 {
         match self {

@@ -24,6 +24,9 @@ use crate::scsi::unmap::ByteRange;
 /// use the file system too.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// What is made at once takes no look by itself: until this age the one that is made every [`LOOK`] is good enough for it.
+const LATEST: Duration = Duration::from_secs(2);
+
 /// The share of the file system below which it runs low: a twentieth, within [`MIN_LOW`] and [`MAX_LOW`].
 const LOW_SHARE: u64 = 20;
 /// Less than this is little for a lab that writes.
@@ -141,7 +144,7 @@ impl Space {
     /// The same without a look; `false` also where it would take one to know.
     fn try_promise(&self, bytes: u64) -> bool {
         let mut host = self.host();
-        let fresh = host.seen.is_some_and(|(at, _)| at.elapsed() < LOOK);
+        let fresh = host.seen.is_some_and(|(at, _)| at.elapsed() < LATEST);
         let fits = fresh && host.room().is_some_and(|room| bytes <= room);
         if fits {
             host.promised += bytes;
