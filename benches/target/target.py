@@ -6,7 +6,7 @@ ratios within a round, for absolute figures move with whatever else the machine 
 threads (/proc/PID/stat); client and server share the machine, so throughput has the client's ceiling in it: the client's
 CPU is printed beside it.
 
-Subjects: `roost` on a differencing VHD, every other 64 KiB of it written, so that reads cross between child and master;
+Subjects: `roost` on a differencing VHD (or VHDX, `--format vhdx`), every other 64 KiB of it written, so that reads cross between child and master;
 `tgt` on a raw file of the same bytes, with one I/O thread and with sixteen, whichever is better in the case; `tcp`, a
 server that only moves as many bytes. All files lie in tmpfs, or where `--on disk` says so on a disk, where the page cache
 stands between: there a write must not be made by a thread that serves others.
@@ -103,7 +103,8 @@ class Bench:
         """A Roost of its own, with one client's disk over the master, half of it written."""
         roost = Roost(binary, self.folder / name, namespace)
         roost.configure({"bench": '{ mac = "52:54:00:77:02:01", initiators = ["*"] }'}, IMAGE)
-        roost.cli("image", "import", str(raw), "--name", IMAGE)
+        kind = [] if self.options.format == "vhd" else ["--format", self.options.format]
+        roost.cli("image", "import", str(raw), "--name", IMAGE, *kind)
         self.roosts.append(roost.start())
         # `ip netns exec` became the server itself.
         subject = self.iscsi(name, roost.process.pid, f"iscsi://{ADDRESS}/{IQN}:bench/0", namespace)
@@ -221,6 +222,7 @@ def main():
     for name in ("roost", "fast", "disk", "switch", "server"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--quick", action="store_true", help="8 connections only")
+    parser.add_argument("--format", choices=("vhd", "vhdx"), default="vhd", help="of the master and its child")
     parser.add_argument("--only", action="append", metavar="LOAD", help="such as `randwrite 4K`; may be given again")
     parser.add_argument("--connections", action="append", type=int, metavar="N", help="may be given again")
     parser.add_argument("--on", choices=("memory", "disk"), default="memory", help="where all files lie")
