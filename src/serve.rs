@@ -91,6 +91,8 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     let tftp = TftpServer::bind(SocketAddrV4::new(address, TFTP_PORT), interface.mtu, Arc::clone(&boot)).await?;
     let http = boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
     let target = iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?;
+    let networks = interface.addresses.iter().filter_map(|(ip, prefix)| Ipv4Network::new(*ip, *prefix).ok());
+    let target = target.with_portals(networks).await.context("cannot listen for iSCSI")?;
 
     let clients = app.fleet().clients().len();
     let dhcp_words = match settings.dhcp {

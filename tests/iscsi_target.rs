@@ -591,6 +591,44 @@ fn half_open_connections_of_one_address_keep_nobody_out() {
 }
 
 #[test]
+fn a_whole_school_may_wait_to_log_in_at_once() {
+    let lab = Lab::new();
+    let machine = |n: u32| Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 2, 0, 1)) + n);
+    let mut waiting: Vec<Initiator> = (0..600).map(|n| lab.connect(machine(n))).collect();
+    lab.log_in(1, Isid::system(1)).settle();
+    // Each of them is still heard.
+    for machine in &mut waiting {
+        assert_eq!(machine.log_in(ADMIN, &names(9).1, Isid::system(1)), 0x0203, "no such target");
+    }
+    assert_eq!(lab.app().tally.turned_away.count(), 0);
+}
+
+#[test]
+fn who_comes_by_one_portal_is_told_of_the_others_in_its_network() {
+    let (lab, runtime) = (Lab::new(), Runtime::new().unwrap());
+    let server = runtime.block_on(async {
+        let server = Server::bind((HOME, 0).into(), Arc::clone(lab.app())).await.unwrap();
+        let portals = ["127.0.0.1/8", "127.0.0.2/8", "127.9.0.3/24"];
+        // One that is not this host's is left out.
+        let portals = portals.into_iter().chain(["192.0.2.1/24"]).map(|network| network.parse().unwrap());
+        server.with_portals(portals).await.unwrap()
+    });
+    let first = server.address().unwrap();
+    let second = SocketAddr::from((ELSEWHERE, first.port()));
+    runtime.spawn(server.run(std::future::pending()));
+    let (told, target) = ([format!("{first},1"), format!("{second},1")], names(2).1);
+    let swapped = [told[1].clone(), told[0].clone()];
+    for (portal, wanted) in [(first, &told), (second, &swapped)] {
+        let mut session = Initiator::connect(HOME, portal);
+        assert_eq!(session.log_in_to_discovery(ADMIN), 0);
+        assert_eq!(session.send_targets("All"), [&[target.clone()][..], wanted].concat());
+        let mut session = Initiator::connect(HOME, portal);
+        assert_eq!(session.log_in(ADMIN, &target, Isid::system(1)), 0);
+        assert_eq!(session.send_targets(""), [&[target.clone()][..], wanted].concat());
+    }
+}
+
+#[test]
 fn what_was_acknowledged_outlives_the_process_and_the_map_is_empty_once_a_session_ended() {
     /// A map without records: its front alone.
     const EMPTY: u64 = 64;
@@ -881,7 +919,7 @@ fn thousands_of_login_attempts_exhaust_nothing() {
                 let mut open = std::collections::VecDeque::new();
                 for attempt in (first..attempts).step_by(8) {
                     open.push_back(knock(attempt));
-                    // All that are open at once leave some of the 256 places free.
+                    // Each of them has an address of its own.
                     if open.len() > 20 {
                         open.pop_front();
                     }
@@ -901,7 +939,7 @@ fn thousands_of_login_attempts_exhaust_nothing() {
     }
     // One that knows its name comes in, whatever else knocks.
     lab.log_in(2, Isid::system(1)).settle();
-    // 256 of them wait at most, each with its 16 KiB; other tests of this file run beside this one.
+    // 160 of them wait at once, each with what it sent, 8 KiB at most; other tests of this file run beside this one.
     let grown = resident().saturating_sub(before);
     assert!(grown < 40 << 20, "{} MiB more", grown >> 20);
     let sent_away = lab.app().tally.turned_away.count() + lab.app().tally.broken.count();

@@ -37,7 +37,7 @@ pub struct ClientDisk {
     /// The same, where it is a file.
     pub(super) overlay: Option<Arc<Overlay>>,
     /// The logical unit that its sessions share.
-    pub unit: Mutex<LogicalUnit>,
+    pub unit: Arc<Mutex<LogicalUnit>>,
     /// The one way to change it.
     pub writes: Arc<WriteQueue>,
     /// What it may take of the host's space, where it is a file.
@@ -45,6 +45,10 @@ pub struct ClientDisk {
     /// Where persistent reservations are kept that must outlive the power.
     reservations: Option<ReservationFile>,
 }
+
+/// A client's disks while they are served, each at the place that is its logical unit number. The first, which machines boot
+/// from, is always there.
+pub type ClientDisks = Arc<[Arc<ClientDisk>]>;
 
 /// Why a client's disk cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -104,28 +108,28 @@ fn advice(error: &DiskError) -> String {
 impl ClientDisk {
     fn of_file(overlay: Arc<Overlay>, target: &str, lanes: &Arc<Lanes>, beside: Beside) -> Arc<Self> {
         let disk = Arc::clone(&overlay) as Arc<dyn Disk>;
-        let unit = Self::unit_of(&*disk, target, beside.text.as_deref());
+        let unit = Self::unit_of(&*disk, target, 0, beside.text.as_deref());
         let account = Some(Arc::new(beside.account));
         let writes = WriteQueue::of_file(Arc::clone(&disk), Arc::clone(lanes), beside.note, account.clone());
         let reservations = Some(beside.reservations);
-        Arc::new(Self { overlay: Some(overlay), unit: Mutex::new(unit), writes, disk, account, reservations })
+        Arc::new(Self { overlay: Some(overlay), unit, writes, disk, account, reservations })
     }
 
     /// A disk that is no file.
     fn of_disk(disk: Arc<dyn Disk>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
-        let unit = Mutex::new(Self::unit_of(&*disk, target, None));
+        let unit = Self::unit_of(&*disk, target, 0, None);
         let writes = WriteQueue::new(Arc::clone(&disk), Arc::clone(lanes));
         Arc::new(Self { overlay: None, unit, writes, disk, account: None, reservations: None })
     }
 
-    fn unit_of(disk: &dyn Disk, target: &str, reservations: Option<&str>) -> LogicalUnit {
-        let mut unit = LogicalUnit::new(target, disk.size(), disk.read_only());
+    fn unit_of(disk: &dyn Disk, target: &str, lun: u8, reservations: Option<&str>) -> Arc<Mutex<LogicalUnit>> {
+        let mut unit = LogicalUnit::numbered(target, lun, disk.size(), disk.read_only());
         if let Some(text) = reservations
             && !unit.restore(text)
         {
             tracing::warn!("{target}: the reservations that were kept cannot be read, and are forgotten");
         }
-        unit
+        Arc::new(Mutex::new(unit))
     }
 
     /// Keeps the unit's reservations, as they are now, for the time after a loss of power.

@@ -42,6 +42,8 @@ mod hostile;
 mod model;
 #[cfg(test)]
 mod power;
+#[cfg(test)]
+mod witness;
 
 pub use chain::{Chain, PendingPath};
 pub use error::{DiskError, ErrorKind};

@@ -443,10 +443,10 @@ fn contents_at(mut contents: Contents, events: &[(u64, Event)], moment: u64) -> 
 }
 
 /// Random numbers that follow from a seed.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -8,6 +8,8 @@ use super::{
 
 const VENDOR: &[u8; 8] = b"ROOST   ";
 const PRODUCT: &[u8; 16] = b"DIFFERENCING VHD";
+/// What the units beside the first are: disks of their own.
+const DATA_PRODUCT: &[u8; 16] = b"DATA DISK       ";
 const REVISION: &[u8; 4] = b"0001";
 
 /// Blocks of 512 bytes in 4 KiB: what the disks are aligned to, what holes are made of.
@@ -22,7 +24,7 @@ const OPTIMAL_TRANSFER_BLOCKS: u32 = 512;
 /// Peripheral qualifier and device type where there is no such logical unit (SPC-4 §6.6.2).
 const NO_UNIT: u8 = 0x7F;
 
-/// Who a logical unit is. Derived from its target's name, so that it stays when the disk is made anew.
+/// Who a logical unit is. Derived from its target's name and its number there, so that it stays when the disk is made anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     target: String,
@@ -30,13 +32,22 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The identity of the disk behind this target name.
+    /// The identity of the first unit behind this target name.
     #[must_use]
     pub fn of_target(target: impl Into<String>) -> Self {
+        Self::of_unit(target, 0)
+    }
+
+    /// The identity of the unit of this number.
+    #[must_use]
+    pub fn of_unit(target: impl Into<String>, lun: u8) -> Self {
         let target = target.into();
+        // The first one's is its target's, as it was when there were no others.
+        let unit = if lun == 0 { String::new() } else { format!(",lun,{lun}") };
         // FNV-1a: stable for ever, which the standard library's hasher is not.
         let number = target
             .bytes()
+            .chain(unit.bytes())
             .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
         Self { target, number }
     }
@@ -53,18 +64,18 @@ impl Identity {
     }
 }
 
-/// The standard INQUIRY data; `present` is false where the addressed logical unit does not exist.
+/// The standard INQUIRY data of the unit of this number; `None`: the addressed logical unit does not exist.
 #[must_use]
-pub fn standard(present: bool) -> Vec<u8> {
+pub fn standard(lun: Option<u8>) -> Vec<u8> {
     let mut data = vec![0; 74];
-    data[0] = if present { 0x00 } else { NO_UNIT };
+    data[0] = if lun.is_some() { 0x00 } else { NO_UNIT };
     data[2] = 0x06; // SPC-4
     data[3] = 0x12; // HISUP, response data format 2
     data[4] = 69; // additional length
     data[5] = 0x08; // 3PC: it copies
     data[7] = 0x02; // CMDQUE
     data[8..16].copy_from_slice(VENDOR);
-    data[16..32].copy_from_slice(PRODUCT);
+    data[16..32].copy_from_slice(if lun.is_none_or(|lun| lun == 0) { PRODUCT } else { DATA_PRODUCT });
     data[32..36].copy_from_slice(REVISION);
     // Version descriptors: SAM-5, iSCSI, SPC-4, SBC-3 (no version claimed).
     for (at, descriptor) in [0x00A0_u16, 0x0960, 0x0460, 0x04C0].into_iter().enumerate() {
@@ -188,6 +199,9 @@ mod tests {
         let identity = Identity::of_target("iqn.2026-11.internal.roost:pc-01");
         assert_eq!(identity.serial(), "8cfd7cd18110a78d");
         assert_eq!(identity.naa()[0] >> 4, 3);
+        let second = Identity::of_unit("iqn.2026-11.internal.roost:pc-01", 1);
+        assert_eq!(second.serial(), "71935e06d7fb0bb1");
+        assert_ne!(page(0x83, &second), page(0x83, &identity));
     }
 
     #[test]

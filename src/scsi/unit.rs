@@ -3,6 +3,7 @@
 //! A small thing behind one mutex that its sessions share, never held across I/O.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
 
 use super::command::{Blocks, Check, Command, ReserveOut};
 use super::copy::{self, Copy, CopyRange, Progress};
@@ -25,8 +26,8 @@ pub struct Nexus(pub u64);
 /// Unit attentions that wait for one nexus. More than these few events cannot be told apart by an initiator anyway.
 const MAX_ATTENTIONS: usize = 8;
 
-/// The logical units of a target.
-pub const LUNS: [u8; 1] = [0];
+/// The logical units of a target, each at the place that is its number: as a session knows them.
+pub type Units = [Arc<Mutex<LogicalUnit>>];
 
 /// Copies whose results are remembered, of all initiators.
 const MAX_COPIES: usize = 16;
@@ -81,6 +82,8 @@ pub enum Plan {
         range: ByteRange,
         /// Zeros, without data.
         no_data: bool,
+        /// Free these bytes, which read as zeros then: the block comes, and its content is not looked at.
+        unmap: bool,
     },
     /// Free the ranges of the parameter list to come, of this length.
     Unmap(u16),
@@ -207,6 +210,7 @@ struct CopyRecord {
 #[derive(Debug)]
 pub struct LogicalUnit {
     identity: Identity,
+    number: u8,
     blocks: u64,
     read_only: bool,
     modes: Modes,
@@ -217,11 +221,18 @@ pub struct LogicalUnit {
 }
 
 impl LogicalUnit {
-    /// The unit that serves a disk of `size` bytes behind this target name.
+    /// The unit that serves a disk of `size` bytes behind this target name, as LUN 0.
     #[must_use]
     pub fn new(target: &str, size: u64, read_only: bool) -> Self {
+        Self::numbered(target, 0, size, read_only)
+    }
+
+    /// The same, as the LUN of this number.
+    #[must_use]
+    pub fn numbered(target: &str, number: u8, size: u64, read_only: bool) -> Self {
         Self {
-            identity: Identity::of_target(target),
+            identity: Identity::of_unit(target, number),
+            number,
             blocks: size / BLOCK,
             read_only,
             modes: Modes::default(),
@@ -378,7 +389,7 @@ impl LogicalUnit {
                 let calm = if self.sanitizing { Sense::SANITIZE_IN_PROGRESS } else { Sense::NONE };
                 cut(self.take_attention(nexus).unwrap_or(calm).bytes(descriptor), allocation)
             }
-            Command::Inquiry { page: None, allocation } => cut(inquiry::standard(true), allocation),
+            Command::Inquiry { page: None, allocation } => cut(inquiry::standard(Some(self.number)), allocation),
             Command::Inquiry { page: Some(code), allocation } => cut(inquiry::page(code, &self.identity)?, allocation),
             Command::ModeSense(request) => {
                 cut(mode::sense(request, self.modes, self.blocks, self.read_only)?, request.allocation)
@@ -397,7 +408,8 @@ impl LogicalUnit {
             }
             Command::ReadCapacity10 => Plan::Data(inquiry::capacity10(self.blocks)),
             Command::ReadCapacity16 { allocation } => cut(inquiry::capacity16(self.blocks), allocation),
-            Command::ReportLuns { select, allocation } => cut(report_luns(select, &LUNS)?, allocation),
+            // A unit knows of itself; where there are others, whoever has them all answers, by `plan_report_luns`.
+            Command::ReportLuns { select, allocation } => cut(report_luns(select, &[self.number])?, allocation),
             Command::ReportOpcodes { query, timeouts, allocation } => {
                 cut(opcodes::report(query, timeouts)?, allocation)
             }
@@ -473,13 +485,13 @@ impl LogicalUnit {
                 self.writable()?;
                 Plan::Unmap(parameters)
             }
-            Command::WriteSame { blocks, unmap: _, no_data } => {
+            Command::WriteSame { blocks, unmap, no_data } => {
                 self.writable()?;
                 let range = self.to_the_end(blocks)?;
                 if range.length > u64::from(MAX_WRITE_SAME_BLOCKS) * BLOCK {
                     return Err(Sense::INVALID_FIELD_IN_CDB.into());
                 }
-                Plan::WriteSame { range, no_data }
+                Plan::WriteSame { range, no_data, unmap }
             }
             Command::BlockErase { immediate } => {
                 self.writable()?;
@@ -587,15 +599,22 @@ fn no_defects(twelve: bool, lists: u8) -> Vec<u8> {
     if twelve { vec![0, lists, 0, 0, 0, 0, 0, 0] } else { vec![0, lists, 0, 0] }
 }
 
-/// What a command to a logical unit that does not exist is answered (SPC-4 §6.6.2, §6.33; SAM-5 §5.11).
+/// What REPORT LUNS is answered by a target of so many units, whichever it was sent to (SPC-4 §6.33): nothing that a unit
+/// knows makes a difference.
+#[must_use]
+pub fn plan_report_luns(units: usize, select: u8, allocation: u32) -> Plan {
+    let luns: Vec<u8> = (0..=u8::MAX).take(units).collect();
+    match report_luns(select, &luns) {
+        Ok(data) => cut(data, allocation),
+        Err(sense) => Plan::Check(sense),
+    }
+}
+
+/// What a command to a logical unit that does not exist is answered (SPC-4 §6.6.2; SAM-5 §5.11).
 #[must_use]
 pub fn plan_without_unit(command: Command) -> Plan {
     match command {
-        Command::Inquiry { page: None, allocation } => cut(inquiry::standard(false), allocation),
-        Command::ReportLuns { select, allocation } => match report_luns(select, &LUNS) {
-            Ok(data) => cut(data, allocation),
-            Err(sense) => Plan::Check(sense),
-        },
+        Command::Inquiry { page: None, allocation } => cut(inquiry::standard(None), allocation),
         Command::RequestSense { descriptor, allocation } => {
             let sense = Sense::NO_SUCH_UNIT;
             cut(sense.bytes(descriptor), allocation)
@@ -819,7 +838,7 @@ mod tests {
         let blocks = Blocks { lba: 4094, count: 0 };
         let rest = ByteRange { offset: 4094 * BLOCK, length: 2 * BLOCK };
         let same = Command::WriteSame { blocks, unmap: true, no_data: true };
-        assert_eq!(unit.plan(A, same), Plan::WriteSame { range: rest, no_data: true });
+        assert_eq!(unit.plan(A, same), Plan::WriteSame { range: rest, no_data: true, unmap: true });
         assert_eq!(unit.plan(A, Command::Prefetch(blocks)), Plan::Verify { range: rest, check: Check::Medium });
         assert_eq!(unit.plan(A, Command::Read(blocks)), Plan::Read(ByteRange { length: 0, ..rest }));
         let beyond = Blocks { lba: 4097, count: 0 };

@@ -3,10 +3,14 @@
 
 Fleets: three machines, one for each way into a boot, and a fourth whose disk is reset, power-cycled in between, with their
 disks then read by two programs that nobody here wrote; every firmware beside another DHCP server, on another host and on
-Roost's own; one that boots by HTTP; two that must pass CHAP, both ways; two Debian systems that write while Roost is killed and their network cut; and two
-machines that read a master of 2 GiB to its end, while Roost's memory is watched.
+Roost's own; one that boots by HTTP; two that must pass CHAP, both ways; two Debian systems that write, one of them to a
+second disk too, while Roost is killed and their network cut, and that are reset amid it; and two machines that read a master
+of 2 GiB to its end, while Roost's memory is watched.
+
+ROOST_PARTS names some of these alone, as the functions of `main` are called.
 """
 
+import os
 import subprocess
 import sys
 import threading
@@ -19,6 +23,7 @@ from report import TESTER, Report, arguments, no_panic, run, same, sha256_by_7zi
 
 from machine import Machine  # noqa: E402
 from server import ADDRESS, INTERFACE, IQN, POOL, Dnsmasq, Roost, bytes_on_host, sha256_file, wait_for  # noqa: E402
+from seconddisk import SecondDisk  # noqa: E402
 from writer import Writer  # noqa: E402
 
 LAB = Path(__file__).resolve().parent.parent.parent / "appliance" / "lab"
@@ -46,9 +51,9 @@ MEMORY_LIMIT_KIB = 64 * 1024
 
 class Fleet:
     """A Roost with one machine for each of these modes, on children of one image. The disk of `MODE:reset` is reset, and that
-    of `MODE:chap` asks for CHAP."""
+    of `MODE:chap` asks for CHAP. `more` are clients without a machine: name -> value."""
 
-    def __init__(self, options, folder, modes, master, pool=POOL):
+    def __init__(self, options, folder, modes, master, pool=POOL, more=None):
         self.options, self.folder = options, Path(folder)
         self.roost = Roost(options.roost, self.folder, options.server)
         self.machines = [
@@ -59,7 +64,7 @@ class Fleet:
             m.name: f'{{ mac = "{m.mac}", disk = "{"reset" if resets(m) else "keep"}", initiators = ["{TESTER}"], '
             f'chap = {"true" if asks_for_chap(m) else "false"} }}'
             for m in self.machines
-        }
+        } | (more or {})
         self.roost.configure(clients, IMAGE, pool=pool)
         self.roost.cli("image", "import", str(master), "--name", IMAGE, seconds=300)
         self.master = self.roost.master(IMAGE)
@@ -403,20 +408,25 @@ def comes_back(fleet, writer):
 
 def debian(options, report):
     """Systems with systemd and iscsid, one of each disk policy, that write while they lose the server and the network."""
-    fleet = Fleet(options, Path(options.disk) / "debian", ["bios", "uefi:reset"], debian_master_path())
+    second = {"pc-second": f'{{ mac = "52:54:00:77:01:f0", initiators = ["{IQN}:client.pc-bios"] }}'}
+    fleet = Fleet(options, Path(options.disk) / "debian", ["bios", "uefi:reset"], debian_master_path(), more=second)
     writers = [Writer(machine) for machine in fleet.machines]
+    disk = SecondDisk(fleet.machines[0], "pc-second")
     try:
         fleet.start_all()
         for machine in fleet.machines:
             if not report.test(f"debian-{name_of(machine)}-boots", boots_to_its_marker, fleet, machine, 1):
                 return
-        for writer in writers:
+        if not report.test("debian-second-disk-is-added", disk.is_added):
+            return
+        for writer in (*writers, disk):
             writer.start()
         report.test("debian-restart", writes_through_restarts, fleet, writers)
         report.test("debian-network-cut", writes_through_a_cut, fleet, writers)
+        report.test("debian-second-disk-was-right-all-the-time", disk.was_right_all_the_time)
         for writer in writers:
             report.test(f"debian-{name_of(writer.machine)}-met-no-error", met_no_error, fleet, writer)
-        for writer in writers:
+        for writer in (*writers, disk):
             writer.start()
         for writer in writers:
             writer.wait_more(3, RETURN_SECONDS)
@@ -426,6 +436,7 @@ def debian(options, report):
         fleet.start_all()
         for writer in writers:
             report.test(f"debian-{name_of(writer.machine)}-comes-back", comes_back, fleet, writer)
+        report.test("debian-second-disk-is-there-after-a-reset", disk.is_there_after_a_reset)
         report.test("debian-master-unchanged", master_unchanged, fleet)
         report.test("no-panic-under-debian", no_panic, fleet.roost)
     finally:
@@ -481,7 +492,9 @@ def little_memory(options, report):
 def main():
     options = arguments()
     report = Report()
-    for part in (every_firmware, beside_another_host, beside_on_this_host, by_http, with_chap, debian, little_memory):
+    parts = (every_firmware, beside_another_host, beside_on_this_host, by_http, with_chap, debian, little_memory)
+    chosen = os.environ.get("ROOST_PARTS", "").split()
+    for part in [part for part in parts if not chosen or part.__name__ in chosen]:
         # Where one fleet cannot even be made, the other is still tested.
         report.part(part.__name__.replace("_", "-"), part, options, report)
     return report.exit_code()

@@ -1,9 +1,9 @@
 """libiscsi's conformance suite, iscsi-test-cu: every suite in a process of its own, against a record of what passes.
 
-Three runs: all suites on a disk that may be written; the multipath suite over two sessions on it; the read-only suite on a
-disk that may only be read. A test passes if it passes in one of them and fails in none. What came of each is kept in
-iscsi-test-cu.txt beside this file, with the reason of each that does not pass, and may not get worse. Where it got better:
-ROOST_BASELINE=write tests/run iscsi, and look at the difference.
+Three runs for each format of a client's disk: all suites on a disk that may be written; the multipath suite on it, by two
+portals; the read-only suite on a disk that may only be read. A test passes if it passes in one of them and fails in none.
+What came of each is kept in iscsi-test-cu.txt beside this file, one record for all formats, with the reason of each that
+does not pass, and may not get worse. Where it got better: ROOST_BASELINE=write tests/run iscsi, and look at the difference.
 
 A process of its own for each suite, because one that leaves a hook behind spoils the commands of all that follow it in
 its process. The exit code says nothing: it is 0 with failures too.
@@ -24,6 +24,8 @@ INITIATORS = tuple("iqn.2007-10.com.github:sahlberg:libiscsi:iscsi-test" + tail 
 SUITE_SECONDS = 90
 # What is better stands first.
 ORDER = ["pass", "skip", "fail", "unknown"]
+# A second portal, beside `ADDRESS`.
+SECOND_ADDRESS = "10.77.0.2"
 # The suites that only say something on two paths, or on a disk that is read-only.
 MULTIPATH = "MultipathIO"
 READ_ONLY = "ReadOnly"
@@ -165,10 +167,19 @@ def everything_has_its_reason(results):
         print(f"   {count} {group}")
 
 
-def tests(options, roost, report, writable, readonly):
-    """The three runs, the table, and the comparison."""
+def portals_are_listed(options):
+    """Whoever comes by one portal is told of both."""
+    for address, other in ((ADDRESS, SECOND_ADDRESS), (SECOND_ADDRESS, ADDRESS)):
+        listed = run(options.server, "iscsi-ls", "-i", INITIATORS[0], f"iscsi://{address}").stdout
+        told = set(re.findall(r"Portal:(\S+),1", listed))
+        assert told == {f"{address}:3260", f"{other}:3260"}, f"by {address}:\n{listed}"
+
+
+def tests(options, roost, report, kind, writable, readonly):
+    """The three runs, the table, and the comparison, of disks of this format."""
     results = {}
     url = {client: f"iscsi://{ADDRESS}/{IQN}:{client}/0" for client in (writable, readonly)}
+    paths = [url[writable], url[writable].replace(ADDRESS, SECOND_ADDRESS)]
     only = os.environ.get("ROOST_SUITES", "").split()
 
     def all_suites():
@@ -184,12 +195,12 @@ def tests(options, roost, report, writable, readonly):
         assert found and not bad, "\n".join(bad)
         return f"{len(found)} tests"
 
-    if not report.test("iscsi-test-cu-runs-to-its-end", all_suites):
+    if not report.test(f"{kind}-iscsi-test-cu-runs-to-its-end", all_suites):
         return
-    report.test("iscsi-test-cu-over-two-paths", special, MULTIPATH, [url[writable]] * 2)
-    report.test("iscsi-test-cu-on-a-read-only-disk", special, READ_ONLY, [url[readonly]])
+    report.test(f"{kind}-iscsi-test-cu-by-two-portals", special, MULTIPATH, paths)
+    report.test(f"{kind}-iscsi-test-cu-on-a-read-only-disk", special, READ_ONLY, [url[readonly]])
     table(results)
     if only:
         return
-    report.test("iscsi-test-cu-is-not-worse-than-recorded", not_worse, results)
-    report.test("iscsi-test-cu-says-why-what-does-not-pass", everything_has_its_reason, results)
+    report.test(f"{kind}-iscsi-test-cu-is-not-worse-than-recorded", not_worse, results)
+    report.test(f"{kind}-iscsi-test-cu-says-why-what-does-not-pass", everything_has_its_reason, results)

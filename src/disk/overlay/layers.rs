@@ -7,7 +7,6 @@
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::UNIX_EPOCH;
@@ -17,7 +16,9 @@ use uuid::Uuid;
 
 use super::super::chain::Chain;
 use super::super::error::DiskError;
-use super::super::file::{Access, File, Media, close_later, folder_of, remove, sync_folder_of};
+use super::super::file::{
+    Access, File, Media, close_later, folder_of, link, remove, rename, sync_folder_of, write_whole,
+};
 use super::format::{Child, Format, Seen, look};
 
 /// Longest text of a note, in bytes: a sentence or two.
@@ -55,7 +56,7 @@ pub struct Layer {
     pub note: Note,
 }
 
-/// Changes of a folder's entries; a double in the power-cut tests remembers them.
+/// Changes of a folder's entries; a double in the tests lets them fail.
 pub(super) trait Hands: Send + Sync + Debug {
     fn link(&self, from: &Path, to: &Path) -> Result<(), DiskError>;
     fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError>;
@@ -70,11 +71,11 @@ struct System;
 
 impl Hands for System {
     fn link(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
-        fs::hard_link(from, to).map_err(|source| DiskError::io(to, "link", source))
+        link(from, to)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
-        fs::rename(from, to).map_err(|source| DiskError::io(to, "rename into place", source))
+        rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> Result<(), DiskError> {
@@ -214,11 +215,7 @@ impl Place {
         let path = self.note(number);
         let temp = path.with_extension("json.new");
         let text = serde_json::to_string(note).expect("numbers and text");
-        let written = fs::File::create(&temp).and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        });
-        written.map_err(|source| DiskError::io(&temp, "write", source))?;
+        write_whole(&temp, text.as_bytes())?;
         self.hands.rename(&temp, &path)
     }
 
@@ -258,7 +255,7 @@ impl Place {
         let written = file.set_len(0).and_then(|()| format.write_child(&file, child));
         written.inspect_err(|_| {
             // It is of no use, and this error says more than another.
-            let _ = fs::remove_file(path);
+            let _ = remove(path);
         })
     }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use super::super::chain::Chain;
 use super::super::error::DiskError;
-use super::super::file::{Access, sync_folder_of};
+use super::super::file::{Access, remove, sync_folder_of};
 use super::super::import::{ImportError, Imported, import};
 use super::super::vhd::create_child;
 use super::super::vhdx;
@@ -162,7 +162,7 @@ pub fn open_maintenance(folder: &Path) -> Result<Arc<Chain>, DiskError> {
 pub fn publish_maintenance(folder: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<(u32, Imported), VersionError> {
     let path = maintenance_path(folder);
     let published = publish(&path, folder, progress)?;
-    fs::remove_file(&path).map_err(|source| DiskError::io(&path, "remove", source))?;
+    remove(&path)?;
     sync_folder_of(&path)?;
     Ok(published)
 }
@@ -187,7 +187,7 @@ pub fn delete_version(folder: &Path, version: u32, others: &[&Path]) -> Result<(
         children.sort();
         return Err(VersionError::HasChildren { version: path, children });
     }
-    fs::remove_file(&path).map_err(|source| DiskError::io(&path, "remove", source))?;
+    remove(&path)?;
     Ok(sync_folder_of(&path)?)
 }
 

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::INPUT;
 use super::serve::breaks_protocol;
 use crate::app::App;
 use crate::app::access::Refusal;
@@ -92,6 +93,9 @@ impl Arrival<'_> {
         let (mut login, mut out) = (Login::default(), Vec::new());
         loop {
             let Some(pdu) = frame::next(input, LOGIN_DATA_SEGMENT, Digests::NONE)? else {
+                // Who says nothing holds nothing.
+                stream.readable().await?;
+                input.reserve(INPUT);
                 if stream.read_buf(input).await? == 0 {
                     bail!("closed before it had logged in");
                 }
@@ -224,7 +228,7 @@ impl Arrival<'_> {
             self.why = Some(error.to_string());
             Status::TargetError
         })?;
-        let place = self.app.sessions.enter(&door, newcomer, disk).await.map_err(|full| {
+        let place = self.app.sessions.enter(&door, newcomer, Arc::new([disk])).await.map_err(|full| {
             self.why = Some(format!("{}: {full}", who.initiator));
             Status::OutOfResources
         })?;

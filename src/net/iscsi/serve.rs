@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use super::LOGOUT_GRACE;
 use super::login::Seat;
 use super::output::Output;
+use super::portals::Portals;
 use crate::app::App;
 use crate::app::disks::ClientDisk;
 use crate::app::lanes::Lane;
@@ -34,10 +35,10 @@ use crate::iscsi::frame::FrameError;
 use crate::iscsi::login::LoginError;
 use crate::iscsi::pdu::{NO_TAG, Pdu, opcode};
 use crate::iscsi::session::{Effect, Layout, ProtocolError, Report, Scope, Session, TaskId, Which};
-use crate::iscsi::{MAX_DATA_SEGMENT, PORTAL_GROUP, frame};
+use crate::iscsi::{MAX_DATA_SEGMENT, frame};
 use crate::scsi::copy::Copy;
 use crate::scsi::unmap::ByteRange;
-use crate::scsi::{BLOCK, Nexus, Sense, provisioning};
+use crate::scsi::{BLOCK, LogicalUnit, Nexus, Sense, provisioning};
 
 /// While more than this waits to be sent, nothing new is begun: a slow reader holds no more of our memory, and other
 /// sessions get their turn.
@@ -84,9 +85,11 @@ struct Running {
     output: Output,
     finished: mpsc::UnboundedReceiver<Finished>,
     finish: mpsc::UnboundedSender<Finished>,
-    /// Changes of this wake-up, which are made at once or make one hop together; who hears of their end, if not only the
-    /// session.
-    writes: Vec<(TaskId, Job, Option<Done>)>,
+    /// The logical units of the place's disks.
+    units: Vec<Arc<Mutex<LogicalUnit>>>,
+    /// Changes of each disk of this wake-up, which are made at once or make one hop together; who hears of their end, if not
+    /// only the session.
+    writes: Vec<Vec<(TaskId, Job, Option<Done>)>>,
     /// Reads that wait for the device, and those that wait for [`MAX_MISSES`] or [`MAX_MISSED_BYTES`].
     deferred: VecDeque<(TaskId, ByteRange)>,
     misses: usize,
@@ -99,8 +102,8 @@ struct Running {
     heard: Heard,
     /// It has answered a ping. iPXE never does, which means nothing.
     answers_pings: bool,
-    /// Where the initiator reached us, as SendTargets tells it.
-    portal: String,
+    /// Where the initiator reaches us, as SendTargets tells it.
+    portals: Vec<String>,
     read_yet: bool,
     last_busy: Instant,
     settled: bool,
@@ -121,6 +124,7 @@ enum Heard {
 pub(super) async fn normal(
     app: &Arc<App>,
     stream: TcpStream,
+    portals: &Portals,
     input: BytesMut,
     seat: Seat,
     silence: Duration,
@@ -132,7 +136,8 @@ pub(super) async fn normal(
         output: Output::default(),
         finished,
         finish,
-        writes: Vec::new(),
+        units: place.disks.iter().map(|disk| Arc::clone(&disk.unit)).collect(),
+        writes: place.disks.iter().map(|_| Vec::new()).collect(),
         deferred: VecDeque::new(),
         misses: 0,
         missed_bytes: 0,
@@ -141,7 +146,7 @@ pub(super) async fn normal(
         closing: None,
         heard: Heard::Something,
         answers_pings: false,
-        portal: portal(&stream)?,
+        portals: portals.told(&stream)?,
         read_yet: false,
         last_busy: Instant::now(),
         settled: place.entry.kind != SessionKind::System,
@@ -270,9 +275,9 @@ impl Running {
                         }
                         return Ok(End { why, done: Some(done) });
                     }
-                    Control::Reset(done) => {
-                        let tasks = self.forget_all();
-                        let cancelled = self.place.disk.writes.cancel(self.place.entry.nexus, Some(&tasks));
+                    Control::Reset(lun, done) => {
+                        let tasks = self.forget_all(lun);
+                        let cancelled = self.cancel(&tasks);
                         tokio::spawn(async move {
                             cancelled.await;
                             let _ = done.send(!tasks.is_empty());
@@ -369,25 +374,26 @@ impl Running {
 
     /// Makes this wake-up's changes: those that need no waiting at once, the rest on a thread.
     fn make_changes(&mut self) {
-        if self.writes.is_empty() {
-            return;
-        }
-        let queue = &self.place.disk.writes;
-        let made = queue.write_at_once(self.writes.iter().map(|(_, job, _)| job));
-        for (task, job, _) in self.writes.drain(..made) {
-            self.session.complete(task, Ok(()));
-            if let Job::Write { data, .. } = job {
-                self.session.take_back(data);
-            }
-        }
         let (finish, troubles, nexus) = (&self.finish, &self.troubles, self.place.entry.nexus);
-        queue.submit(self.writes.drain(..).map(|(task, job, done)| {
-            let tell = || {
-                let (finish, troubles) = (finish.clone(), Arc::clone(troubles));
-                Box::new(move |result| drop(finish.send(troubles.end_of(task, result)))) as Done
-            };
-            (Ticket { nexus, task: task.0 }, job, done.unwrap_or_else(tell))
-        }));
+        for (disk, writes) in self.place.disks.iter().zip(&mut self.writes) {
+            let made = disk.writes.write_at_once(writes.iter().map(|(_, job, _)| job));
+            for (task, job, _) in writes.drain(..made) {
+                self.session.complete(task, Ok(()));
+                if let Job::Write { data, .. } = job {
+                    self.session.take_back(data);
+                }
+            }
+            if writes.is_empty() {
+                continue;
+            }
+            disk.writes.submit(writes.drain(..).map(|(task, job, done)| {
+                let tell = || {
+                    let (finish, troubles) = (finish.clone(), Arc::clone(troubles));
+                    Box::new(move |result| drop(finish.send(troubles.end_of(task, result)))) as Done
+                };
+                (Ticket { nexus, task: task.number }, job, done.unwrap_or_else(tell))
+            }));
+        }
     }
 
     fn receive(&mut self, pdu: Pdu) -> Result<(), ProtocolError> {
@@ -404,7 +410,7 @@ impl Running {
             }
             _ => {}
         }
-        self.session.receive(pdu, Some(&self.place.disk.unit))
+        self.session.receive(pdu, &self.units)
     }
 
     /// Less waits to be sent than may.
@@ -482,7 +488,7 @@ impl Running {
             Effect::Fill(task, range, block) => self.change(task, Job::Fill(range, block)),
             Effect::Flush(task) => self.change(task, Job::Flush),
             Effect::Verify { task, range, expected, repeat } => {
-                let (disk, finish) = (Arc::clone(&self.place.disk), self.finish.clone());
+                let (disk, finish) = (Arc::clone(self.disk(task)), self.finish.clone());
                 let lanes = Arc::clone(&self.app.lanes);
                 tokio::spawn(async move {
                     let bytes = usize::try_from(range.length).unwrap_or(usize::MAX);
@@ -492,22 +498,29 @@ impl Running {
                 });
             }
             Effect::Abort(abort) => {
-                let (disk, app) = (Arc::clone(&self.place.disk), Arc::clone(&self.app));
+                let (disks, app) = (Arc::clone(&self.place.disks), Arc::clone(&self.app));
                 let (entry, finish) = (Arc::clone(&self.place.entry), self.finish.clone());
                 // Writes of this wake-up are not queued yet; those of the aborted tasks never will be.
-                self.writes.retain(|(task, ..)| !abort.tasks.contains(task));
-                let tasks: Vec<u64> = abort.tasks.iter().map(|task| task.0).collect();
-                let own = disk.writes.cancel(entry.nexus, Some(&tasks));
+                for writes in &mut self.writes {
+                    writes.retain(|(task, ..)| !abort.tasks.contains(task));
+                }
+                let own = self.cancel(&abort.tasks);
                 tokio::spawn(async move {
+                    let lun = match abort.scope {
+                        Scope::TaskSet(lun) | Scope::Unit(lun) => Some(lun),
+                        Scope::Session | Scope::Units | Scope::Sessions => None,
+                    };
                     if abort.scope == Scope::Session {
                         own.await;
                     } else {
                         // At once: while one session's write is waited for, the others' must not go on.
-                        let others = app.sessions.reset_others(&entry, abort.scope == Scope::Sessions);
+                        let others = app.sessions.reset_others(&entry, lun, abort.scope == Scope::Sessions);
                         let ((), stopped) = tokio::join!(own, others);
-                        match abort.scope {
-                            Scope::TaskSet => disk.unit().cleared(&stopped),
-                            _ => disk.unit().reset(),
+                        for (_, disk) in (0..).zip(&*disks).filter(|(number, _)| lun.is_none_or(|lun| lun == *number)) {
+                            match abort.scope {
+                                Scope::TaskSet(_) => disk.unit().cleared(&stopped),
+                                _ => disk.unit().reset(),
+                            }
                         }
                     }
                     let _ = finish.send(Finished::Aborted(abort.request, abort.scope));
@@ -519,9 +532,27 @@ impl Running {
                     Which::One(name) if !name.is_empty() && !name.eq_ignore_ascii_case(&own) => Vec::new(),
                     _ => vec![own],
                 };
-                self.session.targets(&names, &self.portal);
+                self.session.targets(&names, &self.portals);
             }
             Effect::Close => self.closing = Some(Instant::now() + FAREWELL),
+        }
+    }
+
+    /// The disk that a task is about.
+    fn disk(&self, task: TaskId) -> &Arc<ClientDisk> {
+        &self.place.disks[usize::from(task.lun)]
+    }
+
+    /// Forgets at once what waits of these tasks. The future is done when none of them can touch a disk any more.
+    fn cancel(&self, tasks: &[TaskId]) -> impl Future<Output = ()> + Send + use<> {
+        let of = |lun: u8| tasks.iter().filter(|task| task.lun == lun).map(|task| task.number).collect::<Vec<_>>();
+        let nexus = self.place.entry.nexus;
+        let cancelled = (0..).zip(&*self.place.disks).map(|(lun, disk)| disk.writes.cancel(nexus, Some(&of(lun))));
+        let cancelled: Vec<_> = cancelled.collect();
+        async move {
+            for cancelled in cancelled {
+                cancelled.await;
+            }
         }
     }
 
@@ -532,7 +563,7 @@ impl Running {
         self.output.append(session.output());
         let length = layout.wire_length();
         let buffer = self.output.room(length);
-        let disk = &self.place.disk;
+        let disk = &self.place.disks[usize::from(task.lun)];
         let read = match disk.writes.try_reading() {
             Some(_reading) => read_into(&*disk.disk, range, layout, buffer, false),
             None => Ok(false),
@@ -563,7 +594,7 @@ impl Running {
         let bytes = layout.length;
         self.misses += 1;
         self.missed_bytes += bytes;
-        let (disk, lanes) = (Arc::clone(&self.place.disk), Arc::clone(&self.app.lanes));
+        let (disk, lanes) = (Arc::clone(self.disk(task)), Arc::clone(&self.app.lanes));
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         tokio::spawn(async move {
             let work = move || {
@@ -582,7 +613,7 @@ impl Running {
     }
 
     fn change(&mut self, task: TaskId, job: Job) {
-        self.writes.push((task, job, None));
+        self.writes[usize::from(task.lun)].push((task, job, None));
     }
 
     fn note_write(&self, data: &[Bytes]) {
@@ -594,18 +625,18 @@ impl Running {
     /// Nobody can cancel it: a unit that is half erased would stay so.
     fn erase(&mut self, task: TaskId, range: ByteRange) {
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
-        let disk = Arc::clone(&self.place.disk);
+        let disk = Arc::clone(self.disk(task));
         let done = move |result: Result<(), Failed>| {
             disk.unit().sanitized();
             let _ = finish.send(troubles.end_of(task, result));
         };
-        self.place.disk.writes.submit([(OWN, Job::Erase(range), Box::new(done) as Done)]);
+        self.disk(task).writes.submit([(OWN, Job::Erase(range), Box::new(done) as Done)]);
     }
 
     fn copy(&mut self, task: TaskId, copy: Copy) {
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         let nexus = self.place.entry.nexus;
-        let mut record = CopyRecord { disk: Arc::clone(&self.place.disk), nexus, list: copy.list, done: false };
+        let mut record = CopyRecord { disk: Arc::clone(self.disk(task)), nexus, list: copy.list, done: false };
         let done = move |result: Result<(), Failed>| {
             record.done = result.is_ok();
             drop(record);
@@ -619,12 +650,12 @@ impl Running {
             };
             let _ = finish.send(told);
         };
-        self.writes.push((task, Job::Copy(copy.ranges), Some(Box::new(done))));
+        self.writes[usize::from(task.lun)].push((task, Job::Copy(copy.ranges), Some(Box::new(done))));
     }
 
     /// Which parts of the disk take space. To find out may wait for the device.
     fn look_up(&mut self, task: TaskId, range: ByteRange, most: usize, report: Report) {
-        let (disk, lanes) = (Arc::clone(&self.place.disk.disk), Arc::clone(&self.app.lanes));
+        let (disk, lanes) = (Arc::clone(&self.disk(task).disk), Arc::clone(&self.app.lanes));
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         tokio::spawn(async move {
             let work = move || disk.provisioning(range.offset, range.length, most);
@@ -650,14 +681,14 @@ impl Running {
     }
 
     fn reserved(&mut self, task: TaskId, keep: bool, abort: Vec<Nexus>) {
-        let (disk, app) = (Arc::clone(&self.place.disk), Arc::clone(&self.app));
+        let (disk, app) = (Arc::clone(self.disk(task)), Arc::clone(&self.app));
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         let entry = Arc::clone(&self.place.entry);
         // Of its own tasks only those before it are meant, and this one is their end.
         let abort: Vec<Nexus> = abort.into_iter().filter(|nexus| *nexus != self.place.entry.nexus).collect();
         tokio::spawn(async move {
             let kept = if keep { disk.keep_reservations(&app.lanes).await } else { Ok(()) };
-            app.sessions.stop_tasks(&entry.client, &abort).await;
+            app.sessions.stop_tasks(&entry.client, &abort, task.lun).await;
             let told = kept.map_err(|error| {
                 troubles.tell(&error);
                 Sense::of_disk(&error, true)
@@ -666,14 +697,16 @@ impl Running {
         });
     }
 
-    /// Another session's reset: every task is gone without an answer.
-    fn forget_all(&mut self) -> Vec<u64> {
-        self.writes.clear();
-        self.deferred.clear();
-        let tasks = self.session.abort_all();
+    /// Another session's reset: every task on this logical unit (on all, where none is named) is gone without an answer.
+    fn forget_all(&mut self, lun: Option<u8>) -> Vec<TaskId> {
+        for (_, writes) in (0..).zip(&mut self.writes).filter(|(number, _)| lun.is_none_or(|lun| lun == *number)) {
+            writes.clear();
+        }
+        self.deferred.retain(|(task, _)| lun.is_some_and(|lun| lun != task.lun));
+        let tasks = self.session.abort_all(lun);
         // No answer of theirs will tell the initiator that its command window is open again; this does.
         self.session.ping();
-        tasks.into_iter().map(|task| task.0).collect()
+        tasks
     }
 
     fn note(&self, stage: Stage, detail: &str) {
@@ -776,14 +809,14 @@ fn verify(disk: &ClientDisk, range: ByteRange, expected: &[u8], repeat: bool) ->
 pub(super) async fn discovery(
     app: &Arc<App>,
     mut stream: TcpStream,
-    peer: SocketAddr,
+    portals: &Portals,
     mut input: BytesMut,
     mut session: Session,
     initiator: &str,
 ) -> anyhow::Result<()> {
     /// A discovery takes milliseconds.
     const PATIENCE: Duration = Duration::from_secs(60);
-    let address = portal(&stream)?;
+    let (peer, addresses) = (stream.peer_addr()?, portals.told(&stream)?);
     let until = Instant::now() + PATIENCE;
     let mut output = Output::default();
     let mut closing = false;
@@ -795,10 +828,10 @@ pub(super) async fn discovery(
             && !closing
             && let Some(pdu) = frame::next(&mut input, MAX_DATA_SEGMENT, session.digests())?
         {
-            session.receive(pdu, None)?;
+            session.receive(pdu, &[])?;
             while let Some(effect) = session.next_effect() {
                 match effect {
-                    Effect::SendTargets(which) => session.targets(&usable(app, peer, initiator, &which), &address),
+                    Effect::SendTargets(which) => session.targets(&usable(app, peer, initiator, &which), &addresses),
                     Effect::Close => closing = true,
                     other => tracing::error!("a discovery session asked for {other:?}"),
                 }
@@ -824,11 +857,6 @@ pub(super) async fn discovery(
             () = tokio::time::sleep_until(until) => return Ok(()),
         }
     }
-}
-
-/// Where the initiator reached us, as `ip:port,group` (RFC 7143 §13.8).
-fn portal(stream: &TcpStream) -> io::Result<String> {
-    Ok(format!("{},{PORTAL_GROUP}", stream.local_addr()?))
 }
 
 /// The targets that an initiator may use, of those that it asks for.

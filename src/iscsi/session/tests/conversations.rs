@@ -1,7 +1,7 @@
 //! What known initiators say, from their login on, and what they must hear.
 
 use std::fmt::Write as _;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
 
@@ -50,7 +50,7 @@ fn line(pdu: &Pdu) -> String {
 struct Conversation {
     login: Login,
     session: Option<Session>,
-    unit: Mutex<LogicalUnit>,
+    unit: Arc<Mutex<LogicalUnit>>,
     cmd_sn: u32,
     itt: u32,
     heard: String,
@@ -64,7 +64,7 @@ impl Conversation {
         Self {
             login: Login::default(),
             session: None,
-            unit: Mutex::new(unit),
+            unit: Arc::new(Mutex::new(unit)),
             cmd_sn: 1,
             itt: 1,
             heard: String::new(),
@@ -111,7 +111,7 @@ impl Conversation {
     fn send(&mut self, header: Header, data: &[u8]) {
         let session = self.session.as_mut().expect("logged in");
         let mut wire = Vec::new();
-        session.receive(Self::pdu(header, data), Some(&self.unit)).unwrap();
+        session.receive(Self::pdu(header, data), std::slice::from_ref(&self.unit)).unwrap();
         while let Some(effect) = session.next_effect() {
             match effect {
                 Effect::Read(id, _) => {
