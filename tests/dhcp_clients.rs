@@ -124,6 +124,7 @@ fn app() -> App {
         title: None,
         note: None,
         limit: None,
+        data: None,
     };
     let fleet = Fleet::new([client("pc-01", PC_01, Some(Ipv4Addr::new(10, 77, 0, 50))), client("pc-02", PC_02, None)]);
     let pool = Pool {

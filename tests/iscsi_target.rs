@@ -36,12 +36,17 @@ const ADMIN: &str = "iqn.2026-11.internal.roost:admin";
 /// The master's size, and what its block `n` is full of.
 const MASTER: usize = 4 << 20;
 
+/// The size of the data disk, and how far it may grow on the host, with the first one.
+const DATA: u64 = 5 << 30;
+const DATA_LIMIT: u64 = 8 << 20;
+
 fn master_block(n: usize) -> Vec<u8> {
     vec![u8::try_from(n % 251).unwrap(); 512]
 }
 
-/// A target with six clients: `pc-01` at [`HOME`], `pc-02` that lets [`ADMIN`] in, `pc-03` that is switched off, `pc-04` whose
-/// disk is read-only, `pc-05` that must pass CHAP, and `pc-06` with a limit of 2 MiB.
+/// A target with seven clients: `pc-01` at [`HOME`], `pc-02` that lets [`ADMIN`] in, `pc-03` that is switched off, `pc-04` whose
+/// disk is read-only, `pc-05` that must pass CHAP, `pc-06` with a limit of 2 MiB, and `pc-07` with a data disk of [`DATA`],
+/// a limit of [`DATA_LIMIT`] and [`ADMIN`].
 struct Lab {
     state: TempDir,
     life: Option<Life>,
@@ -70,6 +75,7 @@ fn client(number: u8, initiators: Initiators, off: bool) -> Client {
         title: None,
         note: None,
         limit: None,
+        data: None,
     }
 }
 
@@ -149,11 +155,12 @@ impl Life {
         let admin = Initiators::Also(vec![ADMIN.to_owned()]);
         let fleet = Fleet::new([
             client(1, Initiators::OwnOnly, false),
-            client(2, admin, false),
+            client(2, admin.clone(), false),
             client(3, Initiators::Anyone, true),
             Client { read_only: true, ..client(4, Initiators::OwnOnly, false) },
             Client { chap: true, ..client(5, Initiators::OwnOnly, false) },
             Client { limit: Some(2 << 20), ..client(6, Initiators::OwnOnly, false) },
+            Client { limit: Some(DATA_LIMIT), data: Some(DATA), ..client(7, admin, false) },
         ]);
         let app = Arc::new(App::new(settings, fleet.unwrap(), Recorder::detached(), "this-boot".to_owned()));
         let runtime = Runtime::new().unwrap();
@@ -1184,4 +1191,237 @@ fn at_its_limit_a_client_is_told_at_once_and_reads_overwrites_and_frees() {
     for n in 0..40 {
         assert_eq!(try_write(&mut other, n, 1), None);
     }
+}
+
+/// READ CAPACITY (10): how many bytes.
+fn capacity(session: &mut Initiator) -> u64 {
+    let answer = session.ask(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], 8).unwrap();
+    (u64::from(u32::from_be_bytes(answer[..4].try_into().unwrap())) + 1) * 512
+}
+
+/// Does this on the second disk.
+fn on_second<T>(session: &mut Initiator, act: impl FnOnce(&mut Initiator) -> T) -> T {
+    session.lun = 1;
+    let done = act(session);
+    session.lun = 0;
+    done
+}
+
+/// A session of the client with a data disk, past the first words of both units.
+fn log_in_with_data(lab: &Lab, isid: Isid) -> Initiator {
+    let mut session = lab.log_in(7, isid);
+    session.settle();
+    on_second(&mut session, Initiator::settle);
+    session
+}
+
+#[test]
+fn a_second_disk_is_a_unit_of_its_own_that_no_reset_and_no_rollback_touches() {
+    const REPORT_LUNS: [u8; 12] = [0xA0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0];
+    const SERIAL: [u8; 6] = [0x12, 1, 0x80, 0, 64, 0];
+    const IDENTITY: [u8; 6] = [0x12, 1, 0x83, 0, 255, 0];
+    let lab = Lab::new();
+    let path = lab.state.path().join("disks/pc-07.data.vhdx");
+    assert!(!path.exists());
+    let mut session = log_in_with_data(&lab, Isid::system(1));
+    assert_eq!(session.ask(&REPORT_LUNS, 64).unwrap()[..], {
+        [0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    });
+    assert_eq!((capacity(&mut session), on_second(&mut session, capacity)), (MASTER as u64, DATA));
+    for page in [SERIAL, IDENTITY] {
+        let first = session.ask(&page, 255).unwrap();
+        assert_ne!(on_second(&mut session, |session| session.ask(&page, 255).unwrap()), first);
+    }
+    let model = on_second(&mut session, |session| session.ask(&[0x12, 0, 0, 0, 74, 0], 74).unwrap());
+    assert_eq!(model[16..32], *b"DATA DISK       ");
+
+    // The same blocks of both, at the same time.
+    let both = [(0, vec![1; 4096]), (1, vec![2; 4096])];
+    for _ in 0..20 {
+        for (lun, data) in &both {
+            session.lun = *lun;
+            session.start_write(100, data);
+        }
+    }
+    session.lun = 0;
+    (0..40).for_each(|_| assert_eq!(status_of(&session.take_answer(0x21)), None));
+    assert_eq!(session.read(100, 8), both[0].1);
+    assert_eq!(on_second(&mut session, |session| session.read(100, 8)), both[1].1);
+    assert_eq!(on_second(&mut session, |session| session.read(0, 1)), vec![0; 512], "it was empty");
+    assert_eq!(session.read(0, 1), master_block(0));
+    session.log_out();
+
+    let client = Arc::clone(&lab.app().fleet()).client(&name(7)).unwrap().clone();
+    let runtime = &lab.life().runtime;
+    assert!(runtime.block_on(lab.app().reset_disk(&client)).unwrap().made_anew);
+    let mut session = log_in_with_data(&lab, Isid::system(1));
+    assert_eq!(session.read(100, 1), master_block(100));
+    assert_eq!(on_second(&mut session, |session| session.read(100, 8)), both[1].1);
+
+    runtime.block_on(lab.app().checkpoint(&client, String::new())).unwrap();
+    session.write(100, &[3; 4096]);
+    on_second(&mut session, |session| session.write(108, &[4; 4096]));
+    session.log_out();
+    runtime.block_on(lab.app().roll_back(&client, None)).unwrap();
+    let mut session = log_in_with_data(&lab, Isid::system(1));
+    assert_eq!(session.read(100, 1), master_block(100));
+    assert_eq!(on_second(&mut session, |session| session.read(100, 16)), [both[1].1.clone(), vec![4; 4096]].concat());
+
+    // Who has no data disk has one unit.
+    let mut other = lab.log_in(1, Isid::system(1));
+    other.settle();
+    assert_eq!(other.ask(&REPORT_LUNS, 64).unwrap()[..], [0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(on_second(&mut other, Initiator::test_unit_ready), Some((5, 0x25, 0)));
+    assert!(!lab.state.path().join("disks/pc-01.data.vhdx").exists());
+}
+
+#[test]
+fn a_second_disk_grows_at_a_login_and_whoever_is_there_is_told_once() {
+    let mut lab = Lab::new();
+    let mut session = log_in_with_data(&lab, Isid::system(1));
+    on_second(&mut session, |session| session.write(7, &[7; 512]));
+    let set = |lab: &Lab, data: Option<u64>| {
+        let client = lab.app().fleet().client(&name(7)).unwrap().clone();
+        let client = Client { data, ..client };
+        let opened = lab.life().runtime.block_on(lab.app().disks.open_data(&client, &names(7).1));
+        opened.unwrap().map(|disk| disk.disk.size())
+    };
+    assert_eq!(set(&lab, Some(3 << 40)), Some(3 << 40));
+    assert_eq!(session.test_unit_ready(), None, "the first disk is as it was");
+    assert_eq!(on_second(&mut session, Initiator::test_unit_ready), Some((6, 0x2A, 0x09)));
+    assert_eq!(on_second(&mut session, Initiator::test_unit_ready), None);
+    let capacity16 = |session: &mut Initiator| {
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[1], cdb[13]) = (0x9E, 0x10, 32);
+        u64::from_be_bytes(session.ask(&cdb, 32).unwrap()[..8].try_into().unwrap())
+    };
+    let last = (3_u64 << 40) / 512 - 1;
+    assert_eq!(on_second(&mut session, capacity16), last);
+    let far = on_second(&mut session, |session| session.tell(&sixteen(0x8A, 0, last, 1), &[8; 512]));
+    assert_eq!(far, Ok(()));
+    assert_eq!(on_second(&mut session, |session| session.read(7, 1)), vec![7; 512]);
+
+    // It is wanted smaller (by the configuration of the next life), or not at all: nothing is lost.
+    assert_eq!(set(&lab, Some(1 << 20)), Some(3 << 40));
+    assert_eq!(set(&lab, None), None);
+    lab.die_and_begin_again();
+    let mut session = log_in_with_data(&lab, Isid::system(1));
+    assert_eq!(on_second(&mut session, capacity16), last);
+    let there = on_second(&mut session, |session| session.ask(&sixteen(0x88, 0, last, 1), 512));
+    assert_eq!(there, Ok(vec![8; 512]));
+    assert_eq!(on_second(&mut session, |session| session.read(7, 1)), vec![7; 512]);
+}
+
+#[test]
+fn what_one_unit_is_asked_for_leaves_the_other() {
+    let lab = Lab::new();
+    let mut own = log_in_with_data(&lab, Isid::system(1));
+    let mut admin = lab.connect(ELSEWHERE);
+    assert_eq!(admin.log_in(ADMIN, &names(7).1, Isid::system(7)), 0);
+    admin.settle();
+    on_second(&mut admin, Initiator::settle);
+
+    // Reservations.
+    let write = |session: &mut Initiator| session.tell(&sixteen(0x8A, 0, 0, 1), &[1; 512]);
+    assert_eq!(on_second(&mut admin, |admin| reserve_out(admin, 0, 0, [0, 5])), Ok(()));
+    assert_eq!(on_second(&mut admin, |admin| reserve_out(admin, 1, 1, [5, 0])), Ok(()));
+    assert_eq!(on_second(&mut own, write), Err((CONFLICT, 0, 0)));
+    assert_eq!((write(&mut own), write(&mut admin)), (Ok(()), Ok(())));
+    assert!(lab.state.path().join("pending/pc-07.data.reservations").exists());
+    assert!(!lab.state.path().join("pending/pc-07.reservations").exists());
+    assert_eq!(on_second(&mut admin, |admin| reserve_out(admin, 3, 0, [5, 0])), Ok(()));
+    let _ = on_second(&mut own, Initiator::test_unit_ready);
+
+    // Resets: the others are told of the unit that was reset, and of no other.
+    let reset = Some((6, 0x29, 0x03));
+    on_second(&mut admin, |admin| {
+        admin.start_lun_reset();
+        assert_eq!(admin.take_answer(0x22).header[2], 0);
+    });
+    assert_eq!(own.test_unit_ready(), None);
+    assert_eq!(on_second(&mut own, Initiator::test_unit_ready), reset);
+    assert_eq!(on_second(&mut own, Initiator::test_unit_ready), None);
+    admin.start_lun_reset();
+    assert_eq!(admin.take_answer(0x22).header[2], 0);
+    assert_eq!(on_second(&mut own, Initiator::test_unit_ready), None);
+    assert_eq!(own.test_unit_ready(), reset);
+}
+
+#[test]
+fn tasks_of_one_unit_go_on_while_the_other_is_reset() {
+    let lab = Lab::new();
+    // The first disk holds what is written to it.
+    let (gate, (initiator, target)) = (lab.gate(7), names(7));
+    let mut own = lab.connect(HOME);
+    assert_eq!(own.log_in(&initiator, &target, Isid::system(1)), 0);
+    own.settle();
+    on_second(&mut own, Initiator::settle);
+    let mut admin = lab.connect(ELSEWHERE);
+    assert_eq!(admin.log_in(ADMIN, &target, Isid::system(7)), 0);
+    gate.shut(true);
+    let held = own.start_write(9, &[1; 512]);
+    eventually("the write is held", || gate.held() == 1);
+    // Neither its own reset of the second, nor another's, waits for the first or ends what it does.
+    on_second(&mut own, |own| {
+        own.start_lun_reset();
+        assert_eq!(own.take_answer(0x22).header[2], 0);
+        own.clear_task_set();
+        own.write(9, &[2; 512]);
+    });
+    on_second(&mut admin, |admin| {
+        admin.start_lun_reset();
+        assert_eq!(admin.take_answer(0x22).header[2], 0);
+    });
+    assert_eq!(gate.landed(), [0_u64; 0]);
+    gate.shut(false);
+    assert_eq!(status_of(&own.take_response(held)), None);
+    assert_eq!(gate.landed(), [9 * 512]);
+}
+
+#[test]
+fn what_was_acknowledged_on_a_second_disk_outlives_the_process_and_counts_against_the_limit() {
+    let mut lab = Lab::new();
+    let mut session = log_in_with_data(&lab, Isid::system(1));
+    for block in (0..640).step_by(10) {
+        on_second(&mut session, |session| session.write(block * 1000, &[0xab; 4096]));
+    }
+    let mut atomic = sixteen(0x9C, 0, 8, 0);
+    atomic[13] = 8;
+    assert_eq!(on_second(&mut session, |session| session.tell(&atomic, &[5; 4096])), Ok(()));
+    lab.die_and_begin_again();
+    let mut session = log_in_with_data(&lab, Isid::system(1));
+    for block in (0..640).step_by(10) {
+        assert_eq!(on_second(&mut session, |session| session.read(block * 1000, 8)), vec![0xab; 4096], "{block}");
+    }
+    assert_eq!(on_second(&mut session, |session| session.read(8, 8)), vec![5; 4096]);
+
+    // 8 MiB for both disks together.
+    let on_host = |file: &str| fs::metadata(lab.state.path().join("disks").join(file)).unwrap().blocks() * 512;
+    let data = vec![3; 65_536];
+    let grow = |session: &mut Initiator, n: u32| {
+        session.start_write(n * 128, &data);
+        status_of(&session.take_answer(0x21))
+    };
+    let full = Some((7, 0x27, 0x07));
+    let refused = on_second(&mut session, |session| (40_000..40_200).find(|n| grow(session, *n) == full)).unwrap();
+    assert_eq!(grow(&mut session, 3), full, "the first disk, too");
+    let both = on_host("pc-07.data.vhdx") + on_host("pc-07.vhd");
+    assert!(both <= DATA_LIMIT && both + (1 << 20) > DATA_LIMIT, "{both} bytes");
+    on_second(&mut session, |session| {
+        session.unmap(40_000 * 128, (refused - 40_000) * 128);
+        session.flush();
+    });
+    assert_eq!(grow(&mut session, 3), None);
+}
+
+#[test]
+fn a_second_disk_that_cannot_be_opened_keeps_its_machine_out_and_says_why() {
+    let lab = Lab::new();
+    let path = lab.state.path().join("disks/pc-07.data.vhdx");
+    fs::write(&path, vec![7; 4096]).unwrap();
+    let (own, target) = names(7);
+    assert_eq!(lab.refused(HOME, &own, &target), 0x0300);
+    let told = lab.events(Stage::Refused).pop().unwrap().detail;
+    assert!(told.starts_with("its data disk: ") && told.contains("take `data` out of roost.toml"), "{told}");
+    assert_eq!(fs::read(&path).unwrap(), vec![7; 4096], "it is as it was");
 }

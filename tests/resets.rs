@@ -146,6 +146,7 @@ impl Life {
             title: None,
             note: None,
             limit: None,
+            data: None,
         };
         let fleet = Fleet::new([client]).unwrap();
         let app = Arc::new(App::new(settings, fleet, Recorder::detached(), boot_id.to_owned()));

@@ -352,6 +352,7 @@ mod tests {
             title: None,
             note: None,
             limit: None,
+            data: None,
         };
         ChildFiles::new(state, &client, boot_id, &Masters::default(), &Gate::default())
     }

@@ -17,6 +17,7 @@ use super::recorder::now;
 use super::space::bytes_of;
 use crate::config::{DhcpMode, Settings};
 use crate::disk::checksum::{Fitness, fitness};
+use crate::disk::data;
 use crate::disk::file::Access;
 use crate::disk::overlay::{Layer, Place, Tree};
 use crate::disk::vhd::Footer;
@@ -61,6 +62,9 @@ pub struct ClientReport {
     pub previous_disk: Option<PathBuf>,
     /// The size of the disk that the client sees, in bytes; unknown where the disk cannot be read.
     pub disk_size: Option<u64>,
+    /// Its second disk, if it is to have one or there is one.
+    #[serde(default)]
+    pub data: Option<DataReport>,
     /// The disk's checkpoints, by their numbers.
     #[serde(default)]
     pub checkpoints: Vec<CheckpointReport>,
@@ -76,6 +80,47 @@ pub struct ClientReport {
     /// Why its disk is not served, where that is known before it logs in: its image is missing or not what was imported.
     #[serde(default)]
     pub problem: Option<String>,
+}
+
+/// A client's second disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataReport {
+    /// Its file. There is none before the first login.
+    pub path: PathBuf,
+    /// The size that the mapping file gives it, in bytes; nothing: it is not served.
+    pub wanted: Option<u64>,
+    /// The size that it has, in bytes; unknown where there is no file or it cannot be read.
+    pub size: Option<u64>,
+    /// What its file takes up on the host, in bytes.
+    pub bytes_on_host: Option<u64>,
+    /// What a person should know about it: it is left over, or larger than it is wanted.
+    pub note: Option<String>,
+}
+
+impl DataReport {
+    /// What lies there; `None` where there is nothing, and nothing wanted.
+    fn of(state: &Path, client: &Client) -> Option<Self> {
+        let path = data_path(state, &client.name);
+        let bytes_on_host = bytes_on_host(&path);
+        if client.data.is_none() && bytes_on_host.is_none() {
+            return None;
+        }
+        let size = data::size_of(&path).ok();
+        let note = match client.data {
+            None => {
+                Some("is not served, for `data` is not in roost.toml; its file stays until it is removed".to_owned())
+            }
+            Some(wanted) => size.filter(|size| *size > wanted).map(|size| does_not_shrink(wanted, size)),
+        };
+        Some(Self { path, wanted: client.data, size, bytes_on_host, note })
+    }
+}
+
+/// The sentence about a second disk that is larger than it is wanted.
+pub(super) fn does_not_shrink(wanted: u64, size: u64) -> String {
+    format!(
+        "has {size} bytes, and `data` says {wanted}: a disk does not shrink, what lies at its end would be cut off; it stays as it is"
+    )
 }
 
 /// A checkpoint of a client's disk.
@@ -290,6 +335,7 @@ impl Reporter {
             limit: client.limit,
             bytes_of_limit: bytes_of(&disk_path),
             disk_size: disk_size(&disk_path).or_else(|| disk_size(&master_path(&self.settings.state, &client.image))),
+            data: DataReport::of(&self.settings.state, client),
             checkpoints: tree.as_ref().map(tell).unwrap_or_default(),
             chain_depth: tree.filter(|_| disk_path.exists()).map(|tree| tree.below_top().len() + 2),
             disk_path,
@@ -324,6 +370,17 @@ impl Reporter {
 #[must_use]
 pub fn disk_path(state: &Path, client: &ClientName) -> PathBuf {
     state.join("disks").join(format!("{client}.vhd"))
+}
+
+/// What the file of a client's second disk is called. No other client's file is: names have no dots.
+pub(super) fn data_file(client: &str) -> String {
+    format!("{client}.data.vhdx")
+}
+
+/// Where a client's second disk is: `STATE/disks/NAME.data.vhdx`.
+#[must_use]
+pub fn data_path(state: &Path, client: &ClientName) -> PathBuf {
+    state.join("disks").join(data_file(client.as_str()))
 }
 
 /// What there is to say about a layer that is a checkpoint.
@@ -666,6 +723,7 @@ mod tests {
             title: None,
             note: None,
             limit: None,
+            data: None,
         };
         let [fixed, leased, seen, older] = [1, 2, 3, 4].map(|last| Ipv4Addr::new(10, 0, 0, last));
         assert_eq!(address(&client, &store).unwrap(), None);

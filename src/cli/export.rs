@@ -1,4 +1,4 @@
-//! `roost image export NAME[@VERSION] FILE` and `roost client export NAME FILE`: a disk as a file for elsewhere.
+//! `roost image export NAME[@VERSION] FILE` and `roost client export NAME FILE [--data]`: a disk as a file for elsewhere.
 //!
 //! A master never changes, so it is exported at any time. A client's disk is exported as it is when nobody is logged in on
 //! it: while a system runs, its file is a disk in the middle of everything, with writes of its own and of Roost on their
@@ -85,7 +85,13 @@ pub(super) fn image(globals: &Globals, which: &Version, into: &Path, options: &O
     export(globals, &master, into, options)
 }
 
-pub(super) fn client(globals: &Globals, name: &ClientName, into: &Path, options: &Options) -> Result<(), Error> {
+pub(super) fn client(
+    globals: &Globals,
+    name: &ClientName,
+    into: &Path,
+    data: bool,
+    options: &Options,
+) -> Result<(), Error> {
     let state = lab::state(globals)?;
     let released = match ask::<ClientReport>(&state, &format!("/v1/clients/{name}"))? {
         Answer::Got(_) => match tell::<ReleaseReport>(&state, &format!("/v1/clients/{name}/release"), &())? {
@@ -100,7 +106,10 @@ pub(super) fn client(globals: &Globals, name: &ClientName, into: &Path, options:
         Answer::NothingRuns => AtRest::open(globals, name)?
             .run(async |app, client| app.release_disk(&client).await.map_err(Error::failed))?,
     };
-    match released.disk_path {
+    let disk = if data { released.data_path } else { released.disk_path };
+    match disk {
+        None if data => Err(Error::new(Kind::Refused, format!("`{name}` has no data disk"))
+            .help("`data = \"50G\"` in roost.toml gives it one, and its next login makes it")),
         Some(disk) => export(globals, &disk, into, options),
         None => Err(Error::new(Kind::Refused, format!("`{name}` has no disk yet; its first login makes one"))
             .help("until then it is what its image is: roost image export")),

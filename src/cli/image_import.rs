@@ -19,8 +19,9 @@ use super::output::{bytes, print, print_json, seconds};
 use super::progress::{Progress, Unfinished};
 use super::{Globals, lab};
 use crate::app::report::{StatusReport, bytes_on_host, master_path};
+use crate::disk::DiskError;
 use crate::disk::checksum::Checksum;
-use crate::disk::import::{ImportError, import};
+use crate::disk::import::{ImportError, import, place};
 use crate::fleet::ImageName;
 use crate::fleet::image::{FIRST_VERSION, master_file};
 use crate::store::{LockError, StateLock};
@@ -59,16 +60,16 @@ pub(super) fn run(globals: &Globals, source: &Path, name: &ImageName) -> Result<
     });
     progress.end();
     let blake3 = recorded?.map(|record| record.blake3);
-    sync_folder(&staging.path)?;
-    match fs::rename(&staging.path, &folder) {
+    match place(&staging.path, &folder) {
         Ok(()) => {}
         // Another import was faster.
-        Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {
+        Err(DiskError::Io { source, .. })
+            if matches!(source.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) =>
+        {
             return Err(exists(name, &folder));
         }
-        Err(error) => return Err(cannot(&folder, error)),
+        Err(error) => return Err(error.into()),
     }
-    sync_folder(&images)?;
     drop(lock);
 
     let took = started.elapsed();
@@ -123,11 +124,6 @@ fn remove_abandoned(images: &Path) {
             let _ = fs::remove_dir_all(&path);
         }
     }
-}
-
-fn sync_folder(folder: &Path) -> Result<(), Error> {
-    let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(|error| Error::failed(format!("cannot write {}: {error}", folder.display())))
 }
 
 /// The folder of an import under way. It goes when this is dropped, unless it has become the image.

@@ -157,6 +157,9 @@ enum ClientVerb {
         name: ClientName,
         /// The file; it appears when it is complete
         file: PathBuf,
+        /// Its second disk, not its first
+        #[arg(long)]
+        data: bool,
         #[command(flatten)]
         options: export::Options,
     },
@@ -241,7 +244,9 @@ fn perform(globals: &Globals, verb: Verb) -> Result<u8, Error> {
         Verb::Image(ImageVerb::Export { name, file, options }) => export::image(globals, &name, &file, &options),
         Verb::Cat { file, part } => cat::run(&file, &part),
         Verb::Verify { which, repair } => return verify::run(globals, &which, repair),
-        Verb::Client(ClientVerb::Export { name, file, options }) => export::client(globals, &name, &file, &options),
+        Verb::Client(ClientVerb::Export { name, file, data, options }) => {
+            export::client(globals, &name, &file, data, &options)
+        }
         Verb::Inspect { file } => inspect::run(globals, &file),
         Verb::Replace { name, mac, force } => replace::run(globals, &name, mac, force),
         Verb::Client(ClientVerb::List) => client_list::run(globals),
@@ -271,7 +276,7 @@ fn check(globals: &Globals, file: &Path) -> Result<u8, Error> {
     let images = |settings: &Settings| {
         let state = globals.state.as_ref().unwrap_or(&settings.state);
         let there = lab::images(state)?;
-        Some(check::Images { changed: lab::changed_images(state, &there), there })
+        Some(check::Images { changed: lab::changed_images(state, &there), there, data: lab::data_disks(state) })
     };
     let answer = check::check(file, style, images);
     output::print(&answer.text)?;

@@ -25,6 +25,8 @@ struct Common {
     mode: Given<bool>,
     /// The most bytes of its own that the disk may take up.
     limit: Given<u64>,
+    /// The size of a second disk in bytes.
+    data: Given<u64>,
     off: Given<bool>,
 }
 
@@ -34,6 +36,7 @@ impl Common {
         disk: Given::Absent,
         mode: Given::Absent,
         limit: Given::Absent,
+        data: Given::Absent,
         chap: Given::Absent,
         off: Given::Absent,
     };
@@ -45,6 +48,7 @@ impl Common {
             chap: walker.flag(section, "chap"),
             mode: walker.parsed(section, "mode", read_only),
             limit: walker.parsed(section, "limit", values::limit),
+            data: walker.parsed(section, "data", values::data),
             off: walker.flag(section, "off"),
         }
     }
@@ -56,6 +60,7 @@ impl Common {
             chap: self.chap.or(&farther.chap),
             mode: self.mode.or(&farther.mode),
             limit: self.limit.or(&farther.limit),
+            data: self.data.or(&farther.data),
             off: self.off.or(&farther.off),
         }
     }
@@ -266,6 +271,15 @@ impl Clients {
         self.entries.iter().filter_map(fixed).collect()
     }
 
+    /// Every client, with the place and the size of its second disk; without one, with its own place.
+    pub(super) fn data(&self) -> Vec<(ClientName, usize, Option<u64>)> {
+        let data = |entry: &Entry| {
+            let (at, size) = entry.all.data.located().map_or((entry.at, None), |data| (data.at, Some(data.value)));
+            Some((entry.name.clone()?, at, size))
+        };
+        self.entries.iter().filter_map(data).collect()
+    }
+
     /// The fleet; `None` where something is wrong.
     pub(super) fn fleet(self) -> Option<Fleet> {
         let clients: Option<Vec<Client>> = self.entries.into_iter().map(Entry::client).collect();
@@ -399,6 +413,7 @@ impl Entry {
             chap: self.all.chap.value().unwrap_or(false),
             read_only: self.all.mode.value().unwrap_or(false),
             limit: self.all.limit.value(),
+            data: self.all.data.value(),
             off: self.all.off.value().unwrap_or(false),
             title: self.title.value(),
             note: self.note.value(),

@@ -31,10 +31,10 @@ use self::report::{Draft, Source};
 use self::schema::Level;
 use self::server::Server;
 use self::walk::{Located, Section, Walker};
-use crate::fleet::{Fleet, ImageName, Pool};
+use crate::fleet::{ClientName, Fleet, ImageName, Pool};
 
 pub use self::report::{MAX_LINE_SHOWN, MAX_SHOWN, Note, Place, Problem, Report, Severity};
-pub use self::values::{MAX_LEASE, MAX_POOL, MIN_LIMIT};
+pub use self::values::{MAX_DATA, MAX_LEASE, MAX_POOL, MIN_DATA, MIN_LIMIT};
 pub use crate::fleet::lease::{MAX_DNS, MIN_LEASE};
 
 /// Largest mapping file in bytes. [`MAX_CLIENTS`] with a long note each fit well; more is not a mapping file.
@@ -116,6 +116,8 @@ pub struct Loaded {
     source: Source,
     images: Vec<Located<ImageName>>,
     addresses: Vec<Fixed>,
+    /// Every client, where its `data` stands (or it itself, without one), and how many bytes that is.
+    data: Vec<(ClientName, usize, Option<u64>)>,
 }
 
 /// An address that the file names, and what for.
@@ -198,11 +200,12 @@ fn check(text: &str, name: &str, folder: &Path) -> Result<Loaded, Report> {
         return Err(report);
     }
     let addresses = fixed_addresses(&server, &clients);
+    let data = clients.data();
     let (images, groups) = (clients.images.clone(), clients.groups.clone());
     let whole = server.settings(folder).zip(clients.fleet());
     let (settings, fleet) = whole.expect("whatever keeps a section from being whole was reported as an error");
     let config = Config { settings, fleet, groups };
-    Ok(Loaded { config, warnings: report, source: source.clone(), images, addresses })
+    Ok(Loaded { config, warnings: report, source: source.clone(), images, addresses, data })
 }
 
 fn fixed_addresses(server: &Server, clients: &Clients) -> Vec<Fixed> {
@@ -257,6 +260,31 @@ impl Loaded {
             Some(draft.help("put back the file that was imported, then: roost verify --masters"))
         };
         self.source.report(self.images.iter().filter_map(named).collect())
+    }
+
+    /// What is wrong with the second disks that the file wants, where there are these already, of so many bytes.
+    #[must_use]
+    pub fn check_data(&self, there: &[(ClientName, u64)]) -> Report {
+        let drafts = self.data.iter().filter_map(|(client, at, wanted)| {
+            let (_, size) = there.iter().find(|(name, _)| name == client)?;
+            match wanted {
+                Some(wanted) if wanted < size => {
+                    let message = format!(
+                        "the data disk of `{client}` has {size} bytes, and does not shrink to {wanted}: what lies at its end \
+                         would be cut off"
+                    );
+                    let help = "give it its size again; or export it (roost client export NAME FILE --data) and remove its file";
+                    Some(Draft::error(*at, message).help(help))
+                }
+                Some(_) => None,
+                None => {
+                    let message = format!("`{client}` has a data disk of {size} bytes, which is not served without `data`");
+                    let help = format!("its file stays as it is, disks/{client}.data.vhdx: remove it, or give it back: data = \"…\"");
+                    Some(Draft::warning(*at, message).help(help))
+                }
+            }
+        });
+        self.source.report(drafts.collect())
     }
 
     /// What is wrong with the addresses that the file names, on a wire where this server has the address and the prefix

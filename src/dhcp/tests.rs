@@ -41,6 +41,7 @@ fn client(text: &str, macs: &[u8], ip: Option<[u8; 4]>) -> Client {
         title: None,
         note: None,
         limit: None,
+        data: None,
     }
 }
 

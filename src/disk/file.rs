@@ -503,7 +503,11 @@ pub(super) fn link(from: &Path, to: &Path) -> Result<(), DiskError> {
 /// # Errors
 /// The system's.
 pub fn sync_folder_of(path: &Path) -> Result<(), DiskError> {
-    let folder = folder_of(path);
+    sync_folder(folder_of(path))
+}
+
+/// The same for the folder itself.
+pub(super) fn sync_folder(folder: &Path) -> Result<(), DiskError> {
     fs::File::open(folder).and_then(|dir| dir.sync_all()).map_err(|source| DiskError::io(folder, "flush", source))?;
     #[cfg(test)]
     witness::flushed_folder(folder);

@@ -15,7 +15,7 @@ use super::Disk;
 use super::chain::Chain;
 use super::copy::{Take, each_run};
 use super::error::DiskError;
-use super::file::{Access, Media};
+use super::file::{Access, Media, rename, sync_folder, sync_folder_of};
 use super::inspect::{DiskFormat, Foreign, identify};
 use super::qemu::{self, ByQemu, QemuError};
 use super::vhd::create::TempFile;
@@ -106,6 +106,16 @@ pub fn import(source: &Path, into: &Path, progress: &mut dyn FnMut(u64, u64)) ->
             Err(ImportError::NotADisk { path: source.into(), len })
         }
     }
+}
+
+/// Makes the folder in which an import was prepared the image's, with all that lies in it: it is there whole, durably, or not at all.
+///
+/// # Errors
+/// The system's; a folder that is there already and holds something among them.
+pub fn place(prepared: &Path, folder: &Path) -> Result<(), DiskError> {
+    sync_folder(prepared)?;
+    rename(prepared, folder)?;
+    sync_folder_of(folder)
 }
 
 /// Has `qemu-img` make a raw disk beside the master, and the master of that.

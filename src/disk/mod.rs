@@ -14,10 +14,12 @@
 use std::fmt::Debug;
 use std::io::{IoSlice, IoSliceMut};
 
+mod cache;
 pub mod chain;
 pub mod check;
 pub mod checksum;
 pub mod copy;
+pub mod data;
 pub mod error;
 pub mod export;
 pub mod file;
@@ -45,6 +47,7 @@ mod power;
 #[cfg(test)]
 mod witness;
 
+pub use cache::bitmap_bytes;
 pub use chain::{Chain, PendingPath};
 pub use error::{DiskError, ErrorKind};
 

@@ -18,6 +18,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use uuid::Uuid;
 
+use super::cache::tests::within_much_or_little;
 use super::chain::Chain;
 use super::double::{Contents, Double, Event, now};
 use super::file::{Access, Media, read_vec, write_all};
@@ -581,7 +582,8 @@ fn try_all(what: &str, cases: u64, run: impl Fn(&Format, &Plan) -> Result<u64, S
             let config =
                 ProptestConfig { cases: 1, max_shrink_iters: 400, failure_persistence: None, ..Default::default() };
             let tested = TestRunner::new(config).run(&plan(), |plan| {
-                counted.set(counted.get() + run(format, &plan).map_err(TestCaseError::fail)?);
+                let cases = within_much_or_little(plan.2, || run(format, &plan)).map_err(TestCaseError::fail)?;
+                counted.set(counted.get() + cases);
                 histories.set(histories.get() + 1);
                 Ok(())
             });

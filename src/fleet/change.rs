@@ -140,6 +140,7 @@ mod tests {
             title: None,
             note: Some("by the door".to_owned()),
             limit: None,
+            data: None,
         }
     }
 

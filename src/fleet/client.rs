@@ -128,6 +128,8 @@ pub struct Client {
     pub read_only: bool,
     /// The most bytes that its own disk may take up on the host, its checkpoints among them.
     pub limit: Option<u64>,
+    /// The size of its second disk in bytes, which no reset touches.
+    pub data: Option<u64>,
     /// Out of service: no offer, no login.
     pub off: bool,
     /// A title for lists.

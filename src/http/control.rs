@@ -408,6 +408,7 @@ mod tests {
             title: None,
             note: None,
             limit: None,
+            data: None,
         };
         let store = Store::open(state).unwrap();
         let event = Event {

@@ -210,6 +210,7 @@ mod tests {
             title: None,
             note: None,
             limit: None,
+            data: None,
         }])
         .unwrap()
     }

@@ -125,6 +125,7 @@ fn fleet() -> Fleet {
         title: None,
         note: None,
         limit: None,
+        data: None,
     }])
     .unwrap()
 }

@@ -1,5 +1,6 @@
-//! Random histories of verbs against a model, and power cuts and deaths at every step of each verb, through the real way to
-//! open a disk.
+//! Random histories of verbs against a model; in [`cuts`], power cuts and deaths at every step of them.
+
+mod cuts;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,13 +12,11 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::super::chain::{Chain, PendingPath};
-use super::super::file::Access;
+use super::super::file::{Access, remove};
 use super::super::import::import;
-use super::super::model::{pattern, rounds, scratch};
-use super::super::power::Random;
+use super::super::model::{pattern, scratch};
 use super::super::vhd::{Builder, create_child};
 use super::super::vhdx;
-use super::super::witness::{Fault, Story, restore, told, watch};
 use super::super::{Disk, DiskError, ErrorKind, SECTOR};
 use super::layers::Hands;
 use super::merge::{is_untidy, tidy};
@@ -133,6 +132,13 @@ impl Bench {
         read(&Chain::open(&self.place.layer(number), Access::Peek).unwrap())
     }
 
+    /// The same, by the identities in the files.
+    fn layer_by_tree(&self, number: u32) -> Vec<u8> {
+        let tree = self.tree();
+        let id = tree.checkpoint(number).unwrap().id;
+        read(&*super::open_layers(&self.place, &tree, id, &self.base, Path::new("test")).unwrap())
+    }
+
     fn roll_back(&self, number: u32) {
         let tree = self.tree();
         self.place.roll_back(tree.checkpoint(number).unwrap(), &self.base, &mut |_| Ok(())).unwrap();
@@ -193,10 +199,91 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// What the disk and each checkpoint hold.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 struct Model {
     disk: Vec<u8>,
-    checkpoints: BTreeMap<u32, Vec<u8>>,
+    checkpoints: BTreeMap<u32, Arc<Vec<u8>>>,
+}
+
+/// A disk, and what it and its checkpoints must hold.
+struct Running<'a> {
+    bench: &'a Bench,
+    /// `None` while nobody has it open.
+    disk: Option<Overlay>,
+    model: Model,
+    boot: u32,
+}
+
+impl<'a> Running<'a> {
+    fn new(bench: &'a Bench, content: Vec<u8>) -> Self {
+        let mut running = Self { bench, disk: None, model: Model { disk: content, ..Model::default() }, boot: 0 };
+        running.open();
+        running
+    }
+
+    fn open(&mut self) {
+        // A disk that is open has its lock.
+        self.disk = None;
+        // The first one is BOOT.
+        self.disk = Some(self.bench.open_at(&format!("{:08x}{}", 0x0f3c_1e62 + self.boot, &BOOT[8..])));
+    }
+
+    fn disk(&self) -> &Overlay {
+        self.disk.as_ref().unwrap()
+    }
+
+    fn act(&mut self, op: &Op) {
+        let (bench, size) = (self.bench, self.disk().size());
+        let sectors = size / SECTOR;
+        let clip = |start: u64, len: u64| (start.min(sectors - 1), len.min(sectors - start.min(sectors - 1)));
+        let model = &mut self.model;
+        let disk = self.disk.as_ref().unwrap();
+        match *op {
+            Op::Write(start, len, seed) => {
+                let (start, len) = clip(start, len);
+                write(disk, &mut model.disk, start, len, seed);
+            }
+            Op::Zero(start, len) => {
+                let (start, len) = clip(start, len);
+                disk.zero(start * SECTOR, len * SECTOR).unwrap();
+                model.disk[bytes(start)..bytes(start + len)].fill(0);
+            }
+            Op::Flush => disk.flush().unwrap(),
+            Op::Reopen => self.open(),
+            Op::NextBoot => {
+                disk.flush().unwrap();
+                self.boot += 1;
+                self.open();
+            }
+            Op::Checkpoint => match disk.checkpoint(&note("by the test")) {
+                Ok(number) => assert!(model.checkpoints.insert(number, Arc::new(model.disk.clone())).is_none()),
+                Err(error) => assert!(model.checkpoints.len() == MAX_CHECKPOINTS, "{error}"),
+            },
+            Op::RollBack(nth) => {
+                let Some((&number, content)) = model.checkpoints.iter().nth(nth) else { return };
+                model.disk.clone_from(content);
+                self.disk = None;
+                bench.roll_back(number);
+                self.open();
+                remove(&bench.place.previous()).unwrap();
+            }
+            Op::Delete(nth) => {
+                let Some((&number, _)) = model.checkpoints.iter().nth(nth) else { return };
+                bench.delete(disk, number);
+                model.checkpoints.remove(&number);
+            }
+            Op::Grow(units) => {
+                let size = size + units * SIZE_UNIT;
+                if size <= 8 * SIZE_UNIT {
+                    assert!(disk.resize(size, 9).unwrap());
+                    model.disk.resize(usize::try_from(size).unwrap(), 0);
+                }
+            }
+            Op::Compact => disk.compact(0, size).unwrap(),
+            Op::Settle => bench.settle(disk),
+            Op::Tidy => drop(bench.tidy()),
+        }
+    }
 }
 
 fn run(format: &str, ops: &[Op]) {
@@ -205,72 +292,19 @@ fn run(format: &str, ops: &[Op]) {
     let bench = Bench::new(dir.path(), base);
     // The locator leads out of a folder that is not there in this test; what looks for it finds it here.
     fs::copy(bench.base.path(), dir.path().join("master").with_extension(format)).unwrap();
-    let mut model = Model { disk: content, ..Model::default() };
-    let mut boot = 0;
-    let name = |boot: u32| format!("{boot:08}-9a34-4d2b-8a55-5d1f6f0f8f10");
-    let mut disk = bench.open_at(&name(boot));
-    for op in ops.iter().cloned() {
-        let sectors = disk.size() / SECTOR;
-        let clip = |start: u64, len: u64| (start.min(sectors - 1), len.min(sectors - start.min(sectors - 1)));
-        match op {
-            Op::Write(start, len, seed) => {
-                let (start, len) = clip(start, len);
-                write(&disk, &mut model.disk, start, len, seed);
-            }
-            Op::Zero(start, len) => {
-                let (start, len) = clip(start, len);
-                disk.zero(start * SECTOR, len * SECTOR).unwrap();
-                model.disk[bytes(start)..bytes(start + len)].fill(0);
-            }
-            Op::Flush => disk.flush().unwrap(),
-            Op::Reopen => {
-                drop(disk);
-                disk = bench.open_at(&name(boot));
-            }
-            Op::NextBoot => {
-                disk.flush().unwrap();
-                drop(disk);
-                boot += 1;
-                disk = bench.open_at(&name(boot));
-            }
-            Op::Checkpoint => match disk.checkpoint(&note("by the test")) {
-                Ok(number) => assert!(model.checkpoints.insert(number, model.disk.clone()).is_none()),
-                Err(error) => assert!(model.checkpoints.len() == MAX_CHECKPOINTS, "{error}"),
-            },
-            Op::RollBack(nth) => {
-                let Some((&number, content)) = model.checkpoints.iter().nth(nth) else { continue };
-                drop(disk);
-                bench.roll_back(number);
-                model.disk.clone_from(content);
-                disk = bench.open_at(&name(boot));
-                fs::remove_file(bench.place.previous()).unwrap();
-            }
-            Op::Delete(nth) => {
-                let Some((&number, _)) = model.checkpoints.iter().nth(nth) else { continue };
-                bench.delete(&disk, number);
-                model.checkpoints.remove(&number);
-            }
-            Op::Grow(units) => {
-                let size = disk.size() + units * SIZE_UNIT;
-                if size <= 8 * SIZE_UNIT {
-                    assert!(disk.resize(size, 9).unwrap());
-                    model.disk.resize(usize::try_from(size).unwrap(), 0);
-                }
-            }
-            Op::Compact => disk.compact(0, disk.size()).unwrap(),
-            Op::Settle => bench.settle(&disk),
-            Op::Tidy => {
-                bench.tidy();
-            }
-        }
-        assert!(read(&disk) == model.disk, "the disk differs");
+    let mut running = Running::new(&bench, content);
+    for op in ops {
+        running.act(op);
+        assert!(read(running.disk()) == running.model.disk, "the disk differs");
         let tree = bench.tree();
         assert!(tree.damaged.is_empty() && tree.unfinished.is_empty(), "{tree:?}");
         let listed: Vec<u32> = tree.checkpoints().map(|layer| layer.number).collect();
-        assert_eq!(listed, model.checkpoints.keys().copied().collect::<Vec<_>>());
+        assert_eq!(listed, running.model.checkpoints.keys().copied().collect::<Vec<_>>());
     }
+    let Running { disk, model, .. } = running;
+    let disk = disk.unwrap();
     for (number, content) in &model.checkpoints {
-        assert!(bench.layer(*number) == *content, "checkpoint {number} differs");
+        assert!(bench.layer(*number) == **content, "checkpoint {number} differs");
     }
     bench.settle(&disk);
     assert!(!is_untidy(&bench.place).unwrap());
@@ -280,7 +314,7 @@ fn run(format: &str, ops: &[Op]) {
     drop(disk);
     assert!(read(&Chain::open(bench.place.top(), Access::Read).unwrap()) == model.disk, "by the locators");
     for (number, content) in &model.checkpoints {
-        assert!(bench.layer(*number) == *content, "checkpoint {number} differs once it is settled");
+        assert!(bench.layer(*number) == **content, "checkpoint {number} differs once it is settled");
     }
     let tree = bench.tree();
     assert!(
@@ -302,119 +336,6 @@ proptest! {
     }
 }
 
-/// Cuts of each verb in each format, and as many deaths, in a quick run.
-const CASES: usize = 60;
-/// So many cases are one after which all the verbs are tried as well.
-const GOES_ON: usize = 4;
-/// Stories in which a planted fault must have shown itself.
-const STORIES: usize = 40;
-
-/// Numbers that differ from run to run.
-fn random() -> Random {
-    use std::hash::{BuildHasher, Hasher};
-    Random(std::hash::RandomState::new().build_hasher().finish() | 1)
-}
-
-/// A verb that is cut: the disk that it is carried out on, the verb, what must hold of what is found afterwards, and which faults
-/// would break that. The last is given whether the verb had come to its end.
-struct Cut<P, V, C> {
-    what: &'static str,
-    prepare: P,
-    verb: V,
-    check: C,
-    faults: &'static [Fault],
-}
-
-impl<P, V, C> Cut<P, V, C>
-where
-    P: Fn(&Bench) -> Vec<u8>,
-    V: Fn(&Bench),
-    C: Fn(&Bench, &Overlay, &[u8], bool),
-{
-    /// Cuts the power and kills the process at every step, in every format, with and without the faults.
-    fn everywhere(&self) {
-        for format in FORMATS {
-            let (masters, dir) = (scratch(), scratch());
-            let (base, _) = master_in(format, masters.path());
-            let bench = Bench::new(dir.path(), base);
-            let content = (self.prepare)(&bench);
-            watch(dir.path());
-            (self.verb)(&bench);
-            let story = told();
-            let check = |after: &Bench, disk: &Overlay, moment, _: bool| {
-                (self.check)(after, disk, &content, moment == story.end());
-            };
-            let cases = cut_story(&story, &bench.base, &check);
-            println!("power cuts: {}, {format}: {cases} cases, none wrong", self.what);
-            for &fault in self.faults {
-                let planted = story.clone().plant(fault);
-                let why = (0..STORIES).find_map(|_| {
-                    caught(|| {
-                        cut_story(&planted, &bench.base, &check);
-                    })
-                });
-                let Some(why) = why else { panic!("{}, {format}: {fault:?} went unnoticed", self.what) };
-                println!("planted in {}, {format}: {fault:?}: {why}", self.what);
-            }
-        }
-    }
-}
-
-/// What a check that fails says.
-fn caught(check: impl FnOnce()) -> Option<String> {
-    let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)).err()?;
-    let text = failed.downcast_ref::<String>().cloned();
-    let text = text.or_else(|| Some((*failed.downcast_ref::<&str>()?).to_owned())).unwrap_or_default();
-    Some(text.lines().next().unwrap_or_default().chars().take(120).collect())
-}
-
-/// Every moment of a story, or so many of them that there are enough cases.
-fn moments(story: &Story, random: &mut Random) -> Vec<usize> {
-    let (cases, all) = (CASES * rounds() as usize, story.end() + 1);
-    if all > cases {
-        // The end is the moment that promises most.
-        return (1..cases).map(|_| usize::try_from(random.next()).unwrap() % all).chain([all - 1]).collect();
-    }
-    (0..all).cycle().take(cases.next_multiple_of(all)).collect()
-}
-
-/// Opens what deaths and cuts leave of a story of a disk, and has it checked: with the moment, and whether the power went.
-fn cut_story(story: &Story, base: &Arc<Chain>, check: &dyn Fn(&Bench, &Overlay, usize, bool)) -> usize {
-    let mut random = random();
-    let mut cases = 0;
-    for moment in moments(story, &mut random) {
-        for (folder, boot) in [(story.death(moment), BOOT), (story.cut(moment, &mut random), LATER)] {
-            let dir = scratch();
-            restore(&folder, dir.path());
-            let after = Bench::in_folder(dir.path(), Arc::clone(base));
-            let what = || format!("moment {moment} of {}: {:?}", story.end(), folder.keys());
-            let opened = Overlay::open(after.place.clone(), Arc::clone(base), Some(&after.pending(boot)));
-            let disk = opened.unwrap_or_else(|error| panic!("{error}, {}", what()));
-            let tree = after.tree();
-            assert!(tree.damaged.is_empty() && tree.unfinished.is_empty(), "{tree:?}, {}", what());
-            check(&after, &disk, moment, boot == LATER);
-            if cases % GOES_ON == 0 {
-                goes_on(&after, disk, boot);
-            }
-            cases += 1;
-        }
-    }
-    cases
-}
-
-/// The disk goes on from there, whatever was left.
-fn goes_on(after: &Bench, disk: Overlay, boot: &str) {
-    let mut model = read(&disk);
-    write(&disk, &mut model, 5, 3, 0x31);
-    let number = disk.checkpoint(&note("after")).unwrap();
-    write(&disk, &mut model, 6, 3, 0x32);
-    after.settle(&disk);
-    assert!(read(&disk) == model, "the disk differs afterwards");
-    drop(disk);
-    assert!(read(&after.open_at(boot)) == model, "the disk differs once it is opened again");
-    assert_eq!(after.tree().checkpoint(number).unwrap().note.text, "after");
-}
-
 /// A disk with a checkpoint and changes, flushed.
 fn worked(bench: &Bench) -> Vec<u8> {
     let disk = bench.open();
@@ -426,131 +347,6 @@ fn worked(bench: &Bench) -> Vec<u8> {
     model[bytes(100)..bytes(104)].fill(0);
     disk.flush().unwrap();
     model
-}
-
-/// Each sector is one of these two's.
-fn is_mixture(found: &[u8], old: &[u8], new: &[u8]) -> bool {
-    let sectors = found.chunks_exact(512).zip(old.chunks_exact(512)).zip(new.chunks_exact(512));
-    found.len() == old.len() && sectors.into_iter().all(|((found, old), new)| found == old || found == new)
-}
-
-#[test]
-fn a_checkpoint_is_there_or_not_whenever_the_power_goes_and_the_disk_is_always_there() {
-    let written = |content: &[u8]| {
-        let mut new = content.to_vec();
-        new[bytes(40)..bytes(60)].copy_from_slice(&pattern(40, 20, 5));
-        new
-    };
-    let cut = Cut {
-        what: "a checkpoint",
-        prepare: worked,
-        verb: |bench: &Bench| {
-            let disk = bench.open();
-            disk.write(40 * SECTOR, &[IoSlice::new(&pattern(40, 20, 5))]).unwrap();
-            assert_eq!(disk.checkpoint(&note("second")).unwrap(), 2);
-        },
-        check: |bench: &Bench, disk: &Overlay, content: &[u8], ended: bool| {
-            let new = written(content);
-            assert!(is_mixture(&read(disk), content, &new), "the disk differs");
-            let tree = bench.tree();
-            let numbers: Vec<u32> = tree.checkpoints().map(|layer| layer.number).collect();
-            assert!(numbers == [1, 2] || numbers == [1] && !ended, "{numbers:?}");
-            if let Some(second) = tree.checkpoint(2) {
-                assert_eq!(second.note.text, "second");
-                let opened = super::open_layers(&bench.place, &tree, second.id, &bench.base, Path::new("test"));
-                assert!(read(&*opened.unwrap()) == new, "the checkpoint differs");
-                assert!(read(disk) == new, "the disk differs from its checkpoint");
-            }
-        },
-        faults: &[Fault::NoFlushBeforeRename, Fault::NoFlushOfFolders],
-    };
-    cut.everywhere();
-}
-
-#[test]
-fn a_disk_has_its_old_size_or_its_new_one_whenever_the_power_goes() {
-    let cut = Cut {
-        what: "a resize",
-        prepare: worked,
-        verb: |bench: &Bench| assert!(bench.open().resize(3 * SIZE_UNIT, 8).unwrap()),
-        check: |_: &Bench, disk: &Overlay, content: &[u8], ended: bool| {
-            let now = read(disk);
-            assert!(now.len() == 3 << 20 || now.len() == content.len() && !ended, "{}", now.len());
-            assert!(now[..content.len()] == *content && now[content.len()..].iter().all(|&byte| byte == 0));
-        },
-        faults: &[Fault::NoFlushBeforeRename, Fault::NoFlushOfFolders],
-    };
-    cut.everywhere();
-}
-
-#[test]
-fn a_merge_changes_nothing_that_is_read_whenever_the_power_goes() {
-    let prepare = |bench: &Bench| {
-        let mut model = worked(bench);
-        let disk = bench.open();
-        disk.checkpoint(&note("second")).unwrap();
-        write(&disk, &mut model, 30, 30, 3);
-        disk.resize(2 * SIZE_UNIT, 8).unwrap();
-        model.resize(2 << 20, 0);
-        write(&disk, &mut model, 2048 + 5, 9, 4);
-        disk.checkpoint(&note("third")).unwrap();
-        disk.flush().unwrap();
-        let tree = bench.tree();
-        bench.place.disown(tree.checkpoint(2).unwrap()).unwrap();
-        model
-    };
-    let cut = Cut {
-        what: "a merge",
-        prepare,
-        verb: |bench: &Bench| assert_eq!(bench.tidy(), 2),
-        check: |bench: &Bench, disk: &Overlay, content: &[u8], _: bool| {
-            assert!(read(disk) == content, "the disk differs");
-            let tree = bench.tree();
-            assert_eq!(tree.checkpoints().map(|layer| layer.number).collect::<Vec<_>>(), [1, 4]);
-            let third = tree.checkpoint(4).unwrap();
-            let opened = super::open_layers(&bench.place, &tree, third.id, &bench.base, Path::new("test")).unwrap();
-            assert!(read(&*opened) == content, "the checkpoint differs");
-        },
-        faults: &[Fault::NoFlushBeforeRename, Fault::NoFlushOfFolders, Fault::RemovedTooEarly],
-    };
-    cut.everywhere();
-}
-
-#[test]
-fn a_deleted_checkpoint_and_a_thawed_disk_change_nothing_that_is_read_whenever_the_power_goes() {
-    let cut = Cut {
-        what: "a deletion",
-        prepare: worked,
-        verb: |bench: &Bench| {
-            let disk = bench.open();
-            bench.delete(&disk, 1);
-            assert!(bench.tree().layers.is_empty(), "it is all one file again");
-        },
-        check: |bench: &Bench, disk: &Overlay, content: &[u8], ended: bool| {
-            assert!(read(disk) == content, "the disk differs");
-            assert!(bench.tree().checkpoints().count() <= usize::from(!ended));
-        },
-        faults: &[Fault::NoFlushBeforeRename, Fault::NoFlushOfFolders],
-    };
-    cut.everywhere();
-}
-
-#[test]
-fn a_disk_is_rolled_back_or_not_whenever_the_power_goes() {
-    let cut = Cut {
-        what: "a rollback",
-        prepare: worked,
-        verb: |bench: &Bench| bench.roll_back(1),
-        check: |bench: &Bench, disk: &Overlay, content: &[u8], ended: bool| {
-            let tree = bench.tree();
-            let first = tree.checkpoint(1).unwrap();
-            let first = super::open_layers(&bench.place, &tree, first.id, &bench.base, Path::new("test")).unwrap();
-            let now = read(disk);
-            assert!(now == read(&*first) || now == content && !ended, "the disk differs");
-        },
-        faults: &[Fault::NoFlushBeforeRename, Fault::NoFlushOfFolders],
-    };
-    cut.everywhere();
 }
 
 #[test]
