@@ -985,6 +985,10 @@ mod tests {
         assert_eq!(full.queue.write_at_once(jobs(&[0]).iter()), 0);
         full.host.set(64 << 20);
         assert_eq!(full.ended().await, (1, true));
+        // What was told of last may not have left the queue yet.
+        while full.queue.state().draining {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         assert_eq!(full.queue.write_at_once(jobs(&[0]).iter()), 1);
     }
 
