@@ -87,6 +87,9 @@ fn serve(state: &Path) -> (Runtime, std::net::SocketAddr) {
         state: state.to_owned(),
         iqn: PREFIX.to_owned(),
         loader_dir: None,
+        loaders: Default::default(),
+        files: None,
+        ipv6_answer: true,
     };
     let client = Client {
         name: "pc-01".parse().unwrap(),
@@ -102,6 +105,7 @@ fn serve(state: &Path) -> (Runtime, std::net::SocketAddr) {
         title: None,
         note: None,
         limit: None,
+        start: Default::default(),
         data: None,
     };
     let fleet = Fleet::new([client]).unwrap();

@@ -63,7 +63,7 @@ pub(super) fn read(disk: &dyn Disk, start: u64, len: u64) -> Vec<u8> {
 pub(super) fn write(disk: &dyn Disk, start: u64, bytes: &[u8]) {
     let (one, two) = bytes.split_at(bytes.len() / 7 * 3);
     let bufs = [IoSlice::new(one), IoSlice::new(two)];
-    if !bytes.first().is_some_and(|byte| byte % 2 == 0) || !disk.try_write(start * SECTOR, &bufs).unwrap() {
+    if bytes.first().is_none_or(|byte| byte % 2 != 0) || !disk.try_write(start * SECTOR, &bufs).unwrap() {
         disk.write(start * SECTOR, &bufs).unwrap();
     }
 }
