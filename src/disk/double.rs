@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::SECTOR;
 use super::error::DiskError;
 use super::file::Media;
 
@@ -236,7 +237,12 @@ impl Media for Double {
     fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
         let mut bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.to_vec()).collect();
         let partly = self.0.lock().unwrap().events.len() % 5 == 4;
-        bytes.truncate(if partly { bytes.len() / 2 } else { bytes.len() });
+        if partly {
+            let half = bytes.len() / 2;
+            // The system ends such a write between two pages, so never within a sector that lies in one.
+            let whole_sectors = offset.is_multiple_of(SECTOR) && (bytes.len() as u64).is_multiple_of(SECTOR);
+            bytes.truncate(if whole_sectors { half / 512 * 512 } else { half });
+        }
         self.change(Event::Write(offset, Ok(bytes)))?;
         Ok(!partly)
     }
