@@ -7,16 +7,9 @@ use crate::store::{LockError, StoreError};
 
 pub(super) fn run(globals: &Globals) -> Result<(), Error> {
     let loaded = lab::loaded_with_warnings(globals)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Error::failed(format!("cannot start: {error}")))?;
     runtime.block_on(crate::serve::run(loaded, globals.config.clone())).map_err(why)
-}
-
-/// Threads that serve sockets: half as many as there are cores. One alone fills a wire of 10 Gb/s; the other cores are for the
-/// kernel's half of the network, for the threads that wait for disks, and for whatever else this host does. A second one that
-/// shares a core with those does no more work, and costs a change of threads for every few requests.
-fn workers() -> usize {
-    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
 /// What serving ended with, as an exit code and words.
