@@ -1083,7 +1083,7 @@ fn what_is_mapped_is_told_and_a_sanitized_disk_is_zeros_without_space() {
 }
 
 /// READ CAPACITY (16): the last block, a block's bytes, and the exponent of the physical blocks.
-fn capacity(session: &mut Initiator) -> (u64, u32, u8) {
+fn geometry(session: &mut Initiator) -> (u64, u32, u8) {
     let data = session.ask(&sixteen(0x9E, 0x10, 0, 32), 32).unwrap();
     let (last, rest) = data.split_at(8);
     (u64::from_be_bytes(last.try_into().unwrap()), u32::from_be_bytes(rest[..4].try_into().unwrap()), rest[5])
@@ -1103,7 +1103,7 @@ fn a_disk_of_4096_byte_sectors_is_addressed_in_them_and_what_is_acknowledged_out
     let mut session = lab.log_in(1, Isid::system(1));
     session.settle();
     session.block = 4096;
-    assert_eq!(capacity(&mut session), (1023, 4096, 0));
+    assert_eq!(geometry(&mut session), (1023, 4096, 0));
     assert_eq!(session.ask(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], 8).unwrap(), [0, 0, 3, 0xFF, 0, 0, 0x10, 0]);
     let mode = session.ask(&[0x1A, 0, 0x08, 0, 255, 0], 255).unwrap();
     assert_eq!(mode[3..12], [8, 0, 0, 4, 0, 0, 0, 0x10, 0], "its block descriptor");
@@ -1154,7 +1154,7 @@ fn a_disk_says_the_sectors_of_its_image() {
         });
         let mut session = lab.log_in(1, Isid::system(1));
         session.settle();
-        capacity(&mut session)
+        geometry(&mut session)
     };
     assert_eq!(told("1.vhdx", 512), (8191, 512, 0));
     assert_eq!(told("1.vhdx", 4096), (8191, 512, 3));
@@ -1274,6 +1274,14 @@ fn at_its_limit_a_client_is_told_at_once_and_reads_overwrites_and_frees() {
     let mut atomic = sixteen(0x9C, 0, u64::from(lba(refused + 9)), 0);
     atomic[13] = 128;
     assert_eq!(session.tell(&atomic, &data(8)), Err((7, 0x27, 0x07)));
+    // So are bits that are set, and a write that found what it compared with; of none of them a part is there.
+    let held = session.read(lba(refused + 9), blocks);
+    let or = sixteen(0x8B, 0, u64::from(lba(refused + 9)), BLOCKS);
+    assert_eq!(session.tell(&or, &data(0xf0)), Err((7, 0x27, 0x07)));
+    let compare = compare_and_write(lba(refused + 9).into(), u8::try_from(BLOCKS).unwrap());
+    assert_eq!(session.tell(&compare, &[held.clone(), data(8)].concat()), Err((7, 0x27, 0x07)));
+    assert_eq!(session.read(lba(refused + 9), blocks), held);
+    assert!(on_host() <= LIMIT, "{} bytes", on_host());
     // What it frees it may take elsewhere.
     session.unmap(0, 8 * BLOCKS);
     for n in 0..6 {
@@ -1291,10 +1299,10 @@ fn at_its_limit_a_client_is_told_at_once_and_reads_overwrites_and_frees() {
     }
 }
 
-/// READ CAPACITY (10): how many bytes.
-fn capacity(session: &mut Initiator) -> u64 {
-    let answer = session.ask(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], 8).unwrap();
-    (u64::from(u32::from_be_bytes(answer[..4].try_into().unwrap())) + 1) * 512
+/// How many bytes the unit has.
+fn size(session: &mut Initiator) -> u64 {
+    let (last, block, _) = geometry(session);
+    (last + 1) * u64::from(block)
 }
 
 /// Does this on the second disk.
@@ -1325,7 +1333,7 @@ fn a_second_disk_is_a_unit_of_its_own_that_no_reset_and_no_rollback_touches() {
     assert_eq!(session.ask(&REPORT_LUNS, 64).unwrap()[..], {
         [0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
     });
-    assert_eq!((capacity(&mut session), on_second(&mut session, capacity)), (MASTER as u64, DATA));
+    assert_eq!((size(&mut session), on_second(&mut session, size)), (MASTER as u64, DATA));
     for page in [SERIAL, IDENTITY] {
         let first = session.ask(&page, 255).unwrap();
         assert_ne!(on_second(&mut session, |session| session.ask(&page, 255).unwrap()), first);

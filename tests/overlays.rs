@@ -265,6 +265,14 @@ fn a_checkpoint_under_a_writer_holds_all_that_was_acknowledged_before_and_nothin
         assert_eq!(lab.numbers(), [1, 2, 3]);
         assert!(session.read(0, 2048) == after(written)[..2048 * 512], "the disk has all of it");
 
+        // A checkpoint is exported beside the running system.
+        let raw = lab.state().join("two.raw");
+        let export = |number: &str| lab.client(&["export", "pc-07", raw.to_str().unwrap(), "--checkpoint", number]);
+        expect(&export("2"), DONE);
+        assert!(fs::read(&raw).unwrap() == content(&lab.layer(2)), "its export is the checkpoint");
+        let (_, err) = expect(&export("4"), REFUSED);
+        assert!(err.contains("has no checkpoint 4") && err.contains("roost client checkpoints pc-07"), "{err}");
+
         // A system that answers keeps its disk.
         let refused = thread::scope(|scope| {
             let asked = scope.spawn(|| lab.client(&["rollback", "pc-07", "2", "--yes"]));

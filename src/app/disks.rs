@@ -131,6 +131,9 @@ impl ClientDisk {
 
     fn of_file(disk: Arc<dyn Disk>, target: &str, lun: u8, lanes: &Arc<Lanes>, beside: Beside) -> Self {
         let unit = Self::unit_of(&*disk, target, lun, beside.text.as_deref());
+        if beside.account.host_is_low() {
+            unit.lock().unwrap_or_else(PoisonError::into_inner).space_runs_low();
+        }
         let account = Some(beside.account);
         let writes = WriteQueue::of_file(Arc::clone(&disk), Arc::clone(lanes), beside.note, account.clone());
         let reservations = Some(beside.reservations);

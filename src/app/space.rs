@@ -273,6 +273,11 @@ impl Account {
         (own.measured, own.since) = (measured, 0);
     }
 
+    /// Whether the host runs low, as far as anybody has been told.
+    pub(super) fn host_is_low(&self) -> bool {
+        self.space.host().low
+    }
+
     /// How far its files may grow from now on.
     pub(super) fn set_limit(&self, limit: Option<u64>) {
         self.own.lock().unwrap_or_else(PoisonError::into_inner).limit = limit;
@@ -385,6 +390,9 @@ pub async fn run(app: &Arc<App>) {
                 );
             }
             Some(News::Recovered(free)) => {
+                for disk in app.disks.open_disks() {
+                    disk.unit().space_recovered();
+                }
                 tracing::info!("{}: {} are free again, which is enough", space.state.display(), short(free.free));
             }
             None => {}

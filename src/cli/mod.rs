@@ -160,7 +160,7 @@ enum ImageVerb {
 
 #[derive(Debug, Subcommand)]
 enum ClientVerb {
-    /// Write a client's disk as a file for elsewhere, while nobody is logged in on it
+    /// Write a client's disk as a file for elsewhere, while nobody is logged in on it; or a checkpoint of it, at any time
     Export {
         /// The client's name
         name: ClientName,
@@ -169,6 +169,9 @@ enum ClientVerb {
         /// Its second disk, not its first
         #[arg(long)]
         data: bool,
+        /// The checkpoint with this number, not the disk as it is
+        #[arg(long, value_name = "NUMBER", conflicts_with = "data")]
+        checkpoint: Option<u32>,
         #[command(flatten)]
         options: export::Options,
     },
@@ -259,9 +262,10 @@ fn perform(globals: &Globals, verb: Verb) -> Result<u8, Error> {
         Verb::Image(ImageVerb::Export { name, file, options }) => export::image(globals, &name, &file, &options),
         Verb::Cat { file, part } => cat::run(&file, &part),
         Verb::Verify { which, repair } => return verify::run(globals, &which, repair),
-        Verb::Client(ClientVerb::Export { name, file, data, options }) => {
-            export::client(globals, &name, &file, data, &options)
-        }
+        Verb::Client(ClientVerb::Export { name, file, data, checkpoint, options }) => match checkpoint {
+            None => export::client(globals, &name, &file, data, &options),
+            Some(number) => export::checkpoint(globals, &name, number, &file, &options),
+        },
         Verb::Inspect { file } => inspect::run(globals, &file),
         Verb::Replace { name, mac, force } => replace::run(globals, &name, mac, force),
         Verb::Client(ClientVerb::List) => client_list::run(globals),

@@ -46,6 +46,7 @@ const PAGE: usize = 4096;
 static CLOCK: AtomicU64 = AtomicU64::new(0);
 
 /// A moment that later events come after.
+#[cfg(test)]
 pub(super) fn now() -> u64 {
     CLOCK.load(Ordering::SeqCst)
 }
@@ -172,10 +173,12 @@ impl Double {
     }
 
     /// What happened since the double was made, each event with its place among those of all doubles.
+    #[cfg(test)]
     pub(super) fn events(&self) -> Vec<(u64, Event)> {
         self.0.lock().unwrap().events.clone()
     }
 
+    #[cfg(test)]
     pub(super) fn break_now(&self, broken: bool) {
         self.0.lock().unwrap().broken = broken;
     }

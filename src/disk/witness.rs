@@ -260,10 +260,10 @@ impl Story {
             match change {
                 Change::File(id, event) if n < flushed[*id] => files[*id].apply(event, &mut || true),
                 Change::File(id, event) if keeps(Some(event)) => files[*id].apply(event, &mut || keeps(None)),
-                Change::Name { folder, what } => {
-                    if flushed_folders.get(folder).is_some_and(|&flush| n < flush) || keeps_name(what) {
-                        what.apply(&mut names);
-                    }
+                Change::Name { folder, what }
+                    if flushed_folders.get(folder).is_some_and(|&flush| n < flush) || keeps_name(what) =>
+                {
+                    what.apply(&mut names);
                 }
                 _ => {}
             }

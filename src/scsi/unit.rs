@@ -216,6 +216,8 @@ pub struct LogicalUnit {
     reservations: Reservations,
     copies: VecDeque<CopyRecord>,
     sanitizing: bool,
+    /// The host has little space left.
+    space_is_low: bool,
 }
 
 impl LogicalUnit {
@@ -238,6 +240,7 @@ impl LogicalUnit {
             reservations: Reservations::default(),
             copies: VecDeque::new(),
             sanitizing: false,
+            space_is_low: false,
         }
     }
 
@@ -281,7 +284,11 @@ impl LogicalUnit {
     /// A session of this initiator port begins. Its first command learns that the target may have been reset before it came
     /// (SAM-5 §5.14.1).
     pub fn attach(&mut self, nexus: Nexus, port: InitiatorPort) {
-        self.sessions.insert(nexus, Attached { port, attentions: VecDeque::from([Sense::POWER_ON]) });
+        let mut session = Attached { port, attentions: VecDeque::from([Sense::POWER_ON]) };
+        if self.space_is_low && !self.read_only {
+            session.tell(Sense::THRESHOLD_REACHED);
+        }
+        self.sessions.insert(nexus, session);
     }
 
     /// A session ended.
@@ -344,13 +351,20 @@ impl LogicalUnit {
         }
     }
 
-    /// The host has little space left for the disk to grow into: every nexus is told once (SBC-3 §4.7.3.7).
+    /// The host has little space left for the disk to grow into: every nexus is told once (SBC-3 §4.7.3.7), and each that begins
+    /// before [`space_recovered`](LogicalUnit::space_recovered).
     pub fn space_runs_low(&mut self) {
+        self.space_is_low = true;
         if !self.read_only {
             for session in self.sessions.values_mut() {
                 session.tell(Sense::THRESHOLD_REACHED);
             }
         }
+    }
+
+    /// The host has space again.
+    pub fn space_recovered(&mut self) {
+        self.space_is_low = false;
     }
 
     /// What this command of this nexus needs done. A unit attention that waits is told first, but by the three
@@ -890,6 +904,25 @@ mod tests {
             assert!(matches!(unit.plan(nexus, last), Plan::Read(_)));
         }
         assert_eq!((Sense::CAPACITY_CHANGED.asc, Sense::CAPACITY_CHANGED.ascq), (0x2A, 0x09));
+    }
+
+    #[test]
+    fn little_space_is_told_once_to_who_is_there_and_to_who_comes_while_it_lasts() {
+        let mut unit = unit();
+        unit.attach(A, port(A));
+        unit.plan(A, Command::TestUnitReady);
+        unit.space_runs_low();
+        assert_eq!(unit.plan(A, Command::TestUnitReady), Plan::Check(Sense::THRESHOLD_REACHED));
+        unit.attach(B, port(B));
+        for told in [Plan::Check(Sense::POWER_ON), Plan::Check(Sense::THRESHOLD_REACHED), Plan::Done] {
+            assert_eq!(unit.plan(B, Command::TestUnitReady), told);
+        }
+        assert_eq!(unit.plan(A, Command::TestUnitReady), Plan::Done, "once is enough");
+        unit.space_recovered();
+        unit.attach(B, port(B));
+        for told in [Plan::Check(Sense::POWER_ON), Plan::Done] {
+            assert_eq!(unit.plan(B, Command::TestUnitReady), told);
+        }
     }
 
     #[test]
