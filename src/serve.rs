@@ -109,7 +109,9 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         DhcpMode::Full | DhcpMode::Proxy if settings.ipv6_answer => advertiser(&app, interface),
         _ => None,
     };
-    let tftp = TftpServer::bind(SocketAddrV4::new(address, TFTP_PORT), interface.mtu, Arc::clone(&boot)).await?;
+    let tftp = TftpServer::bind(SocketAddrV4::new(address, TFTP_PORT), interface.mtu, Arc::clone(&boot))
+        .await?
+        .over_one_port(settings.tftp_single_port);
     let http = boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
     let target = iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?;
     let networks = interface.addresses.iter().filter_map(|(ip, prefix)| Ipv4Network::new(*ip, *prefix).ok());

@@ -89,6 +89,7 @@ fn serve(state: &Path) -> (Runtime, std::net::SocketAddr) {
         loader_dir: None,
         loaders: Default::default(),
         files: None,
+        tftp_single_port: false,
         ipv6_answer: true,
     };
     let client = Client {

@@ -144,6 +144,7 @@ fn app() -> App {
         loader_dir: None,
         loaders: Default::default(),
         files: None,
+        tftp_single_port: false,
         ipv6_answer: true,
     };
     App::new(settings, fleet.unwrap(), Recorder::detached(), String::new())

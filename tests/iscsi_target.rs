@@ -164,6 +164,7 @@ impl Life {
             loader_dir: None,
             loaders: Default::default(),
             files: None,
+            tftp_single_port: false,
             ipv6_answer: true,
         };
         let admin = Initiators::Also(vec![ADMIN.to_owned()]);

@@ -148,6 +148,7 @@ impl Life {
             loader_dir: None,
             loaders: Default::default(),
             files: None,
+            tftp_single_port: false,
             ipv6_answer: true,
         };
         let client = Client {

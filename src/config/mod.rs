@@ -108,6 +108,8 @@ pub struct Settings {
     pub loaders: BTreeMap<Platform, PathBuf>,
     /// The folder whose files machines may fetch by HTTP under `/files/`.
     pub files: Option<PathBuf>,
+    /// Whether TFTP uses its one port for everything.
+    pub tftp_single_port: bool,
     /// Whether iPXE's search for an IPv6 router is answered: there is none.
     pub ipv6_answer: bool,
 }

@@ -75,6 +75,7 @@ pub(super) const KEYS: &[Key] = &[
     key("state", &[Server], "\"/var/lib/roost\""),
     key("iqn", &[Server], "\"iqn.2026-11.internal.roost\""),
     key("loader_dir", &[Server], "\"/usr/lib/ipxe\""),
+    key("tftp_single_port", &[Server], "true"),
     key("ipv6_answer", &[Server], "false"),
     key("loaders", &[Top], "{}"),
     key("bios", &[Loaders], "\"undionly.kpxe\""),

@@ -23,6 +23,7 @@ pub(super) struct Server {
     loader_dir: Given<String>,
     files: Given<String>,
     loaders: BTreeMap<Platform, Given<String>>,
+    tftp_single_port: Given<bool>,
     ipv6_answer: Given<bool>,
     pub(super) pool: Given<PoolSection>,
 }
@@ -46,6 +47,7 @@ impl Server {
             loader_dir: Given::Absent,
             files: Given::Absent,
             loaders: loaders(walker, top),
+            tftp_single_port: Given::Absent,
             ipv6_answer: Given::Absent,
             pool: Given::Absent,
         };
@@ -60,6 +62,7 @@ impl Server {
                 server.iqn = walker.parsed(&section, "iqn", values::iqn);
                 server.loader_dir = walker.parsed(&section, "loader_dir", values::path);
                 server.files = walker.parsed(&section, "files", values::path);
+                server.tftp_single_port = walker.flag(&section, "tftp_single_port");
                 server.ipv6_answer = walker.flag(&section, "ipv6_answer");
                 server.pool = PoolSection::read(walker, &section);
             }
@@ -116,6 +119,7 @@ impl Server {
             loader_dir: path(&self.loader_dir),
             loaders: self.loaders.iter().filter_map(|(of, path)| Some((*of, loader(path.value()?, folder)))).collect(),
             files: path(&self.files),
+            tftp_single_port: self.tftp_single_port.value().unwrap_or(false),
             ipv6_answer: self.ipv6_answer.value().unwrap_or(true),
         })
     }

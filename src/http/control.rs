@@ -415,6 +415,7 @@ mod tests {
             loader_dir: None,
             loaders: Default::default(),
             files: None,
+            tftp_single_port: false,
             ipv6_answer: true,
         };
         let client = Client {
