@@ -10,6 +10,7 @@ use ipnetwork::Ipv4Network;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::app::App;
 use crate::app::bootfiles::{BootContext, BootFiles};
@@ -24,7 +25,7 @@ use crate::fleet::web::{HTTP_PORT, ISCSI_PORT, TFTP_PORT};
 use crate::fleet::{Lease, Mac, Sighting, Timestamp};
 use crate::http::boot;
 use crate::http::control::{Control, ControlSocket};
-use crate::net::dhcp::{self, BootServer, Durable, Proxy};
+use crate::net::dhcp::{self, BootServer, Durable, Place, Proxy};
 use crate::net::iscsi;
 use crate::net::tftp::TftpServer;
 use crate::script;
@@ -46,10 +47,8 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     raise_descriptor_limit(loaded.config.fleet.clients().len());
     let settings = loaded.config.settings.clone();
     let interfaces = sys::interfaces().context("cannot list the network interfaces")?;
-    let interface = sys::choose(&interfaces, settings.interface.as_deref())?;
-    let address = address_for(&loaded, interface)?;
-    if !interface.carrier {
-        let name = &interface.name;
+    let places = places_for(&loaded, &interfaces)?;
+    for Place { interface: Interface { name, .. }, .. } in places.iter().filter(|place| !place.interface.carrier) {
         tracing::warn!(
             "interface {name} has no carrier: nothing answers at the other end of its cable; serving all the same"
         );
@@ -70,27 +69,41 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     let app = App::new(settings.clone(), loaded.config.fleet, recorder, boot_id).with_secrets(secrets);
     let app = Arc::new(app);
     let files = BootFiles::load(settings.loader_dir.as_deref())?;
-    let boot = Arc::new(boot_context(&app, files, address));
 
     let control = ControlSocket::bind(&settings.state, &lock)?;
-    let dhcp = match settings.dhcp {
-        DhcpMode::Off => None,
+    let mut dhcp = Vec::new();
+    match settings.dhcp {
+        DhcpMode::Off => {}
         DhcpMode::Full => {
             let stored = Stored(writer.clone());
-            let server = dhcp::Server::bind(Arc::clone(&app), interface, HTTP_PORT, Leases::restore(leases), stored)?;
-            let site = server.scope().site().clone();
-            Some((Dhcp::Full(Box::new(server)), BootServer::bind(Arc::clone(&app), interface, site)?))
+            let server = dhcp::Server::bind(Arc::clone(&app), &places, HTTP_PORT, Leases::restore(leases), stored)?;
+            for address in server.without_pool() {
+                tracing::warn!(
+                    "DHCP: no pool is of the subnet of {address}: only machines behind relays get addresses there"
+                );
+            }
+            dhcp.push(Dhcp::Full(Box::new(server)));
         }
         DhcpMode::Proxy => {
-            let naming = app.naming.clone();
-            let site = Site { server: address, http_port: HTTP_PORT, naming, role: Role::Proxy };
-            let proxy = Proxy::bind(Arc::clone(&app), interface, site.clone())?;
-            Some((Dhcp::Proxy(proxy), BootServer::bind(Arc::clone(&app), interface, site)?))
+            for place in &places {
+                let site = site(&app, place, Role::Proxy);
+                dhcp.push(Dhcp::Proxy(Box::new(Proxy::bind(Arc::clone(&app), &place.interface, site)?)));
+            }
         }
-    };
-    let tftp = TftpServer::bind(SocketAddrV4::new(address, TFTP_PORT), interface.mtu, Arc::clone(&boot)).await?;
-    let http = boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
-    let target = iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?;
+    }
+    let (mut tftp, mut http, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+    for place in &places {
+        let (interface, address) = (&place.interface, place.address);
+        let role = if settings.dhcp == DhcpMode::Full { Role::Server } else { Role::Proxy };
+        if settings.dhcp != DhcpMode::Off {
+            let boot_server = BootServer::bind(Arc::clone(&app), interface, site(&app, place, role))?;
+            dhcp.push(Dhcp::BootServer(Box::new(boot_server)));
+        }
+        let boot = Arc::new(boot_context(&app, files.clone(), address));
+        tftp.push(TftpServer::bind(SocketAddrV4::new(address, TFTP_PORT), interface.mtu, Arc::clone(&boot)).await?);
+        http.push((boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?, boot));
+        targets.push(iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?);
+    }
 
     let clients = app.fleet().clients().len();
     let dhcp_words = match settings.dhcp {
@@ -99,7 +112,9 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         DhcpMode::Off => "",
     };
     let many = if clients == 1 { "" } else { "s" };
-    tracing::info!("serving {clients} client{many} on {} ({address}): {dhcp_words}TFTP, HTTP, iSCSI", interface.name);
+    let at = |place: &Place| format!("{} ({})", place.interface.name, place.address);
+    let at = places.iter().map(at).collect::<Vec<_>>().join(", ");
+    tracing::info!("serving {clients} client{many} on {at}: {dhcp_words}TFTP, HTTP, iSCSI");
 
     let reporter = Reporter::new(settings, Some(store), app.sessions.clone());
     let keeper = Arc::new(Keeper::new(Arc::clone(&app), file));
@@ -108,12 +123,20 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         let mut stopped = stopped.clone();
         async move { drop(stopped.wait_for(|stop| *stop).await) }
     };
+    let mut adapters = JoinSet::new();
+    for tftp in tftp {
+        adapters.spawn(tftp.run(until()));
+    }
+    for (http, boot) in http {
+        adapters.spawn(http.run(boot::router(boot), until()));
+    }
+    for target in targets {
+        adapters.spawn(target.run(until()));
+    }
     let serving = async {
         let _ = tokio::join!(
             control.serve(Control { app: Arc::clone(&app), keeper, reporter }, until()),
-            tftp.run(until()),
-            http.run(boot::router(boot), until()),
-            target.run(until()),
+            adapters.join_all(),
             async {
                 tokio::select! {
                     () = scrub::run(&app) => {}
@@ -122,13 +145,15 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
                 }
             },
             async {
-                match dhcp {
-                    Some((dhcp, boot_server)) => tokio::select! {
-                        never = dhcp.run() => match never {},
-                        never = boot_server.run() => match never {},
-                        () = until() => {}
-                    },
-                    None => until().await,
+                let mut answering: JoinSet<Infallible> = dhcp.into_iter().map(Dhcp::run).collect();
+                tokio::select! {
+                    Some(Err(error)) = answering.join_next() => {
+                        // None of them ends by itself; where one panicked, the process must not look as if it served.
+                        if error.is_panic() {
+                            std::panic::resume_unwind(error.into_panic());
+                        }
+                    }
+                    () = until() => {}
                 }
             },
         );
@@ -173,19 +198,37 @@ fn raise_descriptor_limit(clients: usize) {
     }
 }
 
-/// The address that machines are told: the one in whose network the file's addresses are.
-fn address_for(loaded: &Loaded, interface: &Interface) -> anyhow::Result<Ipv4Addr> {
-    let mut misfit = None;
-    for (address, prefix) in &interface.addresses {
-        let network = Ipv4Network::new(*address, *prefix).context("an interface's prefix is at most 32")?;
-        let report = loaded.check_against(network);
-        if !report.has_errors() {
-            return Ok(*address);
-        }
-        misfit = misfit.or(Some(report));
+/// The wires that the clients are on: those that the file names, else the only one that there can be. On each, machines are
+/// told the address in whose network there are addresses to give, else the first one.
+fn places_for(loaded: &Loaded, interfaces: &[Interface]) -> anyhow::Result<Vec<Place>> {
+    let settings = &loaded.config.settings;
+    let wanted: Vec<Option<&str>> = match settings.interfaces.as_slice() {
+        [] => vec![None],
+        names => names.iter().map(|name| Some(name.as_str())).collect(),
+    };
+    let given: Vec<Ipv4Addr> =
+        settings.pool.iter().chain(settings.pools.iter().map(|subnet| &subnet.pool)).map(|pool| pool.first).collect();
+    let mut places = Vec::new();
+    let mut own = Vec::new();
+    for name in wanted {
+        let interface = sys::choose(interfaces, name)?;
+        let network = |(address, prefix): &(Ipv4Addr, u8)| {
+            Ipv4Network::new(*address, *prefix).context("an interface's prefix is at most 32")
+        };
+        let networks = interface.addresses.iter().map(network).collect::<Result<Vec<_>, _>>()?;
+        let gives = |network: &&Ipv4Network| given.iter().any(|address| network.contains(*address));
+        let network = networks.iter().find(gives).or_else(|| networks.first());
+        let network = *network.ok_or_else(|| sys::InterfaceError::NoAddress(interface.name.clone()))?;
+        own.push(network);
+        places.push(Place { interface: interface.clone(), address: network.ip() });
     }
-    Err(misfit
-        .map_or_else(|| sys::InterfaceError::NoAddress(interface.name.clone()).into(), |report| Misfit(report).into()))
+    let report = loaded.check_against(&own);
+    if report.has_errors() { Err(Misfit(report).into()) } else { Ok(places) }
+}
+
+/// Where machines on this wire find us.
+fn site(app: &App, place: &Place, role: Role) -> Site {
+    Site { server: place.address, http_port: HTTP_PORT, naming: app.naming.clone(), role }
 }
 
 fn boot_context(app: &Arc<App>, files: BootFiles, address: Ipv4Addr) -> BootContext {
@@ -214,10 +257,11 @@ fn boot_context(app: &Arc<App>, files: BootFiles, address: Ipv4Addr) -> BootCont
     }
 }
 
-/// Either way in which DHCP is answered.
+/// What answers DHCP.
 enum Dhcp {
     Full(Box<dhcp::Server<Stored>>),
-    Proxy(Proxy),
+    Proxy(Box<Proxy>),
+    BootServer(Box<BootServer>),
 }
 
 impl Dhcp {
@@ -225,6 +269,7 @@ impl Dhcp {
         match self {
             Self::Full(server) => server.run().await,
             Self::Proxy(proxy) => proxy.run().await,
+            Self::BootServer(server) => server.run().await,
         }
     }
 }

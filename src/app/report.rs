@@ -656,6 +656,7 @@ mod tests {
             name: "pc-01".parse().unwrap(),
             group: None,
             macs: macs.to_vec(),
+            port: None,
             ip: None,
             image: "debian-12".parse().unwrap(),
             disk: crate::fleet::DiskPolicy::Keep,

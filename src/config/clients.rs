@@ -13,7 +13,7 @@ use super::server::{PoolSection, Server, unknown_word};
 use super::values::{self, Refusal, bad_name};
 use super::walk::{Given, Located, Section, Walker, type_word};
 use super::{DhcpMode, Group, MAX_CLIENTS, MAX_MACS, MAX_WINDOWS_NAME};
-use crate::fleet::{Client, ClientName, DiskPolicy, Fleet, ImageName, Initiators, Mac};
+use crate::fleet::{Client, ClientName, DiskPolicy, Fleet, ImageName, Initiators, Mac, Port};
 
 /// What may stand at each of the three levels, defaults, group and client.
 #[derive(Debug, Clone)]
@@ -69,6 +69,7 @@ struct Entry {
     name: Option<ClientName>,
     group: Option<String>,
     macs: Vec<Located<Mac>>,
+    port: Given<Port>,
     ip: Given<Ipv4Addr>,
     initiators: Given<Vec<Located<String>>>,
     title: Given<String>,
@@ -114,6 +115,7 @@ impl Clients {
         }
         clients.check_names(walker);
         clients.check_macs(walker);
+        clients.check_ports(walker);
         clients.check_images(walker);
         clients
     }
@@ -199,6 +201,22 @@ impl Clients {
         }
     }
 
+    fn check_ports(&self, walker: &mut Walker<'_>) {
+        let mut seen: HashMap<&Port, (&Entry, usize)> = HashMap::new();
+        for entry in &self.entries {
+            let Some(Located { value: port, at }) = entry.port.located() else { continue };
+            let Some((first, first_at)) = seen.insert(port, (entry, *at)) else { continue };
+            let (one, other) = (quoted(&first.label), quoted(&entry.label));
+            let draft = Draft::error(
+                *at,
+                format!("port {} is given to two clients, `{one}` and `{other}`", quoted(port.as_str())),
+            );
+            let draft = draft.note(first_at, format!("`{one}` has it here"));
+            walker
+                .push(draft.help("whatever is plugged in there would write one disk for both; change one of the two"));
+        }
+    }
+
     /// Without a default there may be hundreds of clients without an image; the first stands for all.
     fn check_images(&self, walker: &mut Walker<'_>) {
         let mut without = self.entries.iter().filter(|entry| entry.all.image.is_absent());
@@ -216,8 +234,8 @@ impl Clients {
     /// Checks what depends on who gives the addresses.
     pub(super) fn check_addresses(&self, walker: &mut Walker<'_>, server: &Server) {
         let mut seen: HashMap<Ipv4Addr, (&Entry, usize)> = HashMap::new();
-        let pool = server.pool.value();
-        let router = pool.as_ref().and_then(|pool| pool.router.located());
+        let pools: Vec<&PoolSection> = server.pools().collect();
+        let router_at = |ip| pools.iter().filter_map(|pool| pool.router.located()).find(|router| router.value == ip);
         for entry in &self.entries {
             let Some(&Located { value: ip, at }) = entry.ip.located() else { continue };
             let label = quoted(&entry.label);
@@ -228,7 +246,7 @@ impl Clients {
             } else {
                 seen.insert(ip, (entry, at));
             }
-            if let Some(router) = router.filter(|router| router.value == ip) {
+            if let Some(router) = router_at(ip) {
                 let draft = Draft::error(at, format!("`{label}` has the router's address {ip}"));
                 walker.push(draft.note(router.at, "the router is here").help("give the client another address"));
             }
@@ -240,21 +258,22 @@ impl Clients {
             let message = format!("the `ip` of `{label}` has no effect: {why}");
             walker.push(Draft::warning(at, message).help("it works with dhcp = \"full\""));
         }
-        if let Some(pool) = &pool
-            && server.dhcp.value() == Some(DhcpMode::Full)
-        {
-            self.check_pool_size(walker, pool);
+        if server.dhcp.value() == Some(DhcpMode::Full) {
+            self.check_pool_size(walker, &pools);
         }
     }
 
-    fn check_pool_size(&self, walker: &mut Walker<'_>, pool: &PoolSection) {
-        let Some(&Located { value: (first, last), at }) = pool.range.located() else { return };
-        let size = u64::from(u32::from(last) - u32::from(first)) + 1;
-        let outside = |entry: &&Entry| entry.ip.value().is_some_and(|ip| !(first..=last).contains(&ip));
+    fn check_pool_size(&self, walker: &mut Walker<'_>, pools: &[&PoolSection]) {
+        let Some(ranges) = pools.iter().map(|pool| pool.range_at()).collect::<Option<Vec<_>>>() else { return };
+        let Some(&(.., at)) = ranges.first() else { return };
+        let size: u64 = ranges.iter().map(|(first, last, _)| u64::from(u32::from(*last) - u32::from(*first)) + 1).sum();
+        let inside = |ip: Ipv4Addr| ranges.iter().any(|(first, last, _)| (*first..=*last).contains(&ip));
+        let outside = |entry: &&Entry| entry.ip.value().is_some_and(|ip| !inside(ip));
         let needed = self.entries.iter().filter(|entry| !outside(entry)).count();
         if u64::try_from(needed).unwrap_or(u64::MAX) > size {
             let addresses = if size == 1 { "address" } else { "addresses" };
-            let message = format!("the pool has {size} {addresses} for {needed} clients");
+            let have = if ranges.len() == 1 { "the pool has" } else { "all pools together have" };
+            let message = format!("{have} {size} {addresses} for {needed} clients");
             let help = "widen the range, and leave room for machines that are not known yet";
             walker.push(Draft::error(at, message).help(help));
         }
@@ -304,6 +323,7 @@ impl Entry {
             name: name.ok(),
             group: group.map(str::to_owned),
             macs: Vec::new(),
+            port: Given::Absent,
             ip: Given::Absent,
             initiators: Given::Absent,
             title: Given::Absent,
@@ -338,6 +358,7 @@ impl Entry {
     fn read_table<'a>(&mut self, walker: &mut Walker<'a>, section: &Section<'a>) {
         walker.check_keys(section);
         self.read_macs(walker, section);
+        self.port = walker.parsed(section, "port", values::port);
         self.ip = walker.parsed(section, "ip", values::address);
         self.initiators = walker.list(section, "initiators", values::initiator);
         self.title = walker.parsed(section, "title", |text| Ok(text.to_owned()));
@@ -392,6 +413,7 @@ impl Entry {
             name: self.name?,
             group: self.group,
             macs,
+            port: self.port.value(),
             ip: self.ip.value(),
             image: self.all.image.value()?,
             disk: self.all.disk.value().unwrap_or_default(),

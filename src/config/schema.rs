@@ -14,6 +14,8 @@ pub(super) enum Level {
     Server,
     /// `[server.pool]`
     Pool,
+    /// `[server.pools.NAME]`
+    Subnet,
     /// `[defaults]`
     Defaults,
     /// `[group.NAME]`
@@ -29,6 +31,7 @@ impl Level {
             Self::Top => "at the top",
             Self::Server => "under [server]",
             Self::Pool => "under [server.pool]",
+            Self::Subnet => "under [server.pools.NAME]",
             Self::Defaults => "under [defaults]",
             Self::Group => "on a group",
             Self::Client => "on a client",
@@ -48,7 +51,7 @@ pub(super) struct Key {
     pub(super) supported: bool,
 }
 
-use Level::{Client, Defaults, Group, Pool, Server, Top};
+use Level::{Client, Defaults, Group, Pool, Server, Subnet, Top};
 
 const EVERY: &[Level] = &[Defaults, Group, Client];
 
@@ -75,10 +78,12 @@ pub(super) const KEYS: &[Key] = &[
     later("files", &[Server], "\"/srv/roost\""),
     later("boots_at_once", &[Server], "32"),
     key("pool", &[Server], "{}"),
-    key("range", &[Pool], "\"10.20.0.100-10.20.0.199\""),
-    key("router", &[Pool], "\"10.20.0.1\""),
-    key("dns", &[Pool], "[\"10.20.0.1\"]"),
-    key("lease", &[Pool], "\"8h\""),
+    key("pools", &[Server], "{}"),
+    key("subnet", &[Subnet], "\"10.30.0.0/24\""),
+    key("range", &[Pool, Subnet], "\"10.20.0.100-10.20.0.199\""),
+    key("router", &[Pool, Subnet], "\"10.20.0.1\""),
+    key("dns", &[Pool, Subnet], "[\"10.20.0.1\"]"),
+    key("lease", &[Pool, Subnet], "\"8h\""),
     key("image", EVERY, "\"debian-12\""),
     key("disk", EVERY, "\"keep\""),
     key("chap", EVERY, "true"),
@@ -88,6 +93,7 @@ pub(super) const KEYS: &[Key] = &[
     key("title", &[Group, Client], "\"Room A\""),
     key("note", &[Group, Client], "\"new board\""),
     key("mac", &[Client], "\"52:54:00:aa:00:01\""),
+    key("port", &[Client], "\"sw1/ge-0/0/4\""),
     key("ip", &[Client], "\"10.20.0.50\""),
     key("initiators", &[Client], "[\"iqn.2026-11.internal.backup:reader\"]"),
     later("data", EVERY, "\"50G\""),
@@ -97,7 +103,6 @@ pub(super) const KEYS: &[Key] = &[
     later("options", EVERY, "{}"),
     later("wake", EVERY, "true"),
     later("script", EVERY, "\"/etc/roost/own.ipxe\""),
-    later("port", &[Client], "\"sw1/ge-0/0/4\""),
     later("serial", &[Client], "\"ABC123\""),
     later("asset", &[Client], "\"4711\""),
     later("uuid", &[Client], "\"4c4c4544-0051-3510-8052-b4c04f4a3132\""),

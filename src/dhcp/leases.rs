@@ -37,7 +37,7 @@ pub enum LeaseChange {
     Gone(Holder),
 }
 
-/// Every lease and offer of one scope.
+/// Every lease and offer of all subnets. Each holder has one lease: that of the subnet where it was last.
 #[derive(Debug, Default)]
 pub struct Leases {
     held: HashMap<Holder, Lease>,
@@ -73,8 +73,10 @@ pub enum Obstacle {
     Leased(Holder),
     /// It was just offered to this one.
     Offered(Holder),
-    /// A client found it in use by somebody else.
+    /// It was found in use by somebody else.
     Quarantined,
+    /// The machine of this client runs from its disk at it.
+    InSession(ClientName),
 }
 
 impl fmt::Display for Obstacle {
@@ -87,7 +89,8 @@ impl fmt::Display for Obstacle {
             Self::Elsewhere(address) => write!(f, "the client's address is {address}"),
             Self::Leased(holder) => write!(f, "{} has a lease of it", who(holder)),
             Self::Offered(holder) => write!(f, "it is offered to {}", who(holder)),
-            Self::Quarantined => f.write_str("a client found it in use by another machine"),
+            Self::Quarantined => f.write_str("it was found in use by another machine"),
+            Self::InSession(name) => write!(f, "{name} runs from its disk at it"),
         }
     }
 }
@@ -132,19 +135,22 @@ pub(super) fn who(holder: &Holder) -> String {
 pub(super) struct Rules<'a> {
     scope: &'a Scope,
     fleet: &'a Fleet,
-    reserved: BTreeMap<Ipv4Addr, &'a Client>,
+    in_session: InSession<'a>,
 }
 
+/// Whose disk the machine at this address has open; `None` where there is no session from it. A machine that runs from its
+/// disk loses the disk with its address.
+pub type InSession<'a> = &'a dyn Fn(Ipv4Addr) -> Option<ClientName>;
+
 impl<'a> Rules<'a> {
-    pub(super) fn new(scope: &'a Scope, fleet: &'a Fleet) -> Self {
-        let reserved = fleet.clients().filter_map(|client| Some((client.ip?, client))).collect();
-        Self { scope, fleet, reserved }
+    pub(super) fn new(scope: &'a Scope, fleet: &'a Fleet, in_session: InSession<'a>) -> Self {
+        Self { scope, fleet, in_session }
     }
 
-    /// The holder's fixed address.
+    /// The holder's fixed address, where it is of this subnet. Plugged in elsewhere, a client has one of the pool there.
     fn fixed(&self, holder: &Holder) -> Option<Ipv4Addr> {
         match holder {
-            Holder::Client(name) => self.fleet.client(name)?.ip,
+            Holder::Client(name) => self.fleet.client(name)?.ip.filter(|address| self.scope.contains(*address)),
             Holder::Stranger(_) => None,
         }
     }
@@ -154,13 +160,18 @@ impl<'a> Rules<'a> {
         if !self.scope.is_host(address) {
             return Some(Obstacle::NoHost);
         }
-        match (self.reserved.get(&address), self.fixed(holder)) {
+        match (self.fleet.by_ip(address), self.fixed(holder)) {
             (Some(client), _) if *holder != Holder::Client(client.name.clone()) => {
                 Some(Obstacle::Reserved(client.name.clone()))
             }
             (_, Some(fixed)) => (fixed != address).then_some(Obstacle::Fixed(fixed)),
             (_, None) => (!self.scope.in_pool(address)).then_some(Obstacle::NotInPool),
         }
+    }
+
+    /// This holder runs from its disk at this address.
+    pub(super) fn runs_at(&self, holder: &Holder, address: Ipv4Addr) -> bool {
+        matches!(holder, Holder::Client(name) if (self.in_session)(address).as_ref() == Some(name))
     }
 
     /// This lease's address waits for its holder even after it expired.
@@ -305,7 +316,8 @@ impl Leases {
         if let Some(why) = self.obstacle(address, holder, rules, now) {
             return Claim::Wrong(why);
         }
-        if rules.fixed(holder) == Some(address) || self.offered(holder) == Some(address) {
+        let fixed_or_offered = rules.fixed(holder) == Some(address) || self.offered(holder) == Some(address);
+        if fixed_or_offered || rules.runs_at(holder, address) {
             return Claim::Theirs;
         }
         match self.held.get(holder) {
@@ -313,6 +325,15 @@ impl Leases {
             Some(lease) => Claim::Wrong(Obstacle::Elsewhere(lease.address)),
             None => Claim::Free,
         }
+    }
+
+    /// The machine that runs in a client's place while another one, which is the client's by its port alone, asks.
+    pub(super) fn rival(&self, client: &Client, mac: Mac, in_session: InSession<'_>) -> Option<Mac> {
+        if client.port.is_none() || client.macs.contains(&mac) {
+            return None;
+        }
+        let lease = self.held.get(&Holder::Client(client.name.clone()))?;
+        (lease.mac != mac && in_session(lease.address).as_ref() == Some(&client.name)).then_some(lease.mac)
     }
 
     /// The holder has, or had, a lease.
@@ -368,6 +389,29 @@ impl Leases {
 
     /// Why this holder cannot have this address; `None` if it can.
     fn obstacle(&self, address: Ipv4Addr, holder: &Holder, rules: &Rules<'_>, now: Timestamp) -> Option<Obstacle> {
+        match self.obstacle_in_book(address, holder, rules, now) {
+            // Whatever was changed or found out since: a system that runs keeps its address until it boots anew.
+            Some(Obstacle::NotInPool | Obstacle::Reserved(_) | Obstacle::Fixed(_) | Obstacle::Quarantined)
+                if rules.runs_at(holder, address) =>
+            {
+                None
+            }
+            None if self.held.get(holder).is_none_or(|lease| lease.address != address) => {
+                let other = (rules.in_session)(address)?;
+                (*holder != Holder::Client(other.clone())).then_some(Obstacle::InSession(other))
+            }
+            found => found,
+        }
+    }
+
+    /// What rules and tables have against it.
+    fn obstacle_in_book(
+        &self,
+        address: Ipv4Addr,
+        holder: &Holder,
+        rules: &Rules<'_>,
+        now: Timestamp,
+    ) -> Option<Obstacle> {
         if let Some(why) = rules.forbid(address, holder) {
             return Some(why);
         }

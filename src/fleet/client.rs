@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use super::image::ImageName;
 use super::mac::Mac;
+use super::port::Port;
 
 /// Longest client name: it becomes one DNS label (RFC 1035 §2.3.4).
 pub const MAX_NAME: usize = 63;
@@ -112,8 +113,10 @@ pub struct Client {
     pub name: ClientName,
     /// The group it is in; `None` for those under `[clients]`.
     pub group: Option<String>,
-    /// The MAC addresses of the machine in its place; at least one.
+    /// The MAC addresses of the machine in its place; at least one, unless it is recognised by its port.
     pub macs: Vec<Mac>,
+    /// The port of a switch: whatever is plugged in there stands in its place.
+    pub port: Option<Port>,
     /// A fixed address.
     pub ip: Option<Ipv4Addr>,
     /// The image its disk is a child of.

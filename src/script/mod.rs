@@ -200,6 +200,7 @@ mod tests {
             name: "pc-01".parse().unwrap(),
             group: None,
             macs: vec![mac()],
+            port: None,
             ip: None,
             image: "debian-12".parse().unwrap(),
             disk: DiskPolicy::Keep,

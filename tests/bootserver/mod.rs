@@ -115,6 +115,7 @@ fn fleet() -> Fleet {
         name: "pc-01".parse().unwrap(),
         group: None,
         macs: vec![MAC.parse().unwrap()],
+        port: None,
         ip: None,
         image: "debian-12".parse().unwrap(),
         disk: DiskPolicy::Keep,

@@ -1,4 +1,4 @@
-//! DHCP on one interface: packets in, packets out, and leases durable before the client hears of them.
+//! DHCP on the interfaces that clients are on: packets in, packets out, and leases durable before the client hears of them.
 //!
 //! [`Server`] gives addresses; [`Proxy`] works beside a server that does; [`BootServer`] answers port 4011 beside either.
 //! Not here: what is answered (`dhcp::handle`, `dhcp::proxy`), and where leases are kept ([`Durable`]).
@@ -10,10 +10,11 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tracing::{debug, trace, warn};
 
 pub use boot_server::BootServer;
@@ -23,10 +24,10 @@ use super::udp::{BindError, Udp};
 use crate::app::App;
 use crate::app::recorder::now;
 use crate::dhcp::{
-    self, Arrival, Asker, CLIENT_PORT, Destination, Kind, LeaseChange, Leases, Outcome, Reason, Reply, SERVER_PORT,
-    Scope, ScopeError,
+    self, Around, Arrival, Asker, CLIENT_PORT, Destination, Kind, LeaseChange, Leases, Outcome, Reason, Reply, Role,
+    SERVER_PORT, Scope, ScopeError, Site, Wire,
 };
-use crate::fleet::{Mac, Naming, Pool, Timestamp};
+use crate::fleet::{Mac, Naming, Pool, Subnet, Timestamp};
 use crate::sys::{self, Interface, Local, PacketSocket};
 
 /// Largest packet that is read; no client sends more than an Ethernet frame holds.
@@ -58,7 +59,7 @@ pub trait Durable: Send + Sync {
 #[derive(Debug, thiserror::Error)]
 pub enum DhcpError {
     /// `dhcp = "full"` without `[server.pool]`.
-    #[error("there are no addresses to give: dhcp = \"full\" needs [server.pool] range")]
+    #[error("there are no addresses to give: dhcp = \"full\" needs [server.pool], or [server.pools.NAME]")]
     NoPool,
     /// The interface lost its addresses since it was chosen.
     #[error("interface `{0}` has no IPv4 address")]
@@ -93,106 +94,126 @@ fn or(error: &BindError, instead: &str) -> String {
     if let BindError::Taken { .. } = error { format!(": stop it, or {instead}") } else { String::new() }
 }
 
-/// A DHCP server that is bound to its interface.
+/// An interface that clients are on, and our address there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The interface.
+    pub interface: Interface,
+    /// The one of its addresses at which machines find us.
+    pub address: Ipv4Addr,
+}
+
+/// A DHCP server that is bound to its interfaces.
 #[derive(Debug)]
 pub struct Server<D> {
     app: Arc<App>,
-    scope: Scope,
     leases: Leases,
     durable: D,
-    wire: Wire,
+    ports: Vec<Port>,
 }
 
-impl<D: Durable> Server<D> {
-    /// Takes port 67 of this interface. Scripts are served on `http_port` of the same address. Servers on other interfaces
-    /// of the host are not disturbed.
+impl<D: Durable + 'static> Server<D> {
+    /// Takes port 67 of these interfaces. Scripts are served on `http_port` of the same addresses. Servers on other
+    /// interfaces of the host are not disturbed.
     ///
     /// # Errors
-    /// A [`DhcpError`]: no pool, none that fits the interface, the port is taken, privileges are missing.
+    /// A [`DhcpError`]: no pool, none that fits an interface, the port is taken, privileges are missing.
     pub fn bind(
         app: Arc<App>,
-        interface: &Interface,
+        places: &[Place],
         http_port: u16,
         leases: Leases,
         durable: D,
     ) -> Result<Self, DhcpError> {
-        let scope = scope(app.settings.pool.as_ref(), &app.naming, interface, http_port)?;
-        let udp = Udp::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, SERVER_PORT), Some(&interface.name))
-            .map_err(|source| DhcpError::Bind { source })?;
-        let frames = PacketSocket::open(interface.index).map_err(DhcpError::Frames)?;
-        let local = Local { interface: interface.index, address: scope.server() };
-        Ok(Self { app, scope, leases, durable, wire: Wire { udp, frames, local } })
+        let open = |(place, wire): (&Place, Wire)| {
+            let Interface { name, index, .. } = &place.interface;
+            let udp = Udp::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, SERVER_PORT), Some(name))
+                .map_err(|source| DhcpError::Bind { source })?;
+            let frames = PacketSocket::open(*index).map_err(DhcpError::Frames)?;
+            let local = Local { interface: *index, address: place.address };
+            Ok(Port { wire, udp, frames, local })
+        };
+        let wires = wires(app.settings.pool.as_ref(), &app.settings.pools, &app.naming, places, http_port)?;
+        let ports = places.iter().zip(wires).map(open).collect::<Result<_, _>>()?;
+        Ok(Self { app, leases, durable, ports })
     }
 
-    /// The subnet that it serves.
-    #[must_use]
-    pub fn scope(&self) -> &Scope {
-        &self.scope
+    /// Our addresses on wires whose own machines get none.
+    pub fn without_pool(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.ports.iter().filter(|port| port.wire.local().is_none()).map(|port| port.local.address)
     }
 
     /// Serves until the future is dropped. What was not answered by then, clients ask again.
     pub async fn run(self) -> Infallible {
-        let Self { app, scope, mut leases, durable, wire } = self;
+        let Self { app, leases, durable, ports } = self;
         let (waiting, commits) = mpsc::channel(MAX_WAITING);
-        let receive = async {
-            let mut buffer = [0; LARGEST_PACKET];
-            let mut alarms = Alarms::default();
-            loop {
-                let received = match wire.udp.receive(&mut buffer).await {
-                    Ok(received) => received,
-                    Err(error) => {
-                        warn!(%error, "DHCP: a packet could not be read");
-                        tokio::time::sleep(AFTER_ERROR).await;
-                        continue;
-                    }
-                };
-                let arrival = Arrival { from: received.from, to: received.to };
-                let now = now();
-                let outcome = dhcp::handle(&mut leases, &app.fleet(), &scope, now, &arrival, &buffer[..received.len]);
-                // An address that we give is its machine's; what an INFORM says of one, anybody can say.
-                tell(&app, received.from, &outcome, |asker| asker.kind != Kind::Inform || is_neighbour(asker));
-                alarms.sound(&outcome, now);
-                let Outcome { persist, reply, .. } = outcome;
-                match reply {
-                    Some(reply) if persist.is_empty() => wire.send(&reply).await,
-                    None if persist.is_empty() => {}
-                    reply => {
-                        if waiting.send((persist, reply)).await.is_err() {
-                            unreachable!("the receiver lives in the same future");
-                        }
-                    }
+        let leases = Arc::new(Mutex::new(leases));
+        let mut serving = JoinSet::new();
+        for port in ports {
+            serving.spawn(Arc::new(port).serve(Arc::clone(&app), Arc::clone(&leases), waiting.clone()));
+        }
+        serving.spawn(async move { commit(&durable, commits).await });
+        match serving.join_next().await {
+            // One of them panicked: what it left undone must not look like a server.
+            Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+/// What is served on each place. The pool of `[server.pool]` is for the place whose subnet holds it; a subnet of
+/// `[server.pools]` for that which has an address in it, and for relays on all of them.
+fn wires(
+    pool: Option<&Pool>,
+    pools: &[Subnet],
+    naming: &Naming,
+    places: &[Place],
+    http_port: u16,
+) -> Result<Vec<Wire>, DhcpError> {
+    if pool.is_none() && pools.is_empty() {
+        return Err(DhcpError::NoPool);
+    }
+    let prefix =
+        |place: &Place| place.interface.addresses.iter().find(|(own, _)| *own == place.address).map(|own| own.1);
+    let misfit = |place: &Place, source| DhcpError::Scope { interface: place.interface.name.clone(), source };
+    let (mut first_error, mut pool_fits) = (None, false);
+    let mut wires = Vec::new();
+    for place in places {
+        let naming = naming.clone();
+        let site = Site { server: place.address, http_port, naming: naming.clone(), role: Role::Server };
+        let prefix = prefix(place).ok_or_else(|| DhcpError::NoAddress(place.interface.name.clone()))?;
+        let mut local = None;
+        if let Some(pool) = pool {
+            match Scope::new(place.address, prefix, pool.clone(), http_port, naming) {
+                Ok(scope) => {
+                    local = Some(scope);
+                    pool_fits = true;
                 }
+                Err(error) => first_error = first_error.or_else(|| Some(misfit(place, error))),
             }
-        };
-        tokio::select! {
-            never = receive => never,
-            never = commit(&wire, &durable, commits) => never,
         }
+        let mut beyond = Vec::new();
+        for subnet in pools {
+            let scope = Scope::of(&site, subnet).map_err(|error| misfit(place, error))?;
+            if subnet.contains(place.address) && local.is_none() {
+                local = Some(scope);
+            } else {
+                beyond.push(scope);
+            }
+        }
+        wires.push(Wire::new(site, local, beyond));
+    }
+    match first_error {
+        Some(error) if !pool_fits => Err(error),
+        _ => Ok(wires),
     }
 }
 
-/// The scope of the interface's address whose subnet holds the pool.
-fn scope(pool: Option<&Pool>, naming: &Naming, interface: &Interface, http_port: u16) -> Result<Scope, DhcpError> {
-    let pool = pool.ok_or(DhcpError::NoPool)?;
-    let mut first_error = None;
-    for (address, prefix) in &interface.addresses {
-        match Scope::new(*address, *prefix, pool.clone(), http_port, naming.clone()) {
-            Ok(scope) => return Ok(scope),
-            Err(error) => first_error = first_error.or(Some(error)),
-        }
-    }
-    let interface = interface.name.clone();
-    Err(match first_error {
-        Some(source) => DhcpError::Scope { interface, source },
-        None => DhcpError::NoAddress(interface),
-    })
-}
-
-/// A lease that must be durable, and the answer that waits for it.
-type Waiting = (Vec<LeaseChange>, Option<Reply>);
+/// A lease that must be durable, the answer that waits for it, and the way that it goes.
+type Waiting = (Vec<LeaseChange>, Option<(Arc<Port>, Reply)>);
 
 /// Commits what waits, all that is there at once, and sends the answers.
-async fn commit(wire: &Wire, durable: &impl Durable, mut waiting: mpsc::Receiver<Waiting>) -> Infallible {
+async fn commit(durable: &impl Durable, mut waiting: mpsc::Receiver<Waiting>) -> Infallible {
     let mut batch = Vec::with_capacity(MAX_BATCH);
     loop {
         if waiting.recv_many(&mut batch, MAX_BATCH).await == 0 {
@@ -201,8 +222,8 @@ async fn commit(wire: &Wire, durable: &impl Durable, mut waiting: mpsc::Receiver
         let (changes, replies): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
         match durable.commit(changes.into_iter().flatten().collect()).await {
             Ok(()) => {
-                for reply in replies.iter().flatten() {
-                    wire.send(reply).await;
+                for (port, reply) in replies.iter().flatten() {
+                    port.send(reply).await;
                 }
             }
             Err(error) => warn!(%error, "DHCP: leases could not be stored, so their clients get no answer"),
@@ -210,15 +231,57 @@ async fn commit(wire: &Wire, durable: &impl Durable, mut waiting: mpsc::Receiver
     }
 }
 
-/// The two ways out of an interface.
+/// Port 67 of one interface: what is served there, the way in, and the two ways out.
 #[derive(Debug)]
-struct Wire {
+struct Port {
+    wire: Wire,
     udp: Udp,
     frames: PacketSocket,
     local: Local,
 }
 
-impl Wire {
+impl Port {
+    async fn serve(
+        self: Arc<Self>,
+        app: Arc<App>,
+        leases: Arc<Mutex<Leases>>,
+        waiting: mpsc::Sender<Waiting>,
+    ) -> Infallible {
+        let mut buffer = [0; LARGEST_PACKET];
+        let mut alarms = Alarms::default();
+        loop {
+            let received = match self.udp.receive(&mut buffer).await {
+                Ok(received) => received,
+                Err(error) => {
+                    warn!(%error, "DHCP: a packet could not be read");
+                    tokio::time::sleep(AFTER_ERROR).await;
+                    continue;
+                }
+            };
+            let arrival = Arrival { from: received.from, to: received.to };
+            let (now, fleet) = (now(), app.fleet());
+            let bytes = &buffer[..received.len];
+            let in_session = |address| app.sessions.client_at(address);
+            let around = Around { fleet: &fleet, wire: &self.wire, in_session: &in_session };
+            let outcome = dhcp::handle(&mut lock(&leases), around, now, &arrival, bytes);
+            // An address that we give is its machine's; what an INFORM says of one, anybody can say.
+            tell(&app, received.from, &outcome, |asker| asker.kind != Kind::Inform || is_neighbour(asker));
+            alarms.sound(&outcome, now);
+            let Outcome { persist, reply, .. } = outcome;
+            match reply {
+                Some(reply) if persist.is_empty() => self.send(&reply).await,
+                None if persist.is_empty() => {}
+                reply => {
+                    let reply = reply.map(|reply| (Arc::clone(&self), reply));
+                    if waiting.send((persist, reply)).await.is_err() {
+                        // The process is stopping.
+                        std::future::pending::<()>().await;
+                    }
+                }
+            }
+        }
+    }
+
     async fn send(&self, reply: &Reply) {
         let to = |address| SocketAddrV4::new(address, CLIENT_PORT);
         let sent = match reply.to {
@@ -228,6 +291,9 @@ impl Wire {
                 let from = SocketAddrV4::new(self.local.address, SERVER_PORT);
                 self.frames.send(mac.octets(), from, to(ip), &reply.bytes)
             }
+            Destination::Relay(relay) => {
+                self.udp.send(&reply.bytes, SocketAddrV4::new(relay, SERVER_PORT), self.local).await
+            }
             Destination::Asker(asker) => self.udp.send(&reply.bytes, asker, self.local).await,
         };
         if let Err(error) = sent {
@@ -235,6 +301,11 @@ impl Wire {
             debug!(%error, to = ?reply.to, "DHCP: an answer could not be sent");
         }
     }
+}
+
+/// The book; whoever panicked while it had it left it whole, for every change of it is one call.
+fn lock(leases: &Mutex<Leases>) -> MutexGuard<'_, Leases> {
+    leases.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Says what came of a packet: to the log, and to the recorder what it told about a machine. `proven` says whether the asker
@@ -249,12 +320,18 @@ fn tell(app: &App, from: SocketAddrV4, outcome: &Outcome, proven: impl Fn(&Asker
                 mac = %asker.mac,
                 kind = ?asker.kind,
                 client = asker.client.as_ref().map(tracing::field::display),
+                port = asker.port.as_ref().map(tracing::field::display),
                 ipxe = asker.machine.ipxe,
                 architecture = asker.machine.architecture,
                 ?left_out,
                 reason = %outcome.reason,
                 "DHCP"
             );
+            if let Some(port) = &asker.port
+                && !matches!(outcome.reason, Reason::TwoClients(_) | Reason::PortInUse(..))
+            {
+                app.plugged_in(asker.mac, port);
+            }
             // Beside another server, what the rest of the building's machines ask is none of our business.
             if !matches!(outcome.reason, Reason::Stranger) {
                 app.recorder.saw(asker.mac, asker.address.filter(|_| proven(asker)));
@@ -298,10 +375,9 @@ impl Alarms {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_address_that_the_pool_belongs_to_is_the_servers() {
-        let interface = |addresses: &[&str]| Interface {
-            name: "enp3s0".into(),
+    fn place(name: &str, addresses: &[&str]) -> Place {
+        let interface = Interface {
+            name: name.into(),
             index: 2,
             mac: None,
             addresses: addresses.iter().map(|address| (address.parse().unwrap(), 24)).collect(),
@@ -310,19 +386,47 @@ mod tests {
             wired: true,
             mtu: 1500,
         };
-        let pool = Pool {
-            first: Ipv4Addr::new(10, 20, 0, 100),
-            last: Ipv4Addr::new(10, 20, 0, 199),
+        Place { address: interface.addresses.first().map_or(Ipv4Addr::UNSPECIFIED, |own| own.0), interface }
+    }
+
+    fn pool(third: u8) -> Pool {
+        Pool {
+            first: Ipv4Addr::new(10, 20, third, 100),
+            last: Ipv4Addr::new(10, 20, third, 199),
             router: None,
             dns: Vec::new(),
             lease: Duration::from_secs(3600),
-        };
-        let naming = Naming::new("iqn.2026-11.test");
-        let scope_on = |addresses: &[&str]| scope(Some(&pool), &naming, &interface(addresses), 80);
-        assert_eq!(scope_on(&["192.168.1.5", "10.20.0.2"]).unwrap().server(), Ipv4Addr::new(10, 20, 0, 2));
-        let words = scope_on(&["192.168.1.5", "172.16.0.1"]).unwrap_err().to_string();
+        }
+    }
+
+    fn subnet(third: u8) -> Subnet {
+        let name = format!("room-{third}");
+        Subnet { name, network: Ipv4Addr::new(10, 20, third, 0), prefix: 24, pool: pool(third) }
+    }
+
+    fn plan(pool: Option<&Pool>, pools: &[Subnet], places: &[Place]) -> Result<Vec<Wire>, DhcpError> {
+        wires(pool, pools, &Naming::new("iqn.2026-11.test"), places, 80)
+    }
+
+    #[test]
+    fn each_wire_gives_the_addresses_of_its_own_subnet_and_all_give_those_behind_relays() {
+        let places = [place("enp3s0", &["10.20.0.2"]), place("lab", &["10.20.1.2"]), place("spare", &["10.9.0.2"])];
+        let wires = plan(Some(&pool(0)), &[subnet(1), subnet(7)], &places).unwrap();
+        let locals: Vec<_> = wires.iter().map(|wire| wire.local().map(|scope| scope.pool().first)).collect();
+        assert_eq!(locals, [Some(pool(0).first), Some(pool(1).first), None]);
+        for wire in &wires {
+            assert!(wire.scope_of(Ipv4Addr::new(10, 20, 7, 1)).is_some());
+            assert_eq!(wire.scope_of(Ipv4Addr::new(10, 20, 9, 1)), None);
+        }
+        let served: Vec<_> = wires.iter().map(|wire| wire.scope_of(pool(7).first).unwrap().server()).collect();
+        assert_eq!(served, places.map(|place| place.address), "each by its own address");
+    }
+
+    #[test]
+    fn what_cannot_be_served_is_said() {
+        let words = plan(Some(&pool(0)), &[], &[place("enp3s0", &["192.168.1.5"])]).unwrap_err().to_string();
         assert!(words.contains("enp3s0") && words.contains("outside 192.168.1.5/24"), "{words}");
-        assert!(matches!(scope_on(&[]), Err(DhcpError::NoAddress(_))));
-        assert!(matches!(scope(None, &naming, &interface(&["10.20.0.2"]), 80), Err(DhcpError::NoPool)));
+        assert!(matches!(plan(Some(&pool(0)), &[], &[place("enp3s0", &[])]), Err(DhcpError::NoAddress(_))));
+        assert!(matches!(plan(None, &[], &[place("enp3s0", &["10.20.0.2"])]), Err(DhcpError::NoPool)));
     }
 }
