@@ -22,7 +22,7 @@ use crate::app::{scrub, space};
 use crate::config::{DhcpMode, Loaded, Report};
 use crate::dhcp::{LeaseChange, Leases, Role, Site};
 use crate::fleet::web::{HTTP_PORT, ISCSI_PORT, TFTP_PORT};
-use crate::fleet::{Lease, Mac, Sighting, Timestamp};
+use crate::fleet::{Fleet, Holder, Lease, Mac, Sighting, Timestamp};
 use crate::http::boot;
 use crate::http::control::{Control, ControlSocket};
 use crate::net::dhcp::{self, BootServer, Durable, Place, Proxy};
@@ -66,7 +66,8 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
 
     let boot_id = sys::boot_id().context("cannot read this boot's id")?;
     let secrets = SecretBook::new(writer.clone(), store.secrets()?);
-    let app = App::new(settings.clone(), loaded.config.fleet, recorder, boot_id).with_secrets(secrets);
+    let fleet = leases.iter().fold(loaded.config.fleet, plugged);
+    let app = App::new(settings.clone(), fleet, recorder, boot_id).with_secrets(secrets);
     let app = Arc::new(app);
     let files = BootFiles::load(settings.loader_dir.as_deref())?;
 
@@ -224,6 +225,13 @@ fn places_for(loaded: &Loaded, interfaces: &[Interface]) -> anyhow::Result<Vec<P
     }
     let report = loaded.check_against(&own);
     if report.has_errors() { Err(Misfit(report).into()) } else { Ok(places) }
+}
+
+/// The fleet with the machine of this lease at its client's port, where it was recognised by that.
+fn plugged(fleet: Fleet, lease: &Lease) -> Fleet {
+    let Holder::Client(name) = &lease.holder else { return fleet };
+    let seen = fleet.client(name).and_then(|client| client.port.as_ref()).and_then(|port| fleet.plug(lease.mac, port));
+    seen.unwrap_or(fleet)
 }
 
 /// Where machines on this wire find us.

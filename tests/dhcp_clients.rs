@@ -116,6 +116,7 @@ fn app() -> App {
         group: None,
         macs: vec![mac.parse().unwrap()],
         port: None,
+        options: Vec::new(),
         ip,
         image: "debian-12".parse().unwrap(),
         disk: DiskPolicy::Keep,

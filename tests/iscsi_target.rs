@@ -61,6 +61,7 @@ fn client(number: u8, initiators: Initiators, off: bool) -> Client {
         group: None,
         macs: vec![format!("52:54:00:aa:00:0{number}").parse().unwrap()],
         port: None,
+        options: Vec::new(),
         ip: Some(HOME),
         image: "linux".parse().unwrap(),
         disk: DiskPolicy::Keep,

@@ -138,6 +138,7 @@ impl Life {
             group: None,
             macs: vec![MAC.parse().unwrap()],
             port: None,
+            options: Vec::new(),
             ip: Some(HOME),
             image: "linux".parse().unwrap(),
             disk: policy,

@@ -343,6 +343,7 @@ mod tests {
             group: None,
             macs: vec!["52:54:00:aa:00:01".parse().unwrap()],
             port: None,
+            options: Vec::new(),
             ip: None,
             image: "linux".parse().unwrap(),
             disk: policy,

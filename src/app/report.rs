@@ -657,6 +657,7 @@ mod tests {
             group: None,
             macs: macs.to_vec(),
             port: None,
+            options: Vec::new(),
             ip: None,
             image: "debian-12".parse().unwrap(),
             disk: crate::fleet::DiskPolicy::Keep,

@@ -7,13 +7,14 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::options;
 use super::report::{Draft, quoted};
 use super::schema::{self, Level};
 use super::server::{PoolSection, Server, unknown_word};
 use super::values::{self, Refusal, bad_name};
 use super::walk::{Given, Located, Section, Walker, type_word};
 use super::{DhcpMode, Group, MAX_CLIENTS, MAX_MACS, MAX_WINDOWS_NAME};
-use crate::fleet::{Client, ClientName, DiskPolicy, Fleet, ImageName, Initiators, Mac, Port};
+use crate::fleet::{Client, ClientName, DiskPolicy, ExtraOption, Fleet, ImageName, Initiators, Mac, Port};
 
 /// What may stand at each of the three levels, defaults, group and client.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ struct Common {
     mode: Given<bool>,
     /// The most bytes of its own that the disk may take up.
     limit: Given<u64>,
+    /// DHCP options of the operator's own.
+    options: Given<Vec<ExtraOption>>,
     off: Given<bool>,
 }
 
@@ -34,6 +37,7 @@ impl Common {
         disk: Given::Absent,
         mode: Given::Absent,
         limit: Given::Absent,
+        options: Given::Absent,
         chap: Given::Absent,
         off: Given::Absent,
     };
@@ -45,6 +49,14 @@ impl Common {
             chap: walker.flag(section, "chap"),
             mode: walker.parsed(section, "mode", read_only),
             limit: walker.parsed(section, "limit", values::limit),
+            options: match walker.table(section, "options") {
+                Given::Good(Located { value: table, at }) => match options::read(walker, table) {
+                    Some(value) => Given::Good(Located { value, at }),
+                    None => Given::Wrong,
+                },
+                Given::Wrong => Given::Wrong,
+                Given::Absent => Given::Absent,
+            },
             off: walker.flag(section, "off"),
         }
     }
@@ -56,6 +68,7 @@ impl Common {
             chap: self.chap.or(&farther.chap),
             mode: self.mode.or(&farther.mode),
             limit: self.limit.or(&farther.limit),
+            options: self.options.or(&farther.options),
             off: self.off.or(&farther.off),
         }
     }
@@ -84,6 +97,8 @@ pub(super) struct Clients {
     entries: Vec<Entry>,
     pub(super) groups: Vec<Group>,
     pub(super) images: Vec<Located<ImageName>>,
+    /// Where `options` stand.
+    options: Vec<usize>,
 }
 
 impl Clients {
@@ -94,7 +109,7 @@ impl Clients {
             let section = Section { table, level: Level::Defaults, name: "[defaults]".to_owned(), at };
             walker.check_keys(&section);
             defaults = Common::read(walker, &section);
-            clients.images.extend(defaults.image.located().cloned());
+            clients.note(&defaults);
         }
         clients.read_members(walker, top, None, &defaults);
         if let Given::Good(Located { value: groups, .. }) = walker.table(top, "group") {
@@ -120,6 +135,12 @@ impl Clients {
         clients
     }
 
+    /// What is checked against other things once all is read.
+    fn note(&mut self, level: &Common) {
+        self.images.extend(level.image.located().cloned());
+        self.options.extend(level.options.located().map(|options| options.at));
+    }
+
     fn read_group<'a>(
         &mut self,
         walker: &mut Walker<'a>,
@@ -137,7 +158,7 @@ impl Clients {
         let section = Section { table, level: Level::Group, name, at };
         walker.check_keys(&section);
         let own = Common::read(walker, &section);
-        self.images.extend(own.image.located().cloned());
+        self.note(&own);
         let title = walker.text(&section, "title").value().map(str::to_owned);
         let note = walker.text(&section, "note").value().map(str::to_owned);
         self.groups.push(Group { name: label.to_owned(), title, note });
@@ -155,7 +176,7 @@ impl Clients {
         let Given::Good(Located { value: members, .. }) = walker.table(parent, "clients") else { return };
         for (key, value) in members.iter() {
             let entry = Entry::read(walker, key.get_ref(), key.span(), value, group, farther);
-            self.images.extend(entry.own.image.located().cloned());
+            self.note(&entry.own);
             self.entries.push(entry);
         }
     }
@@ -257,6 +278,15 @@ impl Clients {
             };
             let message = format!("the `ip` of `{label}` has no effect: {why}");
             walker.push(Draft::warning(at, message).help("it works with dhcp = \"full\""));
+        }
+        let why = match server.mode() {
+            Some(DhcpMode::Off) => Some("we answer no DHCP"),
+            Some(DhcpMode::Proxy) => Some("another server gives addresses and options"),
+            Some(DhcpMode::Full) | None => None,
+        };
+        for (at, why) in self.options.iter().zip(std::iter::repeat(why)).filter_map(|(at, why)| Some((*at, why?))) {
+            let draft = Draft::warning(at, format!("`options` has no effect: {why}"));
+            walker.push(draft.help("it works with dhcp = \"full\""));
         }
         if server.dhcp.value() == Some(DhcpMode::Full) {
             self.check_pool_size(walker, &pools);
@@ -420,6 +450,7 @@ impl Entry {
             initiators,
             chap: self.all.chap.value().unwrap_or(false),
             read_only: self.all.mode.value().unwrap_or(false),
+            options: self.all.options.value().unwrap_or_default(),
             limit: self.all.limit.value(),
             off: self.all.off.value().unwrap_or(false),
             title: self.title.value(),

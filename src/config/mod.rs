@@ -10,6 +10,8 @@
 
 mod clients;
 pub mod edit;
+pub mod import;
+mod options;
 mod report;
 mod schema;
 mod server;

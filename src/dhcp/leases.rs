@@ -10,11 +10,29 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::scope::Scope;
-use crate::fleet::{Client, ClientName, Fleet, Holder, Lease, Mac, Timestamp};
+use crate::fleet::{Client, ClientName, Fleet, Holder, Lease, Mac, Port, Timestamp};
 
 /// How long an offered address is kept for the one it was offered to. EDK2 takes 4 s and more to collect offers, and asks
 /// again after 4, 8, 16 and 32 s.
 pub const OFFER_HOLD: Duration = Duration::from_secs(60);
+
+/// The same for machines that are in nobody's place. A flood of made-up ones has the pool for no longer; a machine that takes
+/// longer gets the address all the same if it stayed free.
+pub const STRANGERS_OFFER_HOLD: Duration = Duration::from_secs(15);
+
+/// Most offers held at once to machines that are in nobody's place and plugged in at one port; the oldest goes first. There
+/// may be a small switch there, not a flood.
+pub const MAX_OFFERS_OF_PORT: usize = 16;
+
+/// How long a question whether somebody uses an address may take. Firmware and iPXE ask again after a second, and the whole
+/// exchange has more than one step; a machine on the wire answers ARP within milliseconds.
+pub const PROBE: Duration = Duration::from_millis(250);
+
+/// How long it counts that nobody answered.
+const SILENCE: Duration = Duration::from_secs(600);
+
+/// Most addresses of which that is known; the one that was asked first goes first.
+const MAX_SILENT: usize = 1_024;
 
 /// Most offers held at once; the oldest goes first, and can still be taken up if its address stays free.
 pub const MAX_OFFERS: usize = 1_024;
@@ -46,6 +64,8 @@ pub struct Leases {
     offers: BTreeMap<Ipv4Addr, Offer>,
     /// Until when.
     quarantined: BTreeMap<Ipv4Addr, Timestamp>,
+    /// Addresses that nobody was found to use, and until when that counts.
+    silent: BTreeMap<Ipv4Addr, Timestamp>,
     /// How many of `held` are strangers'.
     strangers: usize,
 }
@@ -53,6 +73,7 @@ pub struct Leases {
 #[derive(Debug)]
 struct Offer {
     holder: Holder,
+    port: Option<Port>,
     until: Timestamp,
 }
 
@@ -213,6 +234,16 @@ impl Leases {
         self.holders.values().map(|holder| &self.held[holder])
     }
 
+    #[cfg(test)]
+    pub(super) fn offer_count(&self) -> usize {
+        self.offers.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn silent_count(&self) -> usize {
+        self.silent.len()
+    }
+
     /// Makes a machine's lease its present holder's: the machine was a stranger and is now in a client's place, or its
     /// client was renamed or removed while it ran.
     pub(super) fn adopt(&mut self, holder: &Holder, mac: Mac, rules: &Rules<'_>) -> Vec<LeaseChange> {
@@ -237,25 +268,80 @@ impl Leases {
         changes
     }
 
-    /// An address for this holder, kept for it for [`OFFER_HOLD`]: its fixed one, the one it has or had, the one it was
+    /// An address for this holder, kept for it for [`OFFER_HOLD`] or [`STRANGERS_OFFER_HOLD`]: its fixed one, the one it has or had, the one it was
     /// offered, the one it wishes, one that nobody had, the one whose last holder is longest gone (RFC 2131 §4.3.1).
     pub(super) fn offer(
         &mut self,
         holder: &Holder,
         wish: Option<Ipv4Addr>,
+        port: Option<&Port>,
         rules: &Rules<'_>,
         now: Timestamp,
     ) -> Result<Ipv4Addr, NoAddress> {
         self.offers.retain(|_, offer| offer.until > now);
         self.quarantined.retain(|_, until| *until > now);
+        self.silent.retain(|_, until| *until > now);
+        let stranger = matches!(holder, Holder::Stranger(_));
+        if stranger && self.offered(holder).is_none() {
+            self.make_room(port);
+        }
         let address = self.choose(holder, wish, rules, now)?;
         self.withdraw(holder);
         if self.offers.len() >= MAX_OFFERS {
             let oldest = self.offers.iter().min_by_key(|(_, offer)| offer.until).map(|(address, _)| *address);
             oldest.map(|address| self.offers.remove(&address));
         }
-        self.offers.insert(address, Offer { holder: holder.clone(), until: now.after(OFFER_HOLD) });
+        let until = now.after(if stranger { STRANGERS_OFFER_HOLD } else { OFFER_HOLD });
+        self.offers.insert(address, Offer { holder: holder.clone(), port: port.cloned(), until });
         Ok(address)
+    }
+
+    /// Takes back the oldest offer to a stranger at this port, if there are so many of them.
+    fn make_room(&mut self, port: Option<&Port>) {
+        let Some(port) = port else { return };
+        let there = self
+            .offers
+            .iter()
+            .filter(|(_, offer)| offer.port.as_ref() == Some(port) && matches!(offer.holder, Holder::Stranger(_)));
+        let (oldest, count) = there.fold((None, 0), |(oldest, count), (address, offer)| {
+            let older = oldest.is_none_or(|(until, _)| offer.until < until);
+            (if older { Some((offer.until, *address)) } else { oldest }, count + 1)
+        });
+        if let (Some((_, address)), MAX_OFFERS_OF_PORT..) = (oldest, count) {
+            self.offers.remove(&address);
+        }
+    }
+
+    /// Somebody who knows nothing of us may use the address that this holder was offered: it is neither its fixed one nor the
+    /// one that it had, and nobody was asked about it lately.
+    pub(super) fn is_doubtful(&self, address: Ipv4Addr, holder: &Holder, rules: &Rules<'_>) -> bool {
+        rules.fixed(holder) != Some(address)
+            && self.held.get(holder).is_none_or(|lease| lease.address != address)
+            && !self.silent.contains_key(&address)
+    }
+
+    /// Nobody answered when the wire was asked who uses this address.
+    pub fn found_silent(&mut self, address: Ipv4Addr, now: Timestamp) {
+        if self.silent.len() >= MAX_SILENT {
+            let oldest = self.silent.iter().min_by_key(|(_, until)| **until).map(|(address, _)| *address);
+            oldest.map(|address| self.silent.remove(&address));
+        }
+        self.silent.insert(address, now.after(SILENCE));
+    }
+
+    /// Somebody uses this address: nobody gets it for [`QUARANTINE`].
+    pub fn found_in_use(&mut self, address: Ipv4Addr, now: Timestamp) {
+        self.offers.remove(&address);
+        self.silent.remove(&address);
+        self.quarantine(address, now);
+    }
+
+    fn quarantine(&mut self, address: Ipv4Addr, now: Timestamp) {
+        if self.quarantined.len() >= MAX_QUARANTINED {
+            let oldest = self.quarantined.iter().min_by_key(|(_, until)| **until).map(|(address, _)| *address);
+            oldest.map(|address| self.quarantined.remove(&address));
+        }
+        self.quarantined.insert(address, now.after(QUARANTINE));
     }
 
     fn choose(
@@ -377,11 +463,7 @@ impl Leases {
             return None;
         }
         self.withdraw(holder);
-        if self.quarantined.len() >= MAX_QUARANTINED {
-            let oldest = self.quarantined.iter().min_by_key(|(_, until)| **until).map(|(address, _)| *address);
-            oldest.map(|address| self.quarantined.remove(&address));
-        }
-        self.quarantined.insert(address, now.after(QUARANTINE));
+        self.quarantine(address, now);
         // It may have been offered to somebody else since.
         self.offers.remove(&address);
         Some(change.into_iter().collect())

@@ -23,8 +23,8 @@ use std::time::Duration;
 pub use boot::{BIOS_LOADER, Handout, Machine, UEFI_X64_LOADER, architecture_name};
 use leases::{Claim, Rules};
 pub use leases::{
-    InSession, LeaseChange, Leases, MAX_OFFERS, MAX_QUARANTINED, MAX_STRANGERS, NoAddress, OFFER_HOLD, Obstacle,
-    QUARANTINE,
+    InSession, LeaseChange, Leases, MAX_OFFERS, MAX_OFFERS_OF_PORT, MAX_QUARANTINED, MAX_STRANGERS, NoAddress,
+    OFFER_HOLD, Obstacle, PROBE, QUARANTINE, STRANGERS_OFFER_HOLD,
 };
 use reply::{Answer, Encoder};
 pub use scope::{Role, Scope, ScopeError, Site, Wire};
@@ -33,7 +33,7 @@ use wire::{Request, code};
 
 use crate::fleet::lease::MAX_DNS;
 use crate::fleet::policy::{Plan, TwoClients, boot_plan_at};
-use crate::fleet::{Client, ClientName, Fleet, Holder, Mac, Port, Stage, Timestamp};
+use crate::fleet::{Client, ClientName, ExtraOption, Fleet, Holder, Mac, Port, Stage, Timestamp};
 
 /// The port that servers listen on.
 pub const SERVER_PORT: u16 = 67;
@@ -60,6 +60,9 @@ pub struct Outcome {
     pub reason: Reason,
     /// What must be durable before the reply leaves.
     pub persist: Vec<LeaseChange>,
+    /// An address that somebody may use already. It is worth asking before the reply leaves, if that takes no longer than
+    /// [`PROBE`].
+    pub probe: Option<Ipv4Addr>,
     /// What to send.
     pub reply: Option<Reply>,
     /// A stage of a boot that the machine reached.
@@ -295,7 +298,7 @@ impl fmt::Debug for Around<'_> {
 
 /// Handles one packet that arrived on a wire where we give the addresses.
 pub fn handle(leases: &mut Leases, around: Around<'_>, now: Timestamp, arrival: &Arrival, bytes: &[u8]) -> Outcome {
-    let silent = |asker, reason| Outcome { asker, reason, persist: Vec::new(), reply: None, note: None };
+    let silent = |asker, reason| Outcome { asker, reason, persist: Vec::new(), probe: None, reply: None, note: None };
     let request = match Request::parse(bytes) {
         Ok(request) => request,
         Err(why) => return silent(None, Reason::Malformed(why)),
@@ -333,7 +336,7 @@ fn recognise<'a>(fleet: &'a Fleet, request: &Request) -> Result<(Option<&'a Clie
         Ok(Plan::Off(client)) => (asker(Some(client)), Reason::OutOfService(client.name.clone())),
         Err(two) => (asker(None), Reason::TwoClients(two)),
     };
-    Err(Box::new(Outcome { asker: Some(asker), reason, persist: Vec::new(), reply: None, note: None }))
+    Err(Box::new(Outcome { asker: Some(asker), reason, persist: Vec::new(), probe: None, reply: None, note: None }))
 }
 
 /// The subnet that a request comes from; where we have no pool for it, an address that it is known by.
@@ -370,6 +373,7 @@ struct Exchange<'a> {
 
 /// What an exchange comes to, before it is dressed as an [`Outcome`].
 struct Verdict {
+    probe: Option<Ipv4Addr>,
     reason: Reason,
     persist: Vec<LeaseChange>,
     reply: Option<Reply>,
@@ -377,7 +381,7 @@ struct Verdict {
 
 impl From<Reason> for Verdict {
     fn from(reason: Reason) -> Self {
-        Self { reason, persist: Vec::new(), reply: None }
+        Self { probe: None, reason, persist: Vec::new(), reply: None }
     }
 }
 
@@ -437,15 +441,25 @@ impl<'a> Exchange<'a> {
         if let Reason::Acked(address, _) | Reason::Informed(address) = verdict.reason {
             self.asker.address = Some(address);
         }
-        Outcome { asker: Some(self.asker), reason: verdict.reason, persist, reply: verdict.reply, note }
+        Outcome {
+            asker: Some(self.asker),
+            reason: verdict.reason,
+            persist,
+            probe: verdict.probe,
+            reply: verdict.reply,
+            note,
+        }
     }
 
     /// RFC 2131 §4.3.1.
     fn discover(&mut self) -> Verdict {
         let wish = self.request.address(code::REQUESTED);
-        match self.leases.offer(&self.holder, wish, &self.rules, self.now) {
+        match self.leases.offer(&self.holder, wish, self.asker.port.as_ref(), &self.rules, self.now) {
             Err(why) => Reason::NoAddress(why).into(),
             Ok(address) => Verdict {
+                probe: Some(address).filter(|address| {
+                    self.request.giaddr.is_unspecified() && self.leases.is_doubtful(*address, &self.holder, &self.rules)
+                }),
                 reply: Some(self.configuration(Answer::Offer, Some(address))),
                 ..Reason::Offered(address, self.asker.machine.handout()).into()
             },
@@ -483,6 +497,7 @@ impl<'a> Exchange<'a> {
             Claim::Free | Claim::Theirs => {
                 let expires = self.now.after(self.scope.pool().lease);
                 Verdict {
+                    probe: None,
                     reason: Reason::Acked(address, state),
                     persist: self.leases.grant(&self.holder, address, self.request.mac, expires),
                     reply: Some(self.configuration(Answer::Ack, Some(address))),
@@ -551,18 +566,25 @@ impl<'a> Exchange<'a> {
             reply.option(code::RENEWAL, &seconds(lease / 2)).option(code::REBINDING, &seconds(lease / 8 * 7));
         }
         reply.option(code::SUBNET_MASK, &scope.netmask().octets());
-        if let Some(router) = pool.router {
+        let extra = self.client.map_or(&[][..], |client| &client.options);
+        let given = |code| extra.iter().any(|option| option.code == code);
+        if let Some(router) = pool.router.filter(|_| !given(code::ROUTER)) {
             reply.option(code::ROUTER, &router.octets());
         }
         boot::hand_out(&mut reply, scope.site(), self.request, &self.asker.machine, self.client);
         if let Some(client) = self.client {
             reply.option(code::HOST_NAME, client.name.as_str().as_bytes());
         }
-        if !pool.dns.is_empty() {
+        if !pool.dns.is_empty() && !given(code::NAME_SERVERS) {
             let servers: Vec<u8> = pool.dns.iter().take(MAX_DNS).flat_map(Ipv4Addr::octets).collect();
             reply.option(code::NAME_SERVERS, &servers);
         }
         reply.option(code::BROADCAST, &scope.broadcast().octets());
+        // Firmware and loaders read 43 as instructions for booting, which are ours.
+        let boots = self.asker.machine.netboot || self.asker.machine.ipxe;
+        for ExtraOption { code, value } in extra.iter().filter(|option| !(boots && option.code == code::VENDOR)) {
+            reply.option(*code, value);
+        }
         let to = match address {
             _ if !self.request.ciaddr.is_unspecified() && answer == Answer::Ack => {
                 Destination::Unicast(self.request.ciaddr)

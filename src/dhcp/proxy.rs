@@ -69,7 +69,7 @@ pub fn asked(fleet: &Fleet, site: &Site, arrival: &Arrival, bytes: &[u8]) -> Out
 }
 
 fn nothing(asker: Option<Asker>, reason: Reason) -> Outcome {
-    Outcome { asker, reason, persist: Vec::new(), reply: None, note: None }
+    Outcome { asker, reason, persist: Vec::new(), probe: None, reply: None, note: None }
 }
 
 /// A machine that may be answered.

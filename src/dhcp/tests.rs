@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::wire::at;
 use super::*;
-use crate::fleet::{DiskPolicy, Initiators, Lease, Naming, Pool, Subnet};
+use crate::fleet::{DiskPolicy, ExtraOption, Initiators, Lease, Naming, Pool, Subnet};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const SCRIPT_URL: &str = "http://10.9.0.1/boot.ipxe?mac=${mac:hexhyp}";
@@ -32,6 +32,7 @@ fn client(text: &str, macs: &[u8], ip: Option<[u8; 4]>) -> Client {
         group: None,
         macs: macs.iter().copied().map(mac).collect(),
         port: None,
+        options: Vec::new(),
         ip: ip.map(Ipv4Addr::from),
         image: "debian-12".parse().unwrap(),
         disk: DiskPolicy::Keep,
@@ -1082,6 +1083,90 @@ fn a_machine_that_runs_from_its_disk_keeps_its_address_whatever_changes() {
     // When it is gone, the file has its way.
     lab.sessions.clear();
     assert!(matches!(lab.hear_unicast(&Packet::linux(3, 2).using(address)).reason, Reason::Refused { .. }));
+}
+
+#[test]
+fn an_operators_options_go_with_the_address_and_take_the_place_of_the_pools() {
+    let mut lab = Lab::new();
+    let options = [(6, vec![10, 9, 0, 7]), (43, vec![1, 2, 3]), (42, vec![10, 9, 0, 8]), (252, b"wpad".to_vec())];
+    let options = options.map(|(code, value)| ExtraOption { code, value });
+    lab.fleet = Fleet::new([Client { options: options.to_vec(), ..client("pc-02", &[2], None) }]).unwrap();
+    let system = lab.hear(&Packet::linux(1, 2));
+    for ExtraOption { code, value } in options {
+        assert_eq!(raw(&system, code), Some(value), "option {code}");
+    }
+    let all = raw_options(&system.reply.unwrap().bytes);
+    assert_eq!(all.iter().filter(|(code, _)| *code == 6).count(), 1);
+    let firmware = lab.hear(&Packet::ovmf(1, 2));
+    assert_eq!(raw(&firmware, 43), Some(vec![6, 1, 8, 255]), "43 is ours where a machine boots");
+    assert_eq!(raw(&firmware, 252), Some(b"wpad".to_vec()));
+    assert_eq!(raw(&lab.hear(&Packet::linux(1, 9)), 252), None, "a stranger's are the pool's alone");
+}
+
+#[test]
+fn somebody_is_asked_about_an_address_only_where_its_owner_may_not_know_of_us() {
+    let mut lab = Lab::new();
+    let probe = |lab: &mut Lab, packet: &Packet| lab.hear(packet).probe;
+    assert_eq!(probe(&mut lab, &Packet::new(1, 1)), None, "a fixed address is its client's");
+    assert_eq!(probe(&mut lab, &Packet::new(1, 2)), Some(ip(100)));
+    assert_eq!(probe(&mut lab, &Packet::new(1, 2)), Some(ip(100)), "nothing came of it yet");
+    lab.leases.found_silent(ip(100), lab.now);
+    assert_eq!(probe(&mut lab, &Packet::new(1, 2)), None);
+    assert_eq!(lab.boot(2), Ok(ip(100)));
+    lab.pass(LEASE * 2);
+    assert_eq!(probe(&mut lab, &Packet::new(1, 2)), None, "it is back");
+    assert_eq!(probe(&mut lab, &Packet::new(1, 9)), Some(ip(102)));
+    lab.leases.found_in_use(ip(102), lab.now);
+    let next = lab.hear(&Packet::new(1, 9).option(code::REQUESTED, &ip(102).octets()));
+    assert_eq!(next.probe, Some(ip(103)), "another one");
+    let insists = lab.hear(&Packet::new(3, 9).option(code::REQUESTED, &ip(102).octets()));
+    assert_eq!(insists.reason, Reason::Refused { address: ip(102), why: Obstacle::Quarantined });
+    lab.pass(QUARANTINE);
+    assert!(matches!(lab.boot(20), Ok(address) if address == ip(102)));
+    // What is silent counts for a while, and for so many.
+    let mut lab = relayed_lab();
+    assert_eq!(lab.hear_unicast(&Packet::new(1, 2).relayed(RELAY)).probe, None, "behind a relay nobody hears us");
+    for number in 0..5_000_u32 {
+        lab.leases.found_silent(Ipv4Addr::from(number), lab.now.after(Duration::from_millis(number.into())));
+    }
+    assert_eq!(lab.leases.silent_count(), 1_024);
+}
+
+/// Made-up machines ask as fast as they can. The pool is not theirs, nor is the memory; whoever has a name boots.
+#[test]
+fn a_flood_of_made_up_machines_takes_neither_the_pool_nor_a_clients_boot() {
+    const A_SECOND: u32 = 10_000;
+    let mut lab = Lab::new();
+    lab.scope = scope_of(100, 199);
+    let from = |packet: Packet, port: Option<&[u8]>| match port {
+        Some(port) => packet.agent(&[(1, port), (2, b"sw1")]),
+        None => packet,
+    };
+    let mut made_up = 0_u32;
+    for port in [None, Some(&b"7"[..])] {
+        for second in 0..2 {
+            for turn in 0..A_SECOND {
+                made_up += 1;
+                let [_, a, b, c] = made_up.to_be_bytes();
+                let packet = Packet::new(1, 0).with(at::CHADDR, &[0x52, 0x54, 1, a, b, c]);
+                lab.hear(&from(packet, port));
+                if turn % 5_000 == 0 {
+                    let known = 1 + u8::try_from(turn / 5_000).unwrap();
+                    assert!(lab.boot(known).is_ok(), "client {known} in second {second}");
+                }
+            }
+            lab.pass(Duration::from_secs(1));
+        }
+        assert!(lab.leases.offer_count() <= 100);
+        assert_eq!(lab.leases.iter().count(), 2, "whoever only asks has no lease");
+        if port.is_some() {
+            assert_eq!(lab.leases.offer_count(), MAX_OFFERS_OF_PORT);
+            assert!(lab.boot(90).is_ok(), "a machine at another port");
+        }
+        lab.pass(STRANGERS_OFFER_HOLD);
+        assert!(lab.boot(91).is_ok(), "fifteen seconds later, for everybody");
+        lab.leases = Leases::default();
+    }
 }
 
 fn option_strategy() -> impl Strategy<Value = (u8, Vec<u8>)> {

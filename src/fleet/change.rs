@@ -132,6 +132,7 @@ mod tests {
             group: Some("lab-a".to_owned()),
             macs: macs.iter().map(|number| mac(*number)).collect(),
             port: None,
+            options: Vec::new(),
             ip: Some([10, 0, 0, 7].into()),
             image: "debian-12".parse().unwrap(),
             disk: DiskPolicy::Keep,

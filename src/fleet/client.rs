@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use super::extra::ExtraOption;
 use super::image::ImageName;
 use super::mac::Mac;
 use super::port::Port;
@@ -119,6 +120,8 @@ pub struct Client {
     pub port: Option<Port>,
     /// A fixed address.
     pub ip: Option<Ipv4Addr>,
+    /// DHCP options of the operator's own.
+    pub options: Vec<ExtraOption>,
     /// The image its disk is a child of.
     pub image: ImageName,
     /// What happens to its disk between boots.

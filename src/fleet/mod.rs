@@ -6,6 +6,7 @@
 pub mod change;
 pub mod client;
 pub mod event;
+pub mod extra;
 pub mod image;
 pub mod iqn;
 pub mod lease;
@@ -23,6 +24,7 @@ use std::net::Ipv4Addr;
 pub use change::Change;
 pub use client::{Client, ClientName, DiskPolicy, Initiators};
 pub use event::{Event, Stage, Timestamp};
+pub use extra::ExtraOption;
 pub use image::ImageName;
 pub use iqn::Naming;
 pub use lease::{Holder, Lease, Pool, Sighting, Subnet};
@@ -177,6 +179,7 @@ mod tests {
             macs: mac.map(self::mac).into_iter().collect(),
             port: port.map(self::port),
             ip: None,
+            options: Vec::new(),
             image: "debian-12".parse().unwrap(),
             disk: DiskPolicy::Keep,
             initiators: Initiators::OwnOnly,

@@ -400,6 +400,7 @@ mod tests {
             group: Some("lab-a".to_owned()),
             macs: vec!["52:54:00:aa:00:01".parse().unwrap()],
             port: None,
+            options: Vec::new(),
             ip: None,
             image: "debian-12".parse().unwrap(),
             disk: DiskPolicy::Keep,

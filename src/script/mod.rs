@@ -201,6 +201,7 @@ mod tests {
             group: None,
             macs: vec![mac()],
             port: None,
+            options: Vec::new(),
             ip: None,
             image: "debian-12".parse().unwrap(),
             disk: DiskPolicy::Keep,

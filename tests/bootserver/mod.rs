@@ -116,6 +116,7 @@ fn fleet() -> Fleet {
         group: None,
         macs: vec![MAC.parse().unwrap()],
         port: None,
+        options: Vec::new(),
         ip: None,
         image: "debian-12".parse().unwrap(),
         disk: DiskPolicy::Keep,

@@ -10,11 +10,15 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, trace, warn};
 
 pub use boot_server::BootServer;
@@ -24,11 +28,11 @@ use super::udp::{BindError, Udp};
 use crate::app::App;
 use crate::app::recorder::now;
 use crate::dhcp::{
-    self, Around, Arrival, Asker, CLIENT_PORT, Destination, Kind, LeaseChange, Leases, Outcome, Reason, Reply, Role,
-    SERVER_PORT, Scope, ScopeError, Site, Wire,
+    self, Around, Arrival, Asker, CLIENT_PORT, Destination, Kind, LeaseChange, Leases, Outcome, PROBE, Reason, Reply,
+    Role, SERVER_PORT, Scope, ScopeError, Site, Wire,
 };
-use crate::fleet::{Mac, Naming, Pool, Subnet, Timestamp};
-use crate::sys::{self, Interface, Local, PacketSocket};
+use crate::fleet::{Mac, Naming, Pool, Stage, Subnet, Timestamp};
+use crate::sys::{self, ArpSocket, Interface, Local, PacketSocket};
 
 /// Largest packet that is read; no client sends more than an Ethernet frame holds.
 const LARGEST_PACKET: usize = 2_048;
@@ -38,6 +42,9 @@ const MAX_WAITING: usize = 256;
 
 /// Most answers that share one commit.
 const MAX_BATCH: usize = 64;
+
+/// Most offers that wait for an answer by ARP. Those of a flood beyond that leave at once.
+const MAX_PROBES: usize = 64;
 
 /// How long nothing is read after an error, so that one that stays does not turn into a loop.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -118,6 +125,9 @@ impl<D: Durable + 'static> Server<D> {
     ///
     /// # Errors
     /// A [`DhcpError`]: no pool, none that fits an interface, the port is taken, privileges are missing.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn bind(
         app: Arc<App>,
         places: &[Place],
@@ -131,7 +141,8 @@ impl<D: Durable + 'static> Server<D> {
                 .map_err(|source| DhcpError::Bind { source })?;
             let frames = PacketSocket::open(*index).map_err(DhcpError::Frames)?;
             let local = Local { interface: *index, address: place.address };
-            Ok(Port { wire, udp, frames, local })
+            let arp = Arp::open(&place.interface).map_err(DhcpError::Frames)?;
+            Ok(Port { wire, udp, frames, arp, local })
         };
         let wires = wires(app.settings.pool.as_ref(), &app.settings.pools, &app.naming, places, http_port)?;
         let ports = places.iter().zip(wires).map(open).collect::<Result<_, _>>()?;
@@ -150,7 +161,9 @@ impl<D: Durable + 'static> Server<D> {
         let leases = Arc::new(Mutex::new(leases));
         let mut serving = JoinSet::new();
         for port in ports {
-            serving.spawn(Arc::new(port).serve(Arc::clone(&app), Arc::clone(&leases), waiting.clone()));
+            let (port, app, leases) = (Arc::new(port), Arc::clone(&app), Arc::clone(&leases));
+            let (waiting, alarms, probes) = (waiting.clone(), Alarms::default(), Vec::new());
+            serving.spawn(Serving { port, app, leases, waiting, alarms, probes }.run());
         }
         serving.spawn(async move { commit(&durable, commits).await });
         match serving.join_next().await {
@@ -237,46 +250,168 @@ struct Port {
     wire: Wire,
     udp: Udp,
     frames: PacketSocket,
+    /// Whom to ask about addresses; `None` where the interface has no hardware address.
+    arp: Option<Arp>,
     local: Local,
 }
 
-impl Port {
-    async fn serve(
-        self: Arc<Self>,
-        app: Arc<App>,
-        leases: Arc<Mutex<Leases>>,
-        waiting: mpsc::Sender<Waiting>,
-    ) -> Infallible {
+/// The socket for ARP.
+#[derive(Debug)]
+struct Arp {
+    socket: ArpSocket,
+    /// The same socket once more, in the hands of tokio, that wakes us. Only its readiness is used.
+    wake: UdpSocket,
+}
+
+impl Arp {
+    fn open(interface: &Interface) -> std::io::Result<Option<Self>> {
+        let Some(mac) = interface.mac else { return Ok(None) };
+        let socket = ArpSocket::open(interface.index, mac)?;
+        let wake = UdpSocket::from_std(socket.as_fd().try_clone_to_owned()?.into())?;
+        Ok(Some(Self { socket, wake }))
+    }
+}
+
+/// A packet whose answer waits until nobody is found at the address that it offers.
+#[derive(Debug)]
+struct Probe {
+    address: Ipv4Addr,
+    mac: Mac,
+    until: Instant,
+    arrival: Arrival,
+    bytes: Vec<u8>,
+    reply: Reply,
+}
+
+/// What serves a port.
+struct Serving {
+    port: Arc<Port>,
+    app: Arc<App>,
+    leases: Arc<Mutex<Leases>>,
+    waiting: mpsc::Sender<Waiting>,
+    alarms: Alarms,
+    probes: Vec<Probe>,
+}
+
+impl Serving {
+    async fn run(mut self) -> Infallible {
+        let port = Arc::clone(&self.port);
         let mut buffer = [0; LARGEST_PACKET];
-        let mut alarms = Alarms::default();
         loop {
-            let received = match self.udp.receive(&mut buffer).await {
-                Ok(received) => received,
-                Err(error) => {
-                    warn!(%error, "DHCP: a packet could not be read");
-                    tokio::time::sleep(AFTER_ERROR).await;
-                    continue;
-                }
-            };
-            let arrival = Arrival { from: received.from, to: received.to };
-            let (now, fleet) = (now(), app.fleet());
-            let bytes = &buffer[..received.len];
-            let in_session = |address| app.sessions.client_at(address);
-            let around = Around { fleet: &fleet, wire: &self.wire, in_session: &in_session };
-            let outcome = dhcp::handle(&mut lock(&leases), around, now, &arrival, bytes);
-            // An address that we give is its machine's; what an INFORM says of one, anybody can say.
-            tell(&app, received.from, &outcome, |asker| asker.kind != Kind::Inform || is_neighbour(asker));
-            alarms.sound(&outcome, now);
-            let Outcome { persist, reply, .. } = outcome;
-            match reply {
-                Some(reply) if persist.is_empty() => self.send(&reply).await,
-                None if persist.is_empty() => {}
-                reply => {
-                    let reply = reply.map(|reply| (Arc::clone(&self), reply));
-                    if waiting.send((persist, reply)).await.is_err() {
-                        // The process is stopping.
-                        std::future::pending::<()>().await;
+            let soonest = self.probes.iter().map(|probe| probe.until).min();
+            tokio::select! {
+                received = port.udp.receive(&mut buffer) => match received {
+                    Ok(received) => {
+                        let arrival = Arrival { from: received.from, to: received.to };
+                        self.take(arrival, &buffer[..received.len], None).await;
                     }
+                    Err(error) => {
+                        warn!(%error, "DHCP: a packet could not be read");
+                        tokio::time::sleep(AFTER_ERROR).await;
+                    }
+                },
+                (address, mac) = port.answered() => self.found(address, mac).await,
+                () = tokio::time::sleep_until(soonest.unwrap_or_else(Instant::now)), if soonest.is_some() => {
+                    self.release().await;
+                }
+            }
+        }
+    }
+
+    /// Handles a packet. One whose answer was thrown away, because its address is in use, has time until `until`.
+    async fn take(&mut self, arrival: Arrival, bytes: &[u8], until: Option<Instant>) {
+        let (now, fleet) = (now(), self.app.fleet());
+        let outcome = {
+            let in_session = |address| self.app.sessions.client_at(address);
+            let around = Around { fleet: &fleet, wire: &self.port.wire, in_session: &in_session };
+            dhcp::handle(&mut lock(&self.leases), around, now, &arrival, bytes)
+        };
+        // An address that we give is its machine's; what an INFORM says of one, anybody can say.
+        tell(&self.app, arrival.from, &outcome, |asker| asker.kind != Kind::Inform || is_neighbour(asker));
+        self.alarms.sound(&outcome, now);
+        let Outcome { persist, reply, probe, asker, .. } = outcome;
+        let mac = asker.map(|asker| asker.mac);
+        let until = until.unwrap_or_else(|| Instant::now() + PROBE);
+        let (Some(reply), Some(address), Some(mac)) = (&reply, probe, mac) else {
+            return self.answer(persist, reply).await;
+        };
+        // Asked a second time, its question goes on where it is.
+        let until = match self.probes.iter().position(|probe| probe.mac == mac) {
+            Some(at) => self.probes.swap_remove(at).until.min(until),
+            None => until,
+        };
+        let Some(arp) = self.port.arp.as_ref().filter(|_| self.probes.len() < MAX_PROBES && Instant::now() < until)
+        else {
+            return self.answer(persist, Some(reply.clone())).await;
+        };
+        if let Err(error) = arp.socket.ask(address) {
+            debug!(%error, %address, "DHCP: nobody could be asked about an address");
+            return self.answer(persist, Some(reply.clone())).await;
+        }
+        let probe = Probe { address, mac, until, arrival, bytes: bytes.to_vec(), reply: reply.clone() };
+        self.probes.push(probe);
+        self.answer(persist, None).await;
+    }
+
+    /// Sends an answer once what it depends on is durable.
+    async fn answer(&self, persist: Vec<LeaseChange>, reply: Option<Reply>) {
+        match reply {
+            Some(reply) if persist.is_empty() => self.port.send(&reply).await,
+            None if persist.is_empty() => {}
+            reply => {
+                let reply = reply.map(|reply| (Arc::clone(&self.port), reply));
+                if self.waiting.send((persist, reply)).await.is_err() {
+                    // The process is stopping.
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+
+    /// Somebody uses this address: those to whom it was about to be offered get another one.
+    async fn found(&mut self, address: Ipv4Addr, mac: Mac) {
+        let asked: Vec<Probe> = self.probes.extract_if(.., |probe| probe.address == address).collect();
+        // A machine that asks for the address that it has already answers for itself.
+        for probe in asked {
+            if probe.mac == mac {
+                self.port.send(&probe.reply).await;
+                continue;
+            }
+            warn!("DHCP: {address} is in use by {mac}, to which we did not give it: nobody gets it for now");
+            let words = format!("{address} is in use by {mac}, to which we did not give it; it is offered another one");
+            let client = self.app.fleet().by_mac(probe.mac).map(|client| client.name.clone());
+            self.app.recorder.note(Some(probe.mac), client.as_ref(), Stage::Offer, &words);
+            lock(&self.leases).found_in_use(address, now());
+            self.take(probe.arrival, &probe.bytes, Some(probe.until)).await;
+        }
+    }
+
+    /// Sends the answers about whose addresses nobody has said anything in time.
+    async fn release(&mut self) {
+        let due = Instant::now();
+        let silent: Vec<Probe> = self.probes.extract_if(.., |probe| probe.until <= due).collect();
+        for probe in silent {
+            lock(&self.leases).found_silent(probe.address, now());
+            self.port.send(&probe.reply).await;
+        }
+    }
+}
+
+impl Port {
+    /// The next answer by ARP: an address, and who uses it.
+    async fn answered(&self) -> (Ipv4Addr, Mac) {
+        let Some(arp) = &self.arp else { return std::future::pending().await };
+        loop {
+            match arp.wake.async_io(Interest::READABLE, || arp.socket.receive()).await {
+                Ok(Some((address, mac))) => {
+                    if let Some(mac) = Mac::from_octets(mac) {
+                        return (address, mac);
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    debug!(%error, "DHCP: an answer by ARP could not be read");
+                    tokio::time::sleep(AFTER_ERROR).await;
                 }
             }
         }
