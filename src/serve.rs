@@ -13,18 +13,20 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::app::App;
-use crate::app::bootfiles::{BootContext, BootFiles};
+use crate::app::bootfiles::{BootContext, BootFiles, Wanted};
 use crate::app::keeper::Keeper;
 use crate::app::recorder::Recorder;
 use crate::app::report::Reporter;
 use crate::app::secrets::SecretBook;
 use crate::app::{scrub, space};
 use crate::config::{DhcpMode, Loaded, Report};
-use crate::dhcp::{LeaseChange, Leases, Role, Site};
+use crate::dhcp::{Guide, LeaseChange, Leases, Role, Site};
 use crate::fleet::web::{HTTP_PORT, ISCSI_PORT, TFTP_PORT};
 use crate::fleet::{Fleet, Holder, Lease, Mac, Sighting, Timestamp};
 use crate::http::boot;
 use crate::http::control::{Control, ControlSocket};
+use crate::http::files::Files;
+use crate::net::advert::Advertiser;
 use crate::net::dhcp::{self, BootServer, Durable, Place, Proxy};
 use crate::net::iscsi;
 use crate::net::tftp::TftpServer;
@@ -69,7 +71,15 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     let fleet = leases.iter().fold(loaded.config.fleet, plugged);
     let app = App::new(settings.clone(), fleet, recorder, boot_id).with_secrets(secrets);
     let app = Arc::new(app);
-    let files = BootFiles::load(settings.loader_dir.as_deref())?;
+    let files = BootFiles::load_with(&Wanted {
+        dir: settings.loader_dir.clone(),
+        of: settings.loaders.clone(),
+        others: app.fleet().clients().filter_map(|client| client.start.loader.clone()).collect(),
+    })?;
+    for remark in files.remarks() {
+        tracing::info!("loaders: {remark}");
+    }
+    let guide = Guide::new(files.loaders().clone());
 
     let control = ControlSocket::bind(&settings.state, &lock)?;
     let mut dhcp = Vec::new();
@@ -77,7 +87,8 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         DhcpMode::Off => {}
         DhcpMode::Full => {
             let stored = Stored(writer.clone());
-            let server = dhcp::Server::bind(Arc::clone(&app), &places, HTTP_PORT, Leases::restore(leases), stored)?;
+            let server = dhcp::Server::bind(Arc::clone(&app), &places, HTTP_PORT, Leases::restore(leases), stored)?
+                .with_guide(&guide);
             for address in server.without_pool() {
                 tracing::warn!(
                     "DHCP: no pool is of the subnet of {address}: only machines behind relays get addresses there"
@@ -87,7 +98,7 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         }
         DhcpMode::Proxy => {
             for place in &places {
-                let site = site(&app, place, Role::Proxy);
+                let site = site(&app, place, Role::Proxy, &guide);
                 dhcp.push(Dhcp::Proxy(Box::new(Proxy::bind(Arc::clone(&app), &place.interface, site)?)));
             }
         }
@@ -97,13 +108,26 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         let (interface, address) = (&place.interface, place.address);
         let role = if settings.dhcp == DhcpMode::Full { Role::Server } else { Role::Proxy };
         if settings.dhcp != DhcpMode::Off {
-            let boot_server = BootServer::bind(Arc::clone(&app), interface, site(&app, place, role))?;
+            let boot_server = BootServer::bind(Arc::clone(&app), interface, site(&app, place, role, &guide))?;
             dhcp.push(Dhcp::BootServer(Box::new(boot_server)));
+            let advertiser = if settings.ipv6_answer { advertiser(&app, interface) } else { None };
+            dhcp.extend(advertiser.map(|advertiser| Dhcp::Advertiser(Box::new(advertiser))));
         }
         let boot = Arc::new(boot_context(&app, files.clone(), address));
         tftp.push(TftpServer::bind(SocketAddrV4::new(address, TFTP_PORT), interface.mtu, Arc::clone(&boot)).await?);
-        http.push((boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?, boot));
-        targets.push(iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?);
+        let router = boot::router(boot);
+        let router = match &settings.files {
+            Some(folder) => Files::open(folder)
+                .with_context(|| {
+                    format!("cannot serve the files in {}: make the folder, or change [server] files", folder.display())
+                })?
+                .mount(router),
+            None => router,
+        };
+        http.push((boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?, router));
+        let target = iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?;
+        let networks = interface.addresses.iter().filter_map(|(ip, prefix)| Ipv4Network::new(*ip, *prefix).ok());
+        targets.push(target.with_portals(networks).await.context("cannot listen for iSCSI")?);
     }
 
     let clients = app.fleet().clients().len();
@@ -128,8 +152,8 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     for tftp in tftp {
         adapters.spawn(tftp.run(until()));
     }
-    for (http, boot) in http {
-        adapters.spawn(http.run(boot::router(boot), until()));
+    for (http, router) in http {
+        adapters.spawn(http.run(router, until()));
     }
     for target in targets {
         adapters.spawn(target.run(until()));
@@ -171,6 +195,15 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     writer.flush().await.context("what was seen last could not be stored")?;
     tracing::info!("stopped; every disk is settled");
     Ok(())
+}
+
+/// What spares iPXE its wait for an IPv6 router. Machines boot without it too.
+fn advertiser(app: &Arc<App>, interface: &Interface) -> Option<Advertiser> {
+    Advertiser::bind(Arc::clone(app), interface)
+        .inspect_err(|error| {
+            tracing::warn!("IPv6: iPXE's search for a router is not answered, and may take it 16 s: {error}");
+        })
+        .ok()
 }
 
 /// Lets this process open as many files as the system allows it, and says so where that is too few. Sockets of sessions
@@ -235,8 +268,9 @@ fn plugged(fleet: Fleet, lease: &Lease) -> Fleet {
 }
 
 /// Where machines on this wire find us.
-fn site(app: &App, place: &Place, role: Role) -> Site {
-    Site { server: place.address, http_port: HTTP_PORT, naming: app.naming.clone(), role }
+fn site(app: &App, place: &Place, role: Role, guide: &Guide) -> Site {
+    let (naming, guide) = (app.naming.clone(), guide.clone());
+    Site { server: place.address, http_port: HTTP_PORT, naming, role, guide }
 }
 
 fn boot_context(app: &Arc<App>, files: BootFiles, address: Ipv4Addr) -> BootContext {
@@ -270,6 +304,7 @@ enum Dhcp {
     Full(Box<dhcp::Server<Stored>>),
     Proxy(Box<Proxy>),
     BootServer(Box<BootServer>),
+    Advertiser(Box<Advertiser>),
 }
 
 impl Dhcp {
@@ -278,6 +313,7 @@ impl Dhcp {
             Self::Full(server) => server.run().await,
             Self::Proxy(proxy) => proxy.run().await,
             Self::BootServer(server) => server.run().await,
+            Self::Advertiser(advertiser) => advertiser.run().await,
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::future::pending;
+use std::io::IoSlice;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -13,7 +14,9 @@ use roost::app::App;
 use roost::app::keeper::Keeper;
 use roost::app::recorder::Recorder;
 use roost::app::report::{ClientReport, NoSessions, Reporter};
+use roost::disk::Disk;
 use roost::disk::chain::Chain;
+use roost::disk::data::DataDisk;
 use roost::disk::file::Access;
 use roost::disk::vhd::create_child;
 use roost::fleet::{Event, Holder, Lease, Stage, Timestamp};
@@ -452,4 +455,67 @@ fn reset_makes_a_clean_disk_and_asks_before_it_throws_away_what_is_kept() {
     let _held = StateLock::acquire(&lab.state()).unwrap();
     let (_, err) = expect(&lab.roost(&["reset", "pc-01"]), REFUSED);
     assert!(err.contains("is in use by process"), "{err}");
+}
+
+#[test]
+fn a_data_disk_is_shown_checked_verified_and_exported() {
+    let lab = Lab::new();
+    let raw = lab.raw_disk();
+    expect(&lab.roost(&["image", "import", raw.to_str().unwrap(), "--name", "debian-12"]), DONE);
+    let with = |data: &str| {
+        let file = fs::read_to_string(lab.config()).unwrap();
+        let file: String =
+            file.lines().filter(|line| !line.starts_with("data")).map(|line| format!("{line}\n")).collect();
+        fs::write(lab.config(), file.replace("[defaults]\n", &format!("[defaults]\n{data}"))).unwrap();
+    };
+    let export = |into: &str| {
+        let into = lab.folder.path().join(into);
+        let _ = fs::remove_file(&into);
+        (lab.roost(&["client", "export", "pc-01", into.to_str().unwrap(), "--data"]), into)
+    };
+    let (_, err) = expect(&export("never.raw").0, REFUSED);
+    assert!(err.contains("`pc-01` has no data disk"), "{err}");
+
+    with("data = \"8M\"\n");
+    expect(&lab.roost(&["check"]), DONE);
+    let path = lab.state().join("disks/pc-01.data.vhdx");
+    let disk = DataDisk::create(&path, 8 << 20).and_then(|()| DataDisk::open(&path)).unwrap();
+    disk.write(5 << 20, &[IoSlice::new(&[9; 4096])]).unwrap();
+    // As a process that was killed leaves it.
+    let left = fs::read(&path).unwrap();
+    drop(disk);
+    fs::write(&path, left).unwrap();
+    let mut must = vec![0; 8 << 20];
+    must[5 << 20..(5 << 20) + 4096].fill(9);
+    let (done, into) = export("data.raw");
+    expect(&done, DONE);
+    assert!(fs::read(&into).unwrap() == must);
+    let (out, _) = expect(&lab.roost(&["verify", "--all"]), DONE);
+    assert!(out.contains("pc-01.data.vhdx: sound"), "{out}");
+    expect(&lab.roost(&["inspect", path.to_str().unwrap()]), DONE);
+
+    while_running(&lab, || {
+        let (out, _) = expect(&lab.roost(&["client", "show", "pc-01"]), DONE);
+        assert!(out.contains("  data disk    ") && out.contains("on the host for a disk of 8.0 MiB"), "{out}");
+        let (out, _) = expect(&lab.roost(&["client", "list", "--json"]), DONE);
+        assert!(out.contains("\"wanted\": 8388608") && out.contains("pc-01.data.vhdx"), "{out}");
+        let (done, into) = export("data.raw");
+        expect(&done, DONE);
+        assert!(fs::read(&into).unwrap() == must);
+    });
+
+    // Smaller, or none: said, and nothing is lost.
+    with("data = \"4M\"\n");
+    let (out, _) = expect(&lab.roost(&["check"]), CONFIGURATION);
+    assert!(out.contains("the data disk of `pc-01` has 8388608 bytes, and does not shrink to 4194304"), "{out}");
+    with("");
+    let (out, _) = expect(&lab.roost(&["check"]), DONE);
+    assert!(out.contains("warning: `pc-01` has a data disk of 8388608 bytes, which is not served"), "{out}");
+    while_running(&lab, || {
+        let (out, _) = expect(&lab.roost(&["client", "show", "pc-01"]), DONE);
+        assert!(out.contains("it is not served, for `data` is not in roost.toml"), "{out}");
+    });
+    let (done, into) = export("data.raw");
+    expect(&done, DONE);
+    assert!(fs::read(&into).unwrap() == must);
 }

@@ -364,14 +364,18 @@ fn the_command_prints_a_summary_and_sets_the_exit_code() {
     assert_eq!(fine.exit, check::FINE);
     let absent = check(&path, Style::Plain, |settings| {
         assert_eq!(settings.state, PathBuf::from("/var/lib/roost"));
-        Some(check::Images { there: Vec::new(), changed: Vec::new() })
+        Some(check::Images { there: Vec::new(), changed: Vec::new(), data: Vec::new() })
     });
     assert_eq!(absent.exit, check::CONFIGURATION);
     assert!(absent.text.ends_with(&format!("{shown}: 1 error\n")), "{}", absent.text);
 
     let changed = check(&path, Style::Plain, |_| {
         let image: roost::fleet::ImageName = "debian-12".parse().unwrap();
-        Some(check::Images { there: vec![image.clone()], changed: vec![(image, "it is another file".to_owned())] })
+        Some(check::Images {
+            there: vec![image.clone()],
+            changed: vec![(image, "it is another file".to_owned())],
+            data: Vec::new(),
+        })
     });
     assert_eq!(changed.exit, check::CONFIGURATION);
     assert!(changed.text.contains("error: image `debian-12`: it is another file"), "{}", changed.text);

@@ -127,6 +127,8 @@ fn app() -> App {
         title: None,
         note: None,
         limit: None,
+        start: Default::default(),
+        data: None,
     };
     let fleet = Fleet::new([client("pc-01", PC_01, Some(Ipv4Addr::new(10, 77, 0, 50))), client("pc-02", PC_02, None)]);
     let pool = Pool {
@@ -144,6 +146,9 @@ fn app() -> App {
         state: PathBuf::new(),
         iqn: "iqn.2026-11.test".into(),
         loader_dir: None,
+        loaders: Default::default(),
+        files: None,
+        ipv6_answer: true,
     };
     App::new(settings, fleet.unwrap(), Recorder::detached(), String::new())
 }

@@ -20,7 +20,7 @@ use roost::disk::vhd::{
     Footer, Kind, Layout, NewChild, create_child_as, create_dynamic, create_dynamic_as, create_fixed,
 };
 use roost::disk::{Chain, Disk, PendingPath, SECTOR};
-use strangers::{fixture, has, sha256, sha256_by_7zip, sha256_of};
+use strangers::{Wxtla, fixture, has, sha256, sha256_by_7zip, sha256_of};
 
 /// The disk's bytes as we read them, in a raw file.
 fn raw_copy(disk: &Chain, path: &Path) {
@@ -138,6 +138,35 @@ fn seven_zip_reads_a_chain_of_three_as_we_do() {
             assert_eq!(sha256_of(&parent), ours);
             assert_eq!(inspect(&path).unwrap().layers.len(), n + 2);
         }
+    }
+}
+
+#[test]
+fn wxtla_reads_a_chain_of_vhds_as_we_do() {
+    let Some(wxtla) = Wxtla::find("wxtla_reads_a_chain_of_vhds_as_we_do") else { return };
+    let mut random = Random(43);
+    for new in CHILDREN {
+        let dir = tempfile::tempdir().unwrap();
+        let mut path = master(dir.path(), &mut random);
+        let contents = |path: &Path| sha256_of(&Chain::open(path, Access::Read).unwrap());
+        assert_eq!(wxtla.sha256(&path), contents(&path), "the master");
+        fs::create_dir(dir.path().join("disks")).unwrap();
+        for (n, relative) in [r"..\images\lab\1.vhd", r".\pc-0.vhd", r".\pc-1.vhd"].into_iter().enumerate() {
+            let parent = Chain::open(&path, Access::Read).unwrap();
+            path = dir.path().join(format!("disks/pc-{n}.vhd"));
+            create_child_as(&path, &parent, relative, new).unwrap();
+            assert_eq!(wxtla.sha256(&path), sha256_of(&parent), "{new:?}: a new child reads as its parent");
+            let disk = Chain::open(&path, Access::Write).unwrap();
+            scribble(&disk, 400, &mut random);
+            disk.flush().unwrap();
+            let ours = sha256_of(&disk);
+            drop(disk);
+            assert_eq!(wxtla.sha256(&path), ours, "{new:?}, layer {n}");
+        }
+        let fixed = dir.path().join("fixed.vhd");
+        create_fixed(&fixed, 9 << 20).unwrap();
+        scribble(&Chain::open(&fixed, Access::Write).unwrap(), 100, &mut random);
+        assert_eq!(wxtla.sha256(&fixed), contents(&fixed), "a fixed disk");
     }
 }
 

@@ -14,8 +14,9 @@ use std::process::{Command, Output, Stdio};
 
 use roost::disk::file::Access;
 use roost::disk::vhd::create_child;
-use roost::disk::{Chain, Disk};
-use serde_json::Value;
+use roost::disk::vhdx::{self, Spec};
+use roost::disk::{Chain, Disk, Format, names};
+use serde_json::{Value, json as value};
 use tempfile::TempDir;
 
 const DONE: i32 = 0;
@@ -71,11 +72,17 @@ fn content(random: &mut Random) -> Vec<u8> {
 /// A lab with one image and one client whose disk is a child of it, in a folder that goes at the end.
 struct Lab {
     folder: TempDir,
+    /// Of its images and disks.
+    format: Format,
 }
 
 impl Lab {
     fn new() -> Self {
-        let lab = Self { folder: tempfile::tempdir().unwrap() };
+        Self::of(Format::Vhd)
+    }
+
+    fn of(format: Format) -> Self {
+        let lab = Self { folder: tempfile::tempdir().unwrap(), format };
         let file = format!(
             "[server]\ninterface = \"lo\"\ndhcp = \"off\"\nstate = \"{}\"\n\n[defaults]\nimage = \"lab\"\n\n[clients]\n\
              pc-01 = \"52:54:00:aa:00:01\"\npc-02 = \"52:54:00:aa:00:02\"\n",
@@ -94,11 +101,11 @@ impl Lab {
     }
 
     fn master(&self, image: &str) -> PathBuf {
-        self.state().join("images").join(image).join("1.vhd")
+        names::path(&self.state().join("images").join(image).join("1"), self.format)
     }
 
     fn disk(&self) -> PathBuf {
-        self.state().join("disks/pc-01.vhd")
+        names::path(&self.state().join("disks/pc-01"), self.format)
     }
 
     fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
@@ -113,12 +120,14 @@ impl Lab {
     }
 
     fn import(&self, source: &Path, name: &str) {
-        self.run(&[OsStr::new("image"), "import".as_ref(), source.as_ref(), "--name".as_ref(), name.as_ref()], DONE);
+        let arguments =
+            ["image", "import", source.to_str().unwrap(), "--name", name, "--format", self.format.extension()];
+        self.run(&arguments, DONE);
     }
 
     /// The image `lab`, and what is in it.
-    fn with_image(random: &mut Random) -> (Self, Vec<u8>) {
-        let (lab, bytes) = (Self::new(), content(random));
+    fn with_image(format: Format, random: &mut Random) -> (Self, Vec<u8>) {
+        let (lab, bytes) = (Self::of(format), content(random));
         fs::write(lab.path("disk.raw"), &bytes).unwrap();
         lab.import(&lab.path("disk.raw"), "lab");
         (lab, bytes)
@@ -126,9 +135,17 @@ impl Lab {
 
     /// The disk of `pc-01`, which wrote something here and there, and what it sees.
     fn with_client(random: &mut Random) -> (Self, Vec<u8>) {
-        let (lab, mut bytes) = Self::with_image(random);
+        Self::with_client_of(Format::Vhd, random)
+    }
+
+    fn with_client_of(format: Format, random: &mut Random) -> (Self, Vec<u8>) {
+        let (lab, mut bytes) = Self::with_image(format, random);
         let master = Chain::open(&lab.master("lab"), Access::Read).unwrap();
-        create_child(&lab.disk(), &master, r"..\images\lab\1.vhd").unwrap();
+        let relative = format!(r"..\images\lab\1.{}", format.extension());
+        match format {
+            Format::Vhd => create_child(&lab.disk(), &master, &relative).unwrap(),
+            Format::Vhdx => vhdx::create_child(&lab.disk(), &master, &relative).unwrap(),
+        };
         let disk = Chain::open(&lab.disk(), Access::Write).unwrap();
         for _ in 0..40 {
             let count = 1 + random.below(9);
@@ -300,46 +317,86 @@ fn what_is_exported_is_read_by_others_as_by_us() {
     if !has(test, "7zz", "7zip") || !has(test, "qemu-img", "qemu-utils") {
         return;
     }
-    let (lab, bytes) = Lab::with_client(&mut Random(23));
-    let clean = fs::read(lab.path("disk.raw")).unwrap();
-    let raw = lab.path("client.raw");
-    for (of, name, bytes, raw) in
-        [("image", "lab@1", &clean, lab.path("image.raw")), ("client", "pc-01", &bytes, raw.clone())]
-    {
-        let export = |file: &Path, more: &[&str]| {
-            lab.run(&[&[of, "export", name, file.to_str().unwrap()], more].concat(), DONE).0
-        };
-        let out = export(&raw, &[]);
-        assert!(out.contains("a disk of 9.0 MiB"), "{out}");
-        assert!(fs::read(&raw).unwrap() == *bytes);
-        assert!(fs::metadata(&raw).unwrap().blocks() * 512 < SIZE as u64 / 2, "its holes are holes");
-        for (file, more, theirs) in
-            [("flat.vhd", &[][..], "vpc"), ("fixed.vhd", &["--format", "vhd-fixed"], "vpc"), ("flat.vhdx", &[], "vhdx")]
+    for format in [Format::Vhd, Format::Vhdx] {
+        let (lab, bytes) = Lab::with_client_of(format, &mut Random(23));
+        let clean = fs::read(lab.path("disk.raw")).unwrap();
+        let raw = lab.path("client.raw");
+        for (of, name, bytes, raw) in
+            [("image", "lab@1", &clean, lab.path("image.raw")), ("client", "pc-01", &bytes, raw.clone())]
         {
-            let file = lab.path(&format!("{of}-{file}"));
-            export(&file, more);
-            qemu_img(&["compare", "-f", theirs, "-F", "raw"], &[&file, &raw]);
-            assert!(by_7zip(&file) == *bytes && lab.cat(&file) == *bytes, "{}", file.display());
-        }
-        // As a chain, in a folder that has nothing else, moved to another.
-        let (folder, moved) = (lab.path(&format!("{of}-chain")), lab.path(&format!("{of}-moved")));
-        fs::create_dir(&folder).unwrap();
-        let made = json(&export(&folder.join("top.vhd"), &["--chain", "--json"]));
-        assert_eq!(made["files"].as_array().unwrap().len(), if of == "image" { 1 } else { 2 });
-        fs::rename(&folder, &moved).unwrap();
-        let top = moved.join("top.vhd");
-        assert!(by_7zip(&top) == *bytes && lab.cat(&top) == *bytes);
-        lab.run(&["verify", top.to_str().unwrap()], DONE);
-        let (out, _) = lab.run(&["inspect", "--json", top.to_str().unwrap()], DONE);
-        let found = json(&out);
-        assert_eq!((&found["complete"], found["warnings"].as_array().unwrap().len()), (&Value::Bool(true), 0), "{out}");
-        for path in found["layers"].as_array().unwrap() {
-            assert!(path["path"].as_str().unwrap().starts_with(moved.to_str().unwrap()), "{out}");
-        }
-        if of == "client" {
-            assert_eq!(found["layers"][0]["vhd"]["locators"][0]["text"], r".\top.parent-1.vhd");
+            let export = |file: &Path, more: &[&str]| {
+                lab.run(&[&[of, "export", name, file.to_str().unwrap()], more].concat(), DONE).0
+            };
+            let out = export(&raw, &[]);
+            assert!(out.contains("a disk of 9.0 MiB"), "{out}");
+            assert!(fs::read(&raw).unwrap() == *bytes);
+            assert!(fs::metadata(&raw).unwrap().blocks() * 512 < SIZE as u64 / 2, "its holes are holes");
+            for (file, more, theirs) in [
+                ("flat.vhd", &[][..], "vpc"),
+                ("fixed.vhd", &["--format", "vhd-fixed"], "vpc"),
+                ("flat.vhdx", &[], "vhdx"),
+            ] {
+                let file = lab.path(&format!("{of}-{file}"));
+                export(&file, more);
+                qemu_img(&["compare", "-f", theirs, "-F", "raw"], &[&file, &raw]);
+                assert!(by_7zip(&file) == *bytes && lab.cat(&file) == *bytes, "{}", file.display());
+            }
+            // As a chain, in a folder that has nothing else, moved to another.
+            let (folder, moved) = (lab.path(&format!("{of}-chain")), lab.path(&format!("{of}-moved")));
+            fs::create_dir(&folder).unwrap();
+            let made = json(&export(&names::path(&folder.join("top"), format), &["--chain", "--json"]));
+            assert_eq!(made["files"].as_array().unwrap().len(), if of == "image" { 1 } else { 2 });
+            fs::rename(&folder, &moved).unwrap();
+            let top = names::path(&moved.join("top"), format);
+            assert!(by_7zip(&top) == *bytes && lab.cat(&top) == *bytes);
+            lab.run(&["verify", top.to_str().unwrap()], DONE);
+            let (out, _) = lab.run(&["inspect", "--json", top.to_str().unwrap()], DONE);
+            let found = json(&out);
+            assert_eq!(
+                (&found["complete"], found["warnings"].as_array().unwrap().len()),
+                (&Value::Bool(true), 0),
+                "{out}"
+            );
+            for path in found["layers"].as_array().unwrap() {
+                assert!(path["path"].as_str().unwrap().starts_with(moved.to_str().unwrap()), "{out}");
+            }
+            if of == "client" && format == Format::Vhd {
+                assert_eq!(found["layers"][0]["vhd"]["locators"][0]["text"], r".\top.parent-1.vhd");
+            }
         }
     }
+}
+
+#[test]
+fn an_image_is_a_vhdx_where_that_is_asked_for_or_needed() {
+    let (lab, bytes) = Lab::with_image(Format::Vhdx, &mut Random(5));
+    let master = lab.master("lab");
+    assert!(lab.cat(&master) == bytes);
+    assert!(master.with_extension("vhdx.blake3").exists());
+    lab.run(&["verify", "--masters"], DONE);
+    lab.run(&["check"], DONE);
+    let (out, _) = lab.run(&["image", "list", "--json"], DONE);
+    assert_eq!((&json(&out)[0]["path"], &json(&out)[0]["disk_size"]), (&value!(master), &value!(SIZE)));
+    let (out, _) = lab.run(&["client", "list", "--json"], DONE);
+    assert_eq!((&json(&out)[0]["disk_path"], &json(&out)[0]["disk_size"]), (&value!(lab.disk()), &value!(SIZE)));
+
+    let large = lab.path("large.vhdx");
+    vhdx::create(&large, &Spec { logical_sector: 4096, ..Spec::dynamic(SIZE as u64) }).unwrap();
+    let import = |name| ["image", "import", large.to_str().unwrap(), "--name", name].map(str::to_owned);
+    let (out, _) = lab.run(&import("large"), DONE);
+    assert!(out.contains("it is a VHDX, for it cannot be a VHD: its sectors have 4096 bytes"), "{out}");
+    let disk = Chain::open(&lab.master("large"), Access::Read).unwrap();
+    assert_eq!(disk.sectors().logical, 4096);
+    let with = |name, format: &str| [&import(name)[..], &["--format".to_owned(), format.to_owned()]].concat();
+    let (_, err) = lab.run(&with("other", "vhd"), FAILED);
+    assert!(err.contains("its sectors have 4096 bytes") && err.contains("help: "), "{err}");
+    lab.run(&with("other", "raw"), USAGE);
+    let flat = lab.path("flat.vhd");
+    let (_, err) = lab.run(&["image", "export", "large", flat.to_str().unwrap()], FAILED);
+    assert!(err.contains("export it as vhdx or raw") && !flat.exists(), "{err}");
+    let flat = lab.path("flat.vhdx");
+    lab.run(&["image", "export", "large", flat.to_str().unwrap()], DONE);
+    assert_eq!(Chain::open(&flat, Access::Read).unwrap().sectors().logical, 4096);
 }
 
 #[test]
@@ -431,7 +488,7 @@ fn cat_refuses_a_terminal() {
     if !has(test, "script", "bsdutils") {
         return;
     }
-    let (lab, _) = Lab::with_image(&mut Random(3));
+    let (lab, _) = Lab::with_image(Format::Vhd, &mut Random(3));
     let command = format!("{} cat {}", env!("CARGO_BIN_EXE_roost"), lab.master("lab").display());
     let output = Command::new("script").args(["-qec", &command, "/dev/null"]).stdin(Stdio::null()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);

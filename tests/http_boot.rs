@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use bootserver::{LOCALHOST, Lab, MAC, client, have};
+use bootserver::{LOCALHOST, Lab, MAC, bytes, client, have};
 use roost::fleet::{Mac, Stage};
 use roost::http::boot::MAX_PER_CLIENT;
 
@@ -195,4 +195,76 @@ fn stopping_closes_kept_connections() {
     lab.stop();
     kept.read_to_end(&mut Vec::new()).unwrap();
     lab.stopped();
+}
+
+#[test]
+fn an_operators_files_are_served_from_their_folder_and_from_nowhere_else() {
+    let lab = Lab::new(100, None);
+    let kernel = bytes(1_300_001);
+    fs::create_dir(lab.file("files/debian")).unwrap();
+    fs::write(lab.file("files/debian/vm linuz"), &kernel).unwrap();
+    fs::write(lab.file("files/empty.iso"), b"").unwrap();
+    fs::write(lab.file("secret"), b"secret").unwrap();
+    std::os::unix::fs::symlink("../secret", lab.file("files/link")).unwrap();
+    let path = "/files/debian/vm%20linuz";
+    let (head, body) = ask(&lab, &format!("HEAD {path} HTTP/1.1"));
+    assert!(head.starts_with("http/1.1 200 ") && body.is_empty(), "{head}");
+    for line in
+        ["content-length: 1300001\r\n", "accept-ranges: bytes\r\n", "content-type: application/octet-stream\r\n"]
+    {
+        assert!(head.contains(line), "{head}");
+    }
+    let (head, body) = ask(&lab, &format!("GET {path} HTTP/1.1"));
+    assert!(head.contains("content-length: 1300001\r\n") && body == kernel, "the file is not what was served");
+    for (range, part) in [
+        ("0-0", 0..1),
+        ("262143-262144", 262_143..262_145),
+        ("-5", 1_299_996..1_300_001),
+        ("300000-", 300_000..1_300_001),
+    ] {
+        let (head, body) = ask(&lab, &format!("GET {path} HTTP/1.1\r\nRange: bytes={range}"));
+        assert!(head.starts_with("http/1.1 206 "), "{range}: {head}");
+        assert!(head.contains(&format!("content-range: bytes {}-{}/1300001\r\n", part.start, part.end - 1)), "{head}");
+        assert!(body == kernel[part], "{range}");
+    }
+    let (head, _) = ask(&lab, &format!("GET {path} HTTP/1.1\r\nRange: bytes=1300001-"));
+    assert!(head.starts_with("http/1.1 416 ") && head.contains("content-range: bytes */1300001\r\n"), "{head}");
+    let (head, body) = ask(&lab, "GET /files/empty.iso HTTP/1.1");
+    assert!(head.contains("content-length: 0\r\n") && head.contains("vnd.efi-iso") && body.is_empty(), "{head}");
+    for path in [
+        "/files/",
+        "/files",
+        "/files/debian",
+        "/files/link",
+        "/files/../secret",
+        "/files/%2e%2e/secret",
+        "/files/..%2fsecret",
+        "/files//etc/passwd",
+        "/files/debian/vm%20linuz%00",
+    ] {
+        let (head, body) = ask(&lab, &format!("GET {path} HTTP/1.1"));
+        assert!(head.starts_with("http/1.1 404 ") && !body.windows(6).any(|part| part == b"secret"), "{path}: {head}");
+    }
+    let (head, _) = ask(&lab, &format!("DELETE {path} HTTP/1.1"));
+    assert!(head.starts_with("http/1.1 405 "), "{head}");
+    assert_eq!(lab.recorder.events(), [], "such a fetch is no stage of a boot");
+}
+
+#[test]
+fn curl_fetches_files_over_one_connection_and_goes_on_where_it_was() {
+    if !have("curl_fetches_files_over_one_connection_and_goes_on_where_it_was", "curl", "curl") {
+        return;
+    }
+    let lab = Lab::new(100, None);
+    let image = bytes(5_000_003);
+    fs::write(lab.file("files/image"), &image).unwrap();
+    let url = format!("http://127.0.0.1:{}/files/image", lab.http);
+    let out = lab.out.path();
+    let get = ["-sS", "-w", "%{num_connects} ", "-o", "one", &url, "-o", "two", &url];
+    assert_eq!(client("curl", &get, out).stdout, b"1 0 ", "one connection for two requests");
+    fs::write(lab.file("two"), &image[..3_000_000]).unwrap();
+    client("curl", &["-sS", "-C", "-", "-o", "two", &url], out);
+    for name in ["one", "two"] {
+        assert!(fs::read(lab.file(name)).unwrap() == image, "{name}: the file is not what was served");
+    }
 }

@@ -10,7 +10,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
 use roost::iscsi::chap::{Credentials, Nonce};
@@ -76,7 +76,7 @@ fn lines(out: &[u8]) -> String {
 fn replay(folder: &Path) {
     let mut unit = LogicalUnit::new("iqn.2026-11.internal.roost:pc-01", 1 << 30, false);
     unit.attach(Nexus(1), InitiatorPort { name: "i".to_owned(), isid: [0; 6] });
-    let unit = Mutex::new(unit);
+    let unit = Arc::new(Mutex::new(unit));
     let (mut login, mut session) = (Login::default(), None::<Session>);
     for number in 1.. {
         let Ok(hex) = fs::read_to_string(folder.join(format!("{number:02}-in.hex"))) else {
@@ -87,7 +87,7 @@ fn replay(folder: &Path) {
         let pdu = frame::next(&mut input, MAX_DATA_SEGMENT, Digests::NONE).unwrap().expect("one whole PDU");
         let mut out = Vec::new();
         if let Some(session) = &mut session {
-            session.receive(pdu, Some(&unit)).unwrap();
+            session.receive(pdu, std::slice::from_ref(&unit)).unwrap();
             out.append(session.output());
         } else {
             let mut next = login.receive(&pdu, &mut out).unwrap();

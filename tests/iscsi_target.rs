@@ -19,8 +19,10 @@ use roost::app::App;
 use roost::app::disks::ClientDisk;
 use roost::app::recorder::Recorder;
 use roost::config::{DhcpMode, Settings};
+use roost::disk::file::Access;
 use roost::disk::import::import;
-use roost::disk::{Disk, DiskError};
+use roost::disk::vhdx::{self, Spec};
+use roost::disk::{Chain, Disk, DiskError};
 use roost::fleet::{Client, ClientName, DiskPolicy, Event, Fleet, Initiators, Stage};
 use roost::iscsi::chap::{Algorithm, hexadecimal};
 use roost::net::iscsi::{Limits, Server};
@@ -32,16 +34,22 @@ const PREFIX: &str = "iqn.2026-11.internal.roost";
 const HOME: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 const ADMIN: &str = "iqn.2026-11.internal.roost:admin";
+const HELPER: &str = "iqn.2026-11.internal.roost:helper";
 
 /// The master's size, and what its block `n` is full of.
 const MASTER: usize = 4 << 20;
+
+/// The size of the data disk, and how far it may grow on the host, with the first one.
+const DATA: u64 = 5 << 30;
+const DATA_LIMIT: u64 = 8 << 20;
 
 fn master_block(n: usize) -> Vec<u8> {
     vec![u8::try_from(n % 251).unwrap(); 512]
 }
 
-/// A target with six clients: `pc-01` at [`HOME`], `pc-02` that lets [`ADMIN`] in, `pc-03` that is switched off, `pc-04` whose
-/// disk is read-only, `pc-05` that must pass CHAP, and `pc-06` with a limit of 2 MiB.
+/// A target with seven clients: `pc-01` at [`HOME`], `pc-02` that lets [`ADMIN`] in, `pc-03` that is switched off, `pc-04` whose
+/// disk is read-only, `pc-05` that must pass CHAP, `pc-06` with a limit of 2 MiB, and `pc-07` with a data disk of [`DATA`],
+/// a limit of [`DATA_LIMIT`], and [`HELPER`].
 struct Lab {
     state: TempDir,
     life: Option<Life>,
@@ -72,6 +80,8 @@ fn client(number: u8, initiators: Initiators, off: bool) -> Client {
         title: None,
         note: None,
         limit: None,
+        start: Default::default(),
+        data: None,
     }
 }
 
@@ -81,13 +91,20 @@ impl Lab {
     }
 
     fn with(limits: Limits) -> Self {
+        Self::of(limits, |folder| {
+            let raw = folder.join("raw");
+            fs::write(&raw, (0..MASTER / 512).flat_map(master_block).collect::<Vec<u8>>()).unwrap();
+            import(&raw, &folder.join("1.vhd"), &mut |_, _| ()).unwrap();
+        })
+    }
+
+    /// With the image that this makes in its folder.
+    fn of(limits: Limits, image: impl FnOnce(&Path)) -> Self {
         let state = tempfile::tempdir().unwrap();
         for folder in ["images/linux", "disks", "pending"] {
             fs::create_dir_all(state.path().join(folder)).unwrap();
         }
-        let raw = state.path().join("linux.raw");
-        fs::write(&raw, (0..MASTER / 512).flat_map(master_block).collect::<Vec<u8>>()).unwrap();
-        import(&raw, &state.path().join("images/linux/1.vhd"), &mut |_, _| ()).unwrap();
+        image(&state.path().join("images/linux"));
         let life = Some(Life::begin(state.path(), limits));
         Self { state, life }
     }
@@ -148,6 +165,9 @@ impl Life {
             state: state.to_owned(),
             iqn: PREFIX.to_owned(),
             loader_dir: None,
+            loaders: Default::default(),
+            files: None,
+            ipv6_answer: true,
         };
         let admin = Initiators::Also(vec![ADMIN.to_owned()]);
         let fleet = Fleet::new([
@@ -157,6 +177,11 @@ impl Life {
             Client { read_only: true, ..client(4, Initiators::OwnOnly, false) },
             Client { chap: true, ..client(5, Initiators::OwnOnly, false) },
             Client { limit: Some(2 << 20), ..client(6, Initiators::OwnOnly, false) },
+            Client {
+                limit: Some(DATA_LIMIT),
+                data: Some(DATA),
+                ..client(7, Initiators::Also(vec![HELPER.to_owned()]), false)
+            },
         ]);
         let app = Arc::new(App::new(settings, fleet.unwrap(), Recorder::detached(), "this-boot".to_owned()));
         let runtime = Runtime::new().unwrap();
@@ -594,6 +619,44 @@ fn half_open_connections_of_one_address_keep_nobody_out() {
 }
 
 #[test]
+fn a_whole_school_may_wait_to_log_in_at_once() {
+    let lab = Lab::new();
+    let machine = |n: u32| Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 2, 0, 1)) + n);
+    let mut waiting: Vec<Initiator> = (0..600).map(|n| lab.connect(machine(n))).collect();
+    lab.log_in(1, Isid::system(1)).settle();
+    // Each of them is still heard.
+    for machine in &mut waiting {
+        assert_eq!(machine.log_in(ADMIN, &names(9).1, Isid::system(1)), 0x0203, "no such target");
+    }
+    assert_eq!(lab.app().tally.turned_away.count(), 0);
+}
+
+#[test]
+fn who_comes_by_one_portal_is_told_of_the_others_in_its_network() {
+    let (lab, runtime) = (Lab::new(), Runtime::new().unwrap());
+    let server = runtime.block_on(async {
+        let server = Server::bind((HOME, 0).into(), Arc::clone(lab.app())).await.unwrap();
+        let portals = ["127.0.0.1/8", "127.0.0.2/8", "127.9.0.3/24"];
+        // One that is not this host's is left out.
+        let portals = portals.into_iter().chain(["192.0.2.1/24"]).map(|network| network.parse().unwrap());
+        server.with_portals(portals).await.unwrap()
+    });
+    let first = server.address().unwrap();
+    let second = SocketAddr::from((ELSEWHERE, first.port()));
+    runtime.spawn(server.run(std::future::pending()));
+    let (told, target) = ([format!("{first},1"), format!("{second},1")], names(2).1);
+    let swapped = [told[1].clone(), told[0].clone()];
+    for (portal, wanted) in [(first, &told), (second, &swapped)] {
+        let mut session = Initiator::connect(HOME, portal);
+        assert_eq!(session.log_in_to_discovery(ADMIN), 0);
+        assert_eq!(session.send_targets("All"), [&[target.clone()][..], wanted].concat());
+        let mut session = Initiator::connect(HOME, portal);
+        assert_eq!(session.log_in(ADMIN, &target, Isid::system(1)), 0);
+        assert_eq!(session.send_targets(""), [&[target.clone()][..], wanted].concat());
+    }
+}
+
+#[test]
 fn what_was_acknowledged_outlives_the_process_and_the_map_is_empty_once_a_session_ended() {
     /// A map without records: its front alone.
     const EMPTY: u64 = 64;
@@ -884,7 +947,7 @@ fn thousands_of_login_attempts_exhaust_nothing() {
                 let mut open = std::collections::VecDeque::new();
                 for attempt in (first..attempts).step_by(8) {
                     open.push_back(knock(attempt));
-                    // All that are open at once leave some of the 256 places free.
+                    // Each of them has an address of its own.
                     if open.len() > 20 {
                         open.pop_front();
                     }
@@ -904,7 +967,7 @@ fn thousands_of_login_attempts_exhaust_nothing() {
     }
     // One that knows its name comes in, whatever else knocks.
     lab.log_in(2, Isid::system(1)).settle();
-    // 256 of them wait at most, each with its 16 KiB; other tests of this file run beside this one.
+    // 160 of them wait at once, each with what it sent, 8 KiB at most; other tests of this file run beside this one.
     let grown = resident().saturating_sub(before);
     assert!(grown < 40 << 20, "{} MiB more", grown >> 20);
     let sent_away = lab.app().tally.turned_away.count() + lab.app().tally.broken.count();
@@ -1021,6 +1084,85 @@ fn what_is_mapped_is_told_and_a_sanitized_disk_is_zeros_without_space() {
     assert_eq!(used, [0x0C, 0, 0, 12, 0, 2, 3, 8, 0, 0, 0, 0, 1, 0, 0, 0]);
 }
 
+/// READ CAPACITY (16): the last block, a block's bytes, and the exponent of the physical blocks.
+fn geometry(session: &mut Initiator) -> (u64, u32, u8) {
+    let data = session.ask(&sixteen(0x9E, 0x10, 0, 32), 32).unwrap();
+    let (last, rest) = data.split_at(8);
+    (u64::from_be_bytes(last.try_into().unwrap()), u32::from_be_bytes(rest[..4].try_into().unwrap()), rest[5])
+}
+
+#[test]
+fn a_disk_of_4096_byte_sectors_is_addressed_in_them_and_what_is_acknowledged_outlives_the_process() {
+    const BYTES: usize = 4096;
+    let filled = |n: usize| vec![u8::try_from(n % 251).unwrap(); BYTES];
+    let mut lab = Lab::of(Limits::default(), |folder| {
+        let path = folder.join("1.vhdx");
+        let spec = Spec { logical_sector: 4096, block_size: 1 << 20, ..Spec::dynamic(MASTER as u64) };
+        vhdx::create(&path, &spec).unwrap();
+        let all = (0..MASTER / BYTES).flat_map(filled).collect::<Vec<u8>>();
+        Chain::open(&path, Access::Write).unwrap().write(0, &[IoSlice::new(&all)]).unwrap();
+    });
+    let mut session = lab.log_in(1, Isid::system(1));
+    session.settle();
+    session.block = 4096;
+    assert_eq!(geometry(&mut session), (1023, 4096, 0));
+    assert_eq!(session.ask(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], 8).unwrap(), [0, 0, 3, 0xFF, 0, 0, 0x10, 0]);
+    let mode = session.ask(&[0x1A, 0, 0x08, 0, 255, 0], 255).unwrap();
+    assert_eq!(mode[3..12], [8, 0, 0, 4, 0, 0, 0, 0x10, 0], "its block descriptor");
+
+    assert_eq!(session.read(3, 2), [filled(3), filled(4)].concat());
+    session.write(5, &[0xAA; BYTES]);
+    assert_eq!(session.read(4, 3), [filled(4), vec![0xAA; BYTES], filled(6)].concat());
+    session.write(1023, &[0xBB; BYTES]);
+    assert_eq!(session.ask(&sixteen(0x88, 0, 1023, 2), 8192), Err((5, 0x21, 0)));
+    assert_eq!(session.read(512, 256), (512..768).flat_map(filled).collect::<Vec<u8>>(), "1 MiB");
+    assert_eq!(session.ask(&sixteen(0x88, 0, 0, 257), 1 << 20), Err((5, 0x24, 0)), "and no more");
+    let new = [filled(3), vec![0x11; BYTES]].concat();
+    assert_eq!(session.tell(&compare_and_write(3, 1), &new), Ok(()));
+    assert_eq!(session.tell(&compare_and_write(3, 1), &new), Err((0xE, 0x1D, 0)));
+    assert_eq!(session.tell(&sixteen(0x93, 0, 20, 3), &[0x55; BYTES]), Ok(()), "WRITE SAME");
+    assert_eq!(session.tell(&sixteen(0x93, 0, 20, 3), &[0x66; 512]), Err((5, 0x24, 0)), "of a part of a block");
+    // An initiator that sends less than it announced in its CDB: whole blocks count.
+    assert_eq!(session.tell(&sixteen(0x8A, 0, 30, 2), &[0x77; BYTES + 2048]), Ok(()));
+    session.unmap(8, 4);
+    let status = session.ask(&sixteen(0x9E, 0x12, 8, 255), 255).unwrap();
+    assert_eq!(status[8..24], [0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 4, 1, 0, 0, 0], "four blocks were freed");
+
+    let wanted = |n| match n {
+        3 => vec![0x11; BYTES],
+        5 => vec![0xAA; BYTES],
+        8..12 => vec![0; BYTES],
+        20..23 => vec![0x55; BYTES],
+        30 => vec![0x77; BYTES],
+        n => filled(n),
+    };
+    let wanted: Vec<u8> = (0..64).flat_map(wanted).collect();
+    assert!(session.read(0, 64) == wanted);
+    lab.die_and_begin_again();
+    let mut session = lab.log_in(1, Isid::system(1));
+    session.settle();
+    session.block = 4096;
+    assert!(session.read(0, 64) == wanted);
+    assert_eq!(session.read(1023, 1), [0xBB; BYTES]);
+}
+
+#[test]
+fn a_disk_says_the_sectors_of_its_image() {
+    let told = |name: &str, physical_sector| {
+        let lab = Lab::of(Limits::default(), |folder| {
+            let source = folder.join("source.vhdx");
+            vhdx::create(&source, &Spec { physical_sector, ..Spec::dynamic(MASTER as u64) }).unwrap();
+            import(&source, &folder.join(name), &mut |_, _| ()).unwrap();
+        });
+        let mut session = lab.log_in(1, Isid::system(1));
+        session.settle();
+        geometry(&mut session)
+    };
+    assert_eq!(told("1.vhdx", 512), (8191, 512, 0));
+    assert_eq!(told("1.vhdx", 4096), (8191, 512, 3));
+    assert_eq!(told("1.vhd", 4096), (8191, 512, 0), "a VHD has no such field");
+}
+
 #[test]
 fn a_read_only_disk_says_so_and_is_never_written() {
     let lab = Lab::new();
@@ -1134,6 +1276,14 @@ fn at_its_limit_a_client_is_told_at_once_and_reads_overwrites_and_frees() {
     let mut atomic = sixteen(0x9C, 0, u64::from(lba(refused + 9)), 0);
     atomic[13] = 128;
     assert_eq!(session.tell(&atomic, &data(8)), Err((7, 0x27, 0x07)));
+    // So are bits that are set, and a write that found what it compared with; of none of them a part is there.
+    let held = session.read(lba(refused + 9), blocks);
+    let or = sixteen(0x8B, 0, u64::from(lba(refused + 9)), BLOCKS);
+    assert_eq!(session.tell(&or, &data(0xf0)), Err((7, 0x27, 0x07)));
+    let compare = compare_and_write(lba(refused + 9).into(), u8::try_from(BLOCKS).unwrap());
+    assert_eq!(session.tell(&compare, &[held.clone(), data(8)].concat()), Err((7, 0x27, 0x07)));
+    assert_eq!(session.read(lba(refused + 9), blocks), held);
+    assert!(on_host() <= LIMIT, "{} bytes", on_host());
     // What it frees it may take elsewhere.
     session.unmap(0, 8 * BLOCKS);
     for n in 0..6 {
@@ -1149,4 +1299,238 @@ fn at_its_limit_a_client_is_told_at_once_and_reads_overwrites_and_frees() {
     for n in 0..40 {
         assert_eq!(try_write(&mut other, n, 1), None);
     }
+}
+
+/// How many bytes the unit has.
+fn size(session: &mut Initiator) -> u64 {
+    let (last, block, _) = geometry(session);
+    (last + 1) * u64::from(block)
+}
+
+/// Does this on the second disk.
+fn on_second<T>(session: &mut Initiator, act: impl FnOnce(&mut Initiator) -> T) -> T {
+    session.lun = 1;
+    let done = act(session);
+    session.lun = 0;
+    done
+}
+
+/// A session of the client with a data disk, past the first words of both units.
+fn log_in_with_data(lab: &Lab, isid: Isid) -> Initiator {
+    let mut session = lab.log_in(7, isid);
+    session.settle();
+    on_second(&mut session, Initiator::settle);
+    session
+}
+
+#[test]
+fn a_second_disk_is_a_unit_of_its_own_that_no_reset_and_no_rollback_touches() {
+    const REPORT_LUNS: [u8; 12] = [0xA0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0];
+    const SERIAL: [u8; 6] = [0x12, 1, 0x80, 0, 64, 0];
+    const IDENTITY: [u8; 6] = [0x12, 1, 0x83, 0, 255, 0];
+    let lab = Lab::new();
+    let path = lab.state.path().join("disks/pc-07.data.vhdx");
+    assert!(!path.exists());
+    let mut session = log_in_with_data(&lab, Isid::system(1));
+    assert_eq!(session.ask(&REPORT_LUNS, 64).unwrap()[..], {
+        [0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    });
+    assert_eq!((size(&mut session), on_second(&mut session, size)), (MASTER as u64, DATA));
+    for page in [SERIAL, IDENTITY] {
+        let first = session.ask(&page, 255).unwrap();
+        assert_ne!(on_second(&mut session, |session| session.ask(&page, 255).unwrap()), first);
+    }
+    let model = on_second(&mut session, |session| session.ask(&[0x12, 0, 0, 0, 74, 0], 74).unwrap());
+    assert_eq!(model[16..32], *b"DATA DISK       ");
+
+    // The same blocks of both, at the same time.
+    let both = [(0, vec![1; 4096]), (1, vec![2; 4096])];
+    for _ in 0..20 {
+        for (lun, data) in &both {
+            session.lun = *lun;
+            session.start_write(100, data);
+        }
+    }
+    session.lun = 0;
+    (0..40).for_each(|_| assert_eq!(status_of(&session.take_answer(0x21)), None));
+    assert_eq!(session.read(100, 8), both[0].1);
+    assert_eq!(on_second(&mut session, |session| session.read(100, 8)), both[1].1);
+    assert_eq!(on_second(&mut session, |session| session.read(0, 1)), vec![0; 512], "it was empty");
+    assert_eq!(session.read(0, 1), master_block(0));
+    session.log_out();
+
+    let client = Arc::clone(&lab.app().fleet()).client(&name(7)).unwrap().clone();
+    let runtime = &lab.life().runtime;
+    assert!(runtime.block_on(lab.app().reset_disk(&client)).unwrap().made_anew);
+    let mut session = log_in_with_data(&lab, Isid::system(1));
+    assert_eq!(session.read(100, 1), master_block(100));
+    assert_eq!(on_second(&mut session, |session| session.read(100, 8)), both[1].1);
+
+    runtime.block_on(lab.app().checkpoint(&client, String::new())).unwrap();
+    session.write(100, &[3; 4096]);
+    on_second(&mut session, |session| session.write(108, &[4; 4096]));
+    session.log_out();
+    runtime.block_on(lab.app().roll_back(&client, None)).unwrap();
+    let mut session = log_in_with_data(&lab, Isid::system(1));
+    assert_eq!(session.read(100, 1), master_block(100));
+    assert_eq!(on_second(&mut session, |session| session.read(100, 16)), [both[1].1.clone(), vec![4; 4096]].concat());
+
+    // Who has no data disk has one unit.
+    let mut other = lab.log_in(1, Isid::system(1));
+    other.settle();
+    assert_eq!(other.ask(&REPORT_LUNS, 64).unwrap()[..], [0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(on_second(&mut other, Initiator::test_unit_ready), Some((5, 0x25, 0)));
+    assert!(!lab.state.path().join("disks/pc-01.data.vhdx").exists());
+}
+
+#[test]
+fn a_second_disk_grows_at_a_login_and_whoever_is_there_is_told_once() {
+    let mut lab = Lab::new();
+    let mut session = log_in_with_data(&lab, Isid::system(1));
+    on_second(&mut session, |session| session.write(7, &[7; 512]));
+    let set = |lab: &Lab, data: Option<u64>| {
+        let client = lab.app().fleet().client(&name(7)).unwrap().clone();
+        let client = Client { data, ..client };
+        let opened = lab.life().runtime.block_on(lab.app().disks.open_data(&client, &names(7).1));
+        opened.unwrap().map(|disk| disk.disk.size())
+    };
+    assert_eq!(set(&lab, Some(3 << 40)), Some(3 << 40));
+    assert_eq!(session.test_unit_ready(), None, "the first disk is as it was");
+    assert_eq!(on_second(&mut session, Initiator::test_unit_ready), Some((6, 0x2A, 0x09)));
+    assert_eq!(on_second(&mut session, Initiator::test_unit_ready), None);
+    let capacity16 = |session: &mut Initiator| {
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[1], cdb[13]) = (0x9E, 0x10, 32);
+        u64::from_be_bytes(session.ask(&cdb, 32).unwrap()[..8].try_into().unwrap())
+    };
+    let last = (3_u64 << 40) / 512 - 1;
+    assert_eq!(on_second(&mut session, capacity16), last);
+    let far = on_second(&mut session, |session| session.tell(&sixteen(0x8A, 0, last, 1), &[8; 512]));
+    assert_eq!(far, Ok(()));
+    assert_eq!(on_second(&mut session, |session| session.read(7, 1)), vec![7; 512]);
+
+    // It is wanted smaller (by the configuration of the next life), or not at all: nothing is lost.
+    assert_eq!(set(&lab, Some(1 << 20)), Some(3 << 40));
+    assert_eq!(set(&lab, None), None);
+    lab.die_and_begin_again();
+    let mut session = log_in_with_data(&lab, Isid::system(1));
+    assert_eq!(on_second(&mut session, capacity16), last);
+    let there = on_second(&mut session, |session| session.ask(&sixteen(0x88, 0, last, 1), 512));
+    assert_eq!(there, Ok(vec![8; 512]));
+    assert_eq!(on_second(&mut session, |session| session.read(7, 1)), vec![7; 512]);
+}
+
+#[test]
+fn what_one_unit_is_asked_for_leaves_the_other() {
+    let lab = Lab::new();
+    let mut own = log_in_with_data(&lab, Isid::system(1));
+    let mut helper = lab.connect(ELSEWHERE);
+    assert_eq!(helper.log_in(HELPER, &names(7).1, Isid::system(7)), 0);
+    helper.settle();
+    on_second(&mut helper, Initiator::settle);
+
+    // Reservations.
+    let write = |session: &mut Initiator| session.tell(&sixteen(0x8A, 0, 0, 1), &[1; 512]);
+    assert_eq!(on_second(&mut helper, |helper| reserve_out(helper, 0, 0, [0, 5])), Ok(()));
+    assert_eq!(on_second(&mut helper, |helper| reserve_out(helper, 1, 1, [5, 0])), Ok(()));
+    assert_eq!(on_second(&mut own, write), Err((CONFLICT, 0, 0)));
+    assert_eq!((write(&mut own), write(&mut helper)), (Ok(()), Ok(())));
+    assert!(lab.state.path().join("pending/pc-07.data.reservations").exists());
+    assert!(!lab.state.path().join("pending/pc-07.reservations").exists());
+    assert_eq!(on_second(&mut helper, |helper| reserve_out(helper, 3, 0, [5, 0])), Ok(()));
+    let _ = on_second(&mut own, Initiator::test_unit_ready);
+
+    // Resets: the others are told of the unit that was reset, and of no other.
+    let reset = Some((6, 0x29, 0x03));
+    on_second(&mut helper, |helper| {
+        helper.start_lun_reset();
+        assert_eq!(helper.take_answer(0x22).header[2], 0);
+    });
+    assert_eq!(own.test_unit_ready(), None);
+    assert_eq!(on_second(&mut own, Initiator::test_unit_ready), reset);
+    assert_eq!(on_second(&mut own, Initiator::test_unit_ready), None);
+    helper.start_lun_reset();
+    assert_eq!(helper.take_answer(0x22).header[2], 0);
+    assert_eq!(on_second(&mut own, Initiator::test_unit_ready), None);
+    assert_eq!(own.test_unit_ready(), reset);
+}
+
+#[test]
+fn tasks_of_one_unit_go_on_while_the_other_is_reset() {
+    let lab = Lab::new();
+    // The first disk holds what is written to it.
+    let (gate, (initiator, target)) = (lab.gate(7), names(7));
+    let mut own = lab.connect(HOME);
+    assert_eq!(own.log_in(&initiator, &target, Isid::system(1)), 0);
+    own.settle();
+    on_second(&mut own, Initiator::settle);
+    let mut helper = lab.connect(ELSEWHERE);
+    assert_eq!(helper.log_in(HELPER, &target, Isid::system(7)), 0);
+    gate.shut(true);
+    let held = own.start_write(9, &[1; 512]);
+    eventually("the write is held", || gate.held() == 1);
+    // Neither its own reset of the second, nor another's, waits for the first or ends what it does.
+    on_second(&mut own, |own| {
+        own.start_lun_reset();
+        assert_eq!(own.take_answer(0x22).header[2], 0);
+        own.clear_task_set();
+        assert_eq!(own.test_unit_ready(), Some((6, 0x29, 0x03)));
+        own.write(9, &[2; 512]);
+    });
+    on_second(&mut helper, |helper| {
+        helper.start_lun_reset();
+        assert_eq!(helper.take_answer(0x22).header[2], 0);
+    });
+    assert_eq!(gate.landed(), [0_u64; 0]);
+    gate.shut(false);
+    assert_eq!(status_of(&own.take_response(held)), None);
+    assert_eq!(gate.landed(), [9]);
+}
+
+#[test]
+fn what_was_acknowledged_on_a_second_disk_outlives_the_process_and_counts_against_the_limit() {
+    let mut lab = Lab::new();
+    let mut session = log_in_with_data(&lab, Isid::system(1));
+    for block in (0..640).step_by(10) {
+        on_second(&mut session, |session| session.write(block * 1000, &[0xab; 4096]));
+    }
+    let mut atomic = sixteen(0x9C, 0, 8, 0);
+    atomic[13] = 8;
+    assert_eq!(on_second(&mut session, |session| session.tell(&atomic, &[5; 4096])), Ok(()));
+    lab.die_and_begin_again();
+    let mut session = log_in_with_data(&lab, Isid::system(1));
+    for block in (0..640).step_by(10) {
+        assert_eq!(on_second(&mut session, |session| session.read(block * 1000, 8)), vec![0xab; 4096], "{block}");
+    }
+    assert_eq!(on_second(&mut session, |session| session.read(8, 8)), vec![5; 4096]);
+
+    // 8 MiB for both disks together.
+    let on_host = |file: &str| fs::metadata(lab.state.path().join("disks").join(file)).unwrap().blocks() * 512;
+    let data = vec![3; 65_536];
+    let grow = |session: &mut Initiator, n: u32| {
+        session.start_write(n * 128, &data);
+        status_of(&session.take_answer(0x21))
+    };
+    let full = Some((7, 0x27, 0x07));
+    let refused = on_second(&mut session, |session| (40_000..40_200).find(|n| grow(session, *n) == full)).unwrap();
+    assert_eq!(grow(&mut session, 3), full, "the first disk, too");
+    let both = on_host("pc-07.data.vhdx") + on_host("pc-07.vhd");
+    assert!(both <= DATA_LIMIT && both + (1 << 20) > DATA_LIMIT, "{both} bytes");
+    on_second(&mut session, |session| {
+        session.unmap(40_000 * 128, (refused - 40_000) * 128);
+        session.flush();
+    });
+    assert_eq!(grow(&mut session, 3), None);
+}
+
+#[test]
+fn a_second_disk_that_cannot_be_opened_keeps_its_machine_out_and_says_why() {
+    let lab = Lab::new();
+    let path = lab.state.path().join("disks/pc-07.data.vhdx");
+    fs::write(&path, vec![7; 4096]).unwrap();
+    let (own, target) = names(7);
+    assert_eq!(lab.refused(HOME, &own, &target), 0x0300);
+    let told = lab.events(Stage::Refused).pop().unwrap().detail;
+    assert!(told.starts_with("its data disk: ") && told.contains("take `data` out of roost.toml"), "{told}");
+    assert_eq!(fs::read(&path).unwrap(), vec![7; 4096], "it is as it was");
 }

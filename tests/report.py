@@ -102,13 +102,14 @@ def sha256_over_iscsi(namespace, client, scratch, initiator=TESTER):
         copy.unlink(missing_ok=True)
 
 
-def sha256_by_7zip(vhd):
-    """The SHA-256 of the disk that 7-Zip finds in a client's VHD and its parent, and its size.
+def sha256_by_7zip(disk):
+    """The SHA-256 of the disk that 7-Zip finds in a client's VHD or VHDX and its parent, and its size.
 
     Only for a file that nobody has open: what Roost still holds in memory is not in it.
     """
-    # Without -tVHD 7-Zip may open the partitions inside.
-    with subprocess.Popen(["7zz", "e", "-tVHD", "-so", str(vhd)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
+    # Without a type 7-Zip may open the partitions inside.
+    kind = Path(disk).suffix.removeprefix(".").upper()
+    with subprocess.Popen(["7zz", "e", f"-t{kind}", "-so", str(disk)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
         digest, size = hashlib.sha256(), 0
         while data := reader.stdout.read(1 << 20):
             digest.update(data)
@@ -116,7 +117,7 @@ def sha256_by_7zip(vhd):
         errors = reader.stderr.read().decode(errors="replace")
         code = reader.wait()
     # A refusal is an empty output and a word in the errors.
-    assert code == 0 and size > 0 and "ERROR" not in errors and "Missing" not in errors, f"7zz refuses {vhd}: {errors}"
+    assert code == 0 and size > 0 and "ERROR" not in errors and "Missing" not in errors, f"7zz refuses {disk}: {errors}"
     return digest.hexdigest(), size
 
 

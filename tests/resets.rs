@@ -21,6 +21,7 @@ use roost::app::recorder::Recorder;
 use roost::config::{DhcpMode, Settings};
 use roost::disk::checksum::record_path;
 use roost::disk::import::import;
+use roost::disk::{Format, names};
 use roost::fleet::{Client, ClientName, DiskPolicy, Fleet, Initiators, Stage};
 use roost::http::boot::{BootServer, router};
 use roost::net::iscsi::Server;
@@ -39,6 +40,7 @@ const DIRTY: [u8; 512] = [0x77; 512];
 /// A lab of one client, `pc-01` at [`HOME`].
 struct Lab {
     state: TempDir,
+    format: Format,
     life: Option<Life>,
 }
 
@@ -52,13 +54,22 @@ struct Life {
 
 impl Lab {
     fn new(policy: DiskPolicy) -> Self {
+        Self::of(policy, Format::Vhd)
+    }
+
+    /// One for each format that the image, and with it the disk, may have.
+    fn of_each_format(policy: DiskPolicy) -> impl Iterator<Item = Self> {
+        [Format::Vhd, Format::Vhdx].into_iter().map(move |format| Self::of(policy, format))
+    }
+
+    fn of(policy: DiskPolicy, format: Format) -> Self {
         let state = tempfile::tempdir().unwrap();
         for folder in ["images/linux", "disks", "pending", "loaders"] {
             fs::create_dir_all(state.path().join(folder)).unwrap();
         }
         let raw = state.path().join("linux.raw");
         fs::write(&raw, CLEAN.repeat(8192)).unwrap();
-        import(&raw, &state.path().join("images/linux/1.vhd"), &mut |_, _| ()).unwrap();
+        import(&raw, &names::path(&state.path().join("images/linux/1"), format), &mut |_, _| ()).unwrap();
         fs::write(state.path().join("loaders/undionly.kpxe"), b"loader").unwrap();
         let mut efi = vec![0; 0x46];
         efi[..2].copy_from_slice(b"MZ");
@@ -66,7 +77,7 @@ impl Lab {
         efi[0x40..].copy_from_slice(b"PE\0\0\x64\x86");
         fs::write(state.path().join("loaders/snponly.efi"), efi).unwrap();
         let life = Some(Life::begin(state.path(), policy, "this-boot"));
-        Self { state, life }
+        Self { state, format, life }
     }
 
     /// The process dies without a word, and another begins.
@@ -113,8 +124,12 @@ impl Lab {
         self.life().app.sessions.of(&name()).len()
     }
 
+    fn disk(&self) -> PathBuf {
+        names::path(&self.state.path().join("disks/pc-01"), self.format)
+    }
+
     fn previous(&self) -> PathBuf {
-        self.state.path().join("disks/pc-01.vhd.previous")
+        self.disk().with_added_extension("previous")
     }
 }
 
@@ -132,6 +147,9 @@ impl Life {
             state: state.to_owned(),
             iqn: PREFIX.to_owned(),
             loader_dir: None,
+            loaders: Default::default(),
+            files: None,
+            ipv6_answer: true,
         };
         let client = Client {
             name: name(),
@@ -149,6 +167,8 @@ impl Life {
             title: None,
             note: None,
             limit: None,
+            start: Default::default(),
+            data: None,
         };
         let fleet = Fleet::new([client]).unwrap();
         let app = Arc::new(App::new(settings, fleet, Recorder::detached(), boot_id.to_owned()));
@@ -209,22 +229,23 @@ fn wrote_and_lost_power(lab: &Lab) -> Initiator {
 
 #[test]
 fn a_reset_disk_is_clean_at_each_boot_and_the_old_one_stays_until_the_first_login() {
-    let lab = Lab::new(DiskPolicy::Reset);
-    assert_eq!(lab.fetch("GET", HOME), 200);
-    assert_eq!(lab.said(), None, "there was no disk yet");
-    for boot in 0..2 {
-        let mut loader = lab.log_in(Isid::loader(1));
-        assert!(!lab.previous().exists(), "removed at the first login");
-        assert_eq!(loader.read(5, 1), CLEAN, "boot {boot}");
-        let mut dead = wrote_and_lost_power(&lab);
-        // (The loader's session was ended by the probe, or is dead now too.)
-        let begun = Instant::now();
+    for lab in Lab::of_each_format(DiskPolicy::Reset) {
         assert_eq!(lab.fetch("GET", HOME), 200);
-        let waited = begun.elapsed();
-        assert!((Duration::from_millis(900)..Duration::from_secs(5)).contains(&waited), "one probe: {waited:?}");
-        assert_eq!(lab.said().as_deref(), Some("disk made anew"));
-        assert!(dead.is_closed() && lab.sessions() == 0, "the dead sessions were ended first");
-        assert!(lab.previous().exists());
+        assert_eq!(lab.said(), None, "there was no disk yet");
+        for boot in 0..2 {
+            let mut loader = lab.log_in(Isid::loader(1));
+            assert!(!lab.previous().exists(), "removed at the first login");
+            assert_eq!(loader.read(5, 1), CLEAN, "boot {boot}");
+            let mut dead = wrote_and_lost_power(&lab);
+            // (The loader's session was ended by the probe, or is dead now too.)
+            let begun = Instant::now();
+            assert_eq!(lab.fetch("GET", HOME), 200);
+            let waited = begun.elapsed();
+            assert!((Duration::from_millis(900)..Duration::from_secs(5)).contains(&waited), "one probe: {waited:?}");
+            assert_eq!(lab.said().as_deref(), Some("disk made anew"));
+            assert!(dead.is_closed() && lab.sessions() == 0, "the dead sessions were ended first");
+            assert!(lab.previous().exists());
+        }
     }
 }
 
@@ -310,40 +331,42 @@ fn fetches_and_logins_of_one_moment_do_not_tread_on_each_other() {
 
 #[test]
 fn what_was_written_outlives_the_process_and_after_the_servers_power_nobody_logs_in_before_a_boot() {
-    let mut lab = Lab::new(DiskPolicy::Reset);
-    drop(wrote_and_lost_power(&lab));
-    lab.begin_again(DiskPolicy::Reset, "this-boot");
-    assert_eq!(lab.log_in(Isid::system(1)).read(5, 1), DIRTY, "a system logs in anew after a restart");
+    for mut lab in Lab::of_each_format(DiskPolicy::Reset) {
+        drop(wrote_and_lost_power(&lab));
+        lab.begin_again(DiskPolicy::Reset, "this-boot");
+        assert_eq!(lab.log_in(Isid::system(1)).read(5, 1), DIRTY, "a system logs in anew after a restart");
 
-    lab.begin_again(DiskPolicy::Reset, "next-boot");
-    let (own, target) = (format!("{PREFIX}:client.pc-01"), format!("{PREFIX}:pc-01"));
-    assert_eq!(lab.connect().log_in(&own, &target, Isid::system(1)), 0x0300);
-    let why = lab.refusal();
-    assert!(why.contains("a reset disk of an earlier boot of the server"), "{why}");
-    assert_eq!(lab.fetch("GET", HOME), 200);
-    assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), CLEAN);
+        lab.begin_again(DiskPolicy::Reset, "next-boot");
+        let (own, target) = (format!("{PREFIX}:client.pc-01"), format!("{PREFIX}:pc-01"));
+        assert_eq!(lab.connect().log_in(&own, &target, Isid::system(1)), 0x0300);
+        let why = lab.refusal();
+        assert!(why.contains("a reset disk of an earlier boot of the server"), "{why}");
+        assert_eq!(lab.fetch("GET", HOME), 200);
+        assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), CLEAN);
+    }
 }
 
 #[test]
 fn a_disk_changes_its_policy_without_losing_what_it_promised() {
-    let mut lab = Lab::new(DiskPolicy::Reset);
-    drop(wrote_and_lost_power(&lab));
-    // reset -> keep: what is on it stays, and outlives the power from the first login on.
-    lab.begin_again(DiskPolicy::Keep, "this-boot");
-    assert_eq!(lab.fetch("GET", HOME), 200);
-    assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), DIRTY);
-    lab.begin_again(DiskPolicy::Keep, "next-boot");
-    assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), DIRTY);
-    // keep -> reset: a running system is left alone, the next boot is clean.
-    lab.begin_again(DiskPolicy::Reset, "next-boot");
-    assert_eq!(lab.log_in(Isid::system(1)).read(5, 1), DIRTY);
-    assert_eq!(lab.fetch("GET", HOME), 200);
-    assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), CLEAN);
-    // A disk that was lost with the power is made anew even where it is kept from now on.
-    lab.begin_again(DiskPolicy::Keep, "third-boot");
-    assert_eq!(lab.fetch("GET", HOME), 200);
-    assert_eq!(lab.said().as_deref(), Some("disk made anew: what it held was lost with the server's power"));
-    assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), CLEAN);
+    for mut lab in Lab::of_each_format(DiskPolicy::Reset) {
+        drop(wrote_and_lost_power(&lab));
+        // reset -> keep: what is on it stays, and outlives the power from the first login on.
+        lab.begin_again(DiskPolicy::Keep, "this-boot");
+        assert_eq!(lab.fetch("GET", HOME), 200);
+        assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), DIRTY);
+        lab.begin_again(DiskPolicy::Keep, "next-boot");
+        assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), DIRTY);
+        // keep -> reset: a running system is left alone, the next boot is clean.
+        lab.begin_again(DiskPolicy::Reset, "next-boot");
+        assert_eq!(lab.log_in(Isid::system(1)).read(5, 1), DIRTY);
+        assert_eq!(lab.fetch("GET", HOME), 200);
+        assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), CLEAN);
+        // A disk that was lost with the power is made anew even where it is kept from now on.
+        lab.begin_again(DiskPolicy::Keep, "third-boot");
+        assert_eq!(lab.fetch("GET", HOME), 200);
+        assert_eq!(lab.said().as_deref(), Some("disk made anew: what it held was lost with the server's power"));
+        assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), CLEAN);
+    }
 }
 
 #[test]
@@ -387,6 +410,52 @@ fn a_secret_is_told_in_the_script_to_the_machines_own_address_alone() {
     assert_eq!(script("GET", HOME), told, "the same at each boot");
     let events = lab.life().app.recorder.events();
     assert!(events.iter().all(|event| !event.detail.contains(&known.secret)));
+}
+
+#[test]
+fn an_image_of_the_other_format_is_taken_up_by_a_new_disk_and_the_old_one_is_kept_until_then() {
+    for (old, new) in [(Format::Vhd, Format::Vhdx), (Format::Vhdx, Format::Vhd)] {
+        let mut lab = Lab::of(DiskPolicy::Keep, old);
+        drop(wrote_and_lost_power(&lab));
+        let app = Arc::clone(&lab.life().app);
+        let its = |app: &App| app.fleet().client(&name()).unwrap().clone();
+        let (client, runtime) = (its(&app), lab.life().runtime.handle().clone());
+        runtime.block_on(app.checkpoint(&client, "before".to_owned())).unwrap();
+        drop(app);
+
+        // The image is imported anew, of other contents.
+        let images = lab.state.path().join("images/linux");
+        fs::remove_file(names::path(&images.join("1"), old)).unwrap();
+        let raw = lab.state.path().join("other.raw");
+        fs::write(&raw, [0x22; 512].repeat(8192)).unwrap();
+        import(&raw, &names::path(&images.join("1"), new), &mut |_, _| ()).unwrap();
+        lab.begin_again(DiskPolicy::Keep, "this-boot");
+        let (own, target) = (format!("{PREFIX}:client.pc-01"), format!("{PREFIX}:pc-01"));
+        assert_eq!(lab.fetch("GET", HOME), 200);
+        assert_eq!(lab.connect().log_in(&own, &target, Isid::loader(1)), 0x0300);
+        let why = lab.refusal();
+        assert!(why.contains("give up what the disk holds: roost reset pc-01"), "{why}");
+        assert!(lab.disk().exists(), "as for every other image");
+
+        let app = Arc::clone(&lab.life().app);
+        let report = lab.life().runtime.block_on(app.reset_disk(&its(&app))).unwrap();
+        let (before, previous) = (lab.disk(), lab.previous());
+        lab.format = new;
+        assert_eq!((report.disk_path, report.previous_disk), (lab.disk(), Some(previous.clone())));
+        assert!(!before.exists() && previous.exists(), "a client has one disk");
+        assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), [0x22; 512]);
+        assert!(!previous.exists(), "gone with the login");
+
+        // A checkpoint of the old one is listed, refused, and can be deleted.
+        let client = its(&app);
+        let listed = lab.life().runtime.block_on(app.checkpoints(&client)).unwrap();
+        assert!(matches!(&listed[..], [one] if one.path.exists() && one.path.extension() == before.extension()));
+        let refused = lab.life().runtime.block_on(app.roll_back(&client, Some(1))).unwrap_err();
+        assert!(refused.to_string().contains("checkpoint 1 does not stand on the client's image"), "{refused}");
+        lab.life().runtime.block_on(app.delete_checkpoint(&client, 1)).unwrap();
+        wait_until("its file is gone", || !listed[0].path.exists());
+        assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), [0x22; 512]);
+    }
 }
 
 /// Until this holds, which it does within moments.
@@ -436,34 +505,35 @@ fn a_changed_master_stops_its_children_from_being_served_until_it_is_put_right()
 
 #[test]
 fn a_disk_is_let_go_of_when_nobody_is_on_it_and_whole() {
-    use roost::disk::file::Access;
-    use roost::disk::{Chain, Disk};
-    let lab = Lab::new(DiskPolicy::Keep);
-    let app = Arc::clone(&lab.life().app);
-    let release = |app: Arc<App>, runtime: &tokio::runtime::Handle| {
-        let fleet = app.fleet();
-        runtime.block_on(app.release_disk(fleet.client(&name()).unwrap()))
-    };
-    let runtime = lab.life().runtime.handle().clone();
-    assert_eq!(release(Arc::clone(&app), &runtime).unwrap().disk_path, None);
+    for lab in Lab::of_each_format(DiskPolicy::Keep) {
+        use roost::disk::file::Access;
+        use roost::disk::{Chain, Disk};
+        let app = Arc::clone(&lab.life().app);
+        let release = |app: Arc<App>, runtime: &tokio::runtime::Handle| {
+            let fleet = app.fleet();
+            runtime.block_on(app.release_disk(fleet.client(&name()).unwrap()))
+        };
+        let runtime = lab.life().runtime.handle().clone();
+        assert_eq!(release(Arc::clone(&app), &runtime).unwrap().disk_path, None);
 
-    let mut system = lab.log_in(Isid::system(1));
-    system.write(5, &DIRTY);
-    let (asking, handle) = (Arc::clone(&app), runtime.clone());
-    let refused = thread::spawn(move || release(asking, &handle));
-    system.answer_a_ping();
-    assert!(matches!(refused.join().unwrap(), Err(ResetError::Running { .. })));
+        let mut system = lab.log_in(Isid::system(1));
+        system.write(5, &DIRTY);
+        let (asking, handle) = (Arc::clone(&app), runtime.clone());
+        let refused = thread::spawn(move || release(asking, &handle));
+        system.answer_a_ping();
+        assert!(matches!(refused.join().unwrap(), Err(ResetError::Running { .. })));
 
-    // Its machine loses its power; nothing was flushed.
-    let disk = release(Arc::clone(&app), &runtime).unwrap().disk_path.unwrap();
-    assert!(system.is_closed());
-    let chain = Chain::open(&disk, Access::Read).unwrap();
-    let mut sector = [0; 512];
-    chain.read(5 * 512, &mut [std::io::IoSliceMut::new(&mut sector)]).unwrap();
-    assert_eq!(sector, DIRTY);
-    let (own, target) = (format!("{PREFIX}:client.pc-01"), format!("{PREFIX}:pc-01"));
-    assert_eq!(lab.connect().log_in(&own, &target, Isid::loader(1)), 0x0300);
-    assert!(lab.refusal().contains("in use by another process"), "{}", lab.refusal());
-    drop(chain);
-    assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), DIRTY);
+        // Its machine loses its power; nothing was flushed.
+        let disk = release(Arc::clone(&app), &runtime).unwrap().disk_path.unwrap();
+        assert!(system.is_closed());
+        let chain = Chain::open(&disk, Access::Read).unwrap();
+        let mut sector = [0; 512];
+        chain.read(5 * 512, &mut [std::io::IoSliceMut::new(&mut sector)]).unwrap();
+        assert_eq!(sector, DIRTY);
+        let (own, target) = (format!("{PREFIX}:client.pc-01"), format!("{PREFIX}:pc-01"));
+        assert_eq!(lab.connect().log_in(&own, &target, Isid::loader(1)), 0x0300);
+        assert!(lab.refusal().contains("in use by another process"), "{}", lab.refusal());
+        drop(chain);
+        assert_eq!(lab.log_in(Isid::loader(1)).read(5, 1), DIRTY);
+    }
 }

@@ -17,7 +17,7 @@ use roost::disk::file::Access;
 use roost::disk::inspect::{DiskFormat, inspect};
 use roost::disk::vhdx::{Spec, create, create_child};
 use roost::disk::{Chain, Disk, DiskError, PendingPath, SECTOR};
-use strangers::{fixture, has, sha256, sha256_by_7zip, sha256_of};
+use strangers::{Wxtla, fixture, has, sha256, sha256_by_7zip, sha256_of};
 
 /// The SHA-256 of what qemu-img finds in a VHDX that needs no parent.
 fn sha256_by_qemu(path: &Path) -> String {
@@ -190,6 +190,51 @@ fn seven_zip_reads_a_chain_of_three_as_we_do() {
         let error = Chain::open(&dir.path().join("disks/pc-2.vhdx"), Access::Read).unwrap_err();
         assert!(matches!(error, DiskError::ParentChanged { .. }), "{error}");
     }
+}
+
+#[test]
+fn wxtla_reads_a_chain_of_vhdxs_as_we_do_and_replays_their_logs() {
+    let _alone = alone();
+    let Some(wxtla) = Wxtla::find("wxtla_reads_a_chain_of_vhdxs_as_we_do_and_replays_their_logs") else { return };
+    let mut random = Random(44);
+    for (logical_sector, block_size) in [(512, 32 << 20), (512, 1 << 20), (4096, 1 << 20)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut path = dir.path().join("images/1.vhdx");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::create_dir(dir.path().join("disks")).unwrap();
+        master(&path, logical_sector, block_size, &mut random);
+        assert_eq!(wxtla.sha256(&path), sha256_of(&Chain::open(&path, Access::Read).unwrap()), "the master");
+        let mut dirty = 0;
+        for (n, relative) in [r"..\images\1.vhdx", r".\pc-0.vhdx", r".\pc-1.vhdx"].into_iter().enumerate() {
+            let parent = Chain::open(&path, Access::Read).unwrap();
+            path = dir.path().join(format!("disks/pc-{n}.vhdx"));
+            create_child(&path, &parent, relative).unwrap();
+            assert_eq!(wxtla.sha256(&path), sha256_of(&parent), "a new child reads as its parent");
+            let disk = Chain::open(&path, Access::Write).unwrap();
+            scribble(&disk, 400, &mut random);
+            disk.flush().unwrap();
+            let ours = sha256_of(&disk);
+            // As the power would leave it now: what is flushed is in the log, or in its place.
+            let left = dir.path().join(format!("disks/left-{n}.vhdx"));
+            fs::copy(&path, &left).unwrap();
+            dirty += usize::from(has_log(&left));
+            assert_eq!(wxtla.sha256(&left), ours, "layer {n}, with its log");
+            assert_eq!(sha256_of(&Chain::open(&left, Access::Read).unwrap()), ours, "the same, by us");
+            drop(disk);
+            assert!(!has_log(&path));
+            assert_eq!(wxtla.sha256(&path), ours, "layer {n}");
+        }
+        assert!(dirty > 0, "some of them had a log to replay");
+    }
+}
+
+/// Whether there is a log to be replayed: the current header, of the higher sequence number, has a log's GUID.
+fn has_log(path: &Path) -> bool {
+    let bytes = fs::read(path).unwrap();
+    let header = |at: usize| &bytes[at..at + 80];
+    let sequence = |at| u64::from_le_bytes(header(at)[8..16].try_into().unwrap());
+    let (one, two) = (64 << 10, 128 << 10);
+    header(if sequence(one) > sequence(two) { one } else { two })[48..64].iter().any(|&byte| byte != 0)
 }
 
 #[test]

@@ -17,7 +17,7 @@ cache=${ROOST_LAB:-/var/tmp/roost-lab}
 suite=bookworm
 label=roost-debian
 disk_mb=1024 root_mb=1016 journal_mb=32
-packages=systemd-sysv,udev,kmod,initramfs-tools,busybox,zstd,iproute2,e2fsprogs,linux-image-cloud-amd64,open-iscsi
+packages=systemd-sysv,udev,kmod,initramfs-tools,busybox,zstd,iproute2,e2fsprogs,linux-image-cloud-amd64,open-iscsi,fio
 
 # Where this host has Debian's packages of that suite from; Debian itself, where it has another one.
 sources() {

@@ -23,7 +23,7 @@ interop_packages=(
     iproute2 procps python3
 )
 # A conformance suite for the target.
-iscsi_packages=(libiscsi-bin iproute2 procps python3)
+iscsi_packages=(libiscsi-bin qemu-utils iproute2 procps python3)
 # The target's peer, and a client for both.
 bench_packages=(tgt gcc libc6-dev libiscsi-dev iproute2 procps python3)
 # Some of cargo's tests meet other programs too: readers of disks, and DHCP clients in a namespace.

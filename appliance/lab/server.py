@@ -41,6 +41,12 @@ def mapping_file(state, clients, image, pool=POOL):
     return "\n".join(lines + [f"{name} = {value}" for name, value in clients.items()]) + "\n"
 
 
+def one_of(folder, stem):
+    """The disk file of this name, of whichever format."""
+    vhdx = folder / f"{stem}.vhdx"
+    return vhdx if vhdx.exists() else folder / f"{stem}.vhd"
+
+
 def sha256_file(path):
     """The SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
@@ -100,12 +106,12 @@ class Roost:
         return (self.client(name).get("last_boot") or {}).get("stages", [])
 
     def disk(self, name):
-        """The client's own VHD."""
-        return self.state / "disks" / f"{name}.vhd"
+        """The client's own disk file: a VHD or a VHDX."""
+        return one_of(self.state / "disks", name)
 
     def master(self, image, version=1):
         """The file of an image version."""
-        return self.state / "images" / image / f"{version}.vhd"
+        return one_of(self.state / "images" / image, version)
 
     def start(self, seconds=20):
         """Starts `roost run` and waits until its control socket answers."""

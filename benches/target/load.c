@@ -1,8 +1,11 @@
 // Load on an iSCSI logical unit: one thread, CONNS sessions, DEPTH commands in flight on each. Prints one line of JSON.
 //
-//   load URL read|write|randread|randwrite|stripes BYTES CONNS DEPTH SECONDS
+//   load URL read|write|randread|randwrite|stripes BYTES CONNS DEPTH SECONDS [REST]
 //
-// `stripes` is no measurement: it writes every other BYTES of the disk once, so that reads cross from a child to its master.
+// Each # in the URL is a digit of the session's number: then every session has a target of its own. `stripes` is no
+// measurement: it writes every other BYTES of the disk once, so that reads cross from a child to its master. After a
+// measurement the sessions rest for REST seconds before they end: they only answer pings. With a DEPTH of 0 they do nothing
+// but that.
 #include <errno.h>
 #include <poll.h>
 #include <stdint.h>
@@ -105,6 +108,15 @@ static void issue(struct slot *slot) {
     }
 }
 
+// The address with the number's digits in place of each #, from the right.
+static const char *numbered(const char *pattern, int number) {
+    static char address[512];
+    snprintf(address, sizeof address, "%s", pattern);
+    for (char *at = address + strlen(address); at-- > address;)
+        if (*at == '#') *at = (char)('0' + number % 10), number /= 10;
+    return address;
+}
+
 static void log_in(struct session *session, const char *address, int number) {
     char name[64];
     snprintf(name, sizeof name, "iqn.2026-11.internal.bench:load%d", number);
@@ -136,21 +148,30 @@ static unsigned percentile(double share) {
     return MOST_MICROS;
 }
 
+// What came for the sessions, waiting for it at most this many milliseconds.
+static void serve(struct session *sessions, struct pollfd *polled, int conns, int wait) {
+    for (int i = 0; i < conns; i++)
+        polled[i] = (struct pollfd){.fd = iscsi_get_fd(sessions[i].iscsi), .events = (short)iscsi_which_events(sessions[i].iscsi)};
+    if (poll(polled, (nfds_t)conns, wait) < 0) fail("poll", NULL);
+    for (int i = 0; i < conns; i++)
+        if (polled[i].revents && iscsi_service(sessions[i].iscsi, polled[i].revents) < 0) fail("the session ended", sessions[i].iscsi);
+}
+
 int main(int argc, char **argv) {
-    if (argc != 7) {
-        fprintf(stderr, "usage: load URL read|write|randread|randwrite|stripes BYTES CONNS DEPTH SECONDS\n");
+    if (argc != 7 && argc != 8) {
+        fprintf(stderr, "usage: load URL read|write|randread|randwrite|stripes BYTES CONNS DEPTH SECONDS [REST]\n");
         return 2;
     }
     const char *mode = argv[2];
     bytes = (uint32_t)atoi(argv[3]);
     int conns = atoi(argv[4]), depth = atoi(argv[5]);
-    double seconds = atof(argv[6]);
+    double seconds = atof(argv[6]), rest = argc > 7 ? atof(argv[7]) : 0;
     stripes = !strcmp(mode, "stripes");
     writes = stripes || strstr(mode, "write");
     at_random = !strncmp(mode, "rand", 4);
     struct session *sessions = calloc((size_t)conns, sizeof *sessions);
     struct pollfd *polled = calloc((size_t)conns, sizeof *polled);
-    for (int i = 0; i < conns; i++) log_in(&sessions[i], argv[1], i);
+    for (int i = 0; i < conns; i++) log_in(&sessions[i], numbered(argv[1], i), i);
     units = blocks_of(sessions[0].iscsi) * BLOCK / bytes;
     for (int i = 0; i < conns; i++) {
         sessions[i].next = units / (uint64_t)conns * (uint64_t)i;
@@ -166,7 +187,7 @@ int main(int argc, char **argv) {
     double started = now() + seconds / 4, end = started + seconds, cpu_before = 0;
     uint64_t before = 0;
     int measuring = 0;
-    while (in_flight) {
+    while (in_flight || !depth) {
         double t = now();
         if (!measuring && t >= started) {
             measuring = 1;
@@ -178,11 +199,7 @@ int main(int argc, char **argv) {
             fflush(stdout);
         }
         if (t >= end && !stripes) break;
-        for (int i = 0; i < conns; i++)
-            polled[i] = (struct pollfd){.fd = iscsi_get_fd(sessions[i].iscsi), .events = (short)iscsi_which_events(sessions[i].iscsi)};
-        if (poll(polled, (nfds_t)conns, 1000) < 0) fail("poll", NULL);
-        for (int i = 0; i < conns; i++)
-            if (polled[i].revents && iscsi_service(sessions[i].iscsi, polled[i].revents) < 0) fail("the session ended", sessions[i].iscsi);
+        serve(sessions, polled, conns, depth ? 1000 : 10);
     }
     double took = now() - started;
     printf("{\"operations\": %llu, \"seconds\": %.4f, \"p50_us\": %u, \"p99_us\": %u, \"client_cpu\": %.4f}\n",
@@ -191,6 +208,10 @@ int main(int argc, char **argv) {
     if (stripes) {
         struct scsi_task *task = iscsi_synchronizecache16_sync(sessions[0].iscsi, lun, 0, 0, 0, 0);
         if (!task || task->status != SCSI_STATUS_GOOD) fail("SYNCHRONIZE CACHE", sessions[0].iscsi);
+    }
+    for (double until = now() + rest; now() < until;) {
+        stopping = 1;
+        serve(sessions, polled, conns, 100);
     }
     // The commands still in flight die with the connections.
     _exit(0);

@@ -8,6 +8,9 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use uuid::Uuid;
+
+use crate::disk::data::DataDisk;
 use crate::disk::overlay::Overlay;
 use crate::disk::{Disk, DiskError};
 
@@ -20,11 +23,37 @@ const HEADER: usize = 8 + 16 + 8 + 8 + 8;
 /// Longest note that is read: an atomic write is far shorter.
 const MAX_NOTE: u64 = 1 << 20;
 
+/// A disk that can have a note.
+pub(super) trait Noted: Disk {
+    /// The identity of the file that is written to.
+    fn unique_id(&self) -> Uuid;
+    /// It need not outlive the power.
+    fn is_volatile(&self) -> bool;
+}
+
+impl Noted for Overlay {
+    fn unique_id(&self) -> Uuid {
+        self.unique_id()
+    }
+    fn is_volatile(&self) -> bool {
+        self.is_volatile()
+    }
+}
+
+impl Noted for DataDisk {
+    fn unique_id(&self) -> Uuid {
+        self.unique_id()
+    }
+    fn is_volatile(&self) -> bool {
+        false
+    }
+}
+
 /// The note of one disk.
 #[derive(Debug)]
 pub(super) struct Note {
     path: PathBuf,
-    disk: Arc<Overlay>,
+    disk: Arc<dyn Noted>,
 }
 
 impl Note {
@@ -32,8 +61,9 @@ impl Note {
     ///
     /// # Errors
     /// The note cannot be read, or the disk not be written.
-    pub(super) fn open(path: PathBuf, disk: &Arc<Overlay>) -> Result<Self, DiskError> {
-        let note = Self { path, disk: Arc::clone(disk) };
+    pub(super) fn open(path: PathBuf, disk: Arc<dyn Noted>) -> Result<Self, DiskError> {
+        let note = Self { path, disk };
+        let disk = &note.disk;
         if let Some((offset, before)) = note.read()? {
             disk.write(offset, &[IoSlice::new(&before)])?;
             disk.flush()?;
@@ -153,7 +183,7 @@ mod tests {
         let serve = || Arc::new(Overlay::open(Place::new(child.clone()), Arc::new(open()), None).unwrap());
 
         let disk = serve();
-        let note = Note::open(path.clone(), &disk).unwrap();
+        let note = Note::open(path.clone(), disk.clone()).unwrap();
         note.write(512, &[1; 1024]).unwrap();
         assert_eq!((read(&disk, 512), fs::metadata(&path).unwrap().len()), (vec![1; 1024], 0));
 
@@ -163,7 +193,7 @@ mod tests {
         let torn = fs::read(&path).unwrap();
         drop((disk, note));
         let disk = serve();
-        Note::open(path.clone(), &disk).unwrap();
+        Note::open(path.clone(), disk.clone()).unwrap();
         assert_eq!(read(&disk, 512), vec![1; 1024], "as it was");
         assert!(!path.exists());
 
@@ -173,7 +203,7 @@ mod tests {
             other[at] ^= 1;
             fs::write(&path, &other).unwrap();
             disk.write(512, &[IoSlice::new(&[3; 1024])]).unwrap();
-            Note::open(path.clone(), &disk).unwrap();
+            Note::open(path.clone(), disk.clone()).unwrap();
             assert_eq!(read(&disk, 512), vec![3; 1024]);
         }
     }

@@ -1,16 +1,14 @@
 //! The table of boot files: the few names that a machine may ask for by TFTP or HTTP, and the bytes behind each.
 //!
-//! A stranger's path is never joined to one of ours. Its last part is looked up in [`NAMES`]; firmware puts folders, drive
-//! letters and backslashes before it, and some of it rubbish after it. The loaders are read into memory once, at start:
-//! they are small, and every machine of a lab wants them in the same minute.
+//! A stranger's path is never joined to one of ours. Its last part is looked up in a table; firmware puts folders, drive
+//! letters and backslashes before it, and some of it rubbish after it. The loaders are read into memory once, at start, and
+//! each is held against the platform that it is for ([`crate::app::loaders`]): they are small, and every machine of a lab
+//! wants them in the same minute.
 //!
 //! Not here: the protocols that carry them, and what a script says ([`crate::script`]).
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,60 +16,39 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::boots::BootError;
+pub use super::loaders::{BootFiles, LOADER_DIR, LoaderError, MAX_LOADER, Wanted};
 use super::recorder::Recorder;
 use crate::fleet::policy::{DiskAtBoot, boot_plan};
 use crate::fleet::{DiskPolicy, Fleet, Mac, Secrets, Stage};
 use crate::script::{self, ScriptError, Server};
 
-/// Where Debian's package `ipxe` puts loaders.
-pub const LOADER_DIR: &str = "/usr/lib/ipxe";
-
-/// Largest loader that is taken into memory. iPXE with every driver is 1 MB; more than this is some other file by mistake.
-pub const MAX_LOADER: u64 = 16 << 20;
-
-/// Machine type of x64 in a PE header (Microsoft PE format, "Machine Types").
-const PE_X64: u16 = 0x8664;
-
 /// What a machine may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Name {
-    /// iPXE over the BIOS network boot ROM's driver.
-    Undionly,
-    /// iPXE over the UEFI firmware's network driver.
-    Snponly,
-    /// iPXE with its own network drivers, for UEFI.
-    Ipxe,
+pub enum Name<'a> {
     /// The script that iPXE looks for by itself beside its own file.
     Autoexec,
     /// A machine's own script.
     Script,
+    /// A loader, if there is one of this name.
+    Loader(&'a [u8]),
 }
 
-/// Every name that is answered; whatever else is asked for does not exist.
-pub const NAMES: [(&str, Name); 5] = [
-    ("undionly.kpxe", Name::Undionly),
-    ("snponly.efi", Name::Snponly),
-    ("ipxe.efi", Name::Ipxe),
-    ("autoexec.ipxe", Name::Autoexec),
-    ("boot.ipxe", Name::Script),
-];
+/// The names that are not loaders' but made when they are asked for.
+const MADE: [(&str, Name<'static>); 2] = [("autoexec.ipxe", Name::Autoexec), ("boot.ipxe", Name::Script)];
+/// The name of a machine's own script.
+pub const SCRIPT: &str = "boot.ipxe";
 
-impl Name {
+impl<'a> Name<'a> {
     /// What this path, as a machine wrote it, means: at any depth, with `/` or `\`, with a drive letter, in any case.
     ///
     /// Names are bytes. Trailing NUL and 0xFF are what old ROMs read past the end of DHCP's option 67; without them the
     /// name is as good as any.
     #[must_use]
-    pub fn of(path: &[u8]) -> Option<Self> {
+    pub fn of(path: &'a [u8]) -> Option<Self> {
         let end = path.iter().rposition(|b| !matches!(b, 0 | 0xff))? + 1;
-        let base = path[..end].rsplit(|b| matches!(b, b'/' | b'\\' | b':')).next()?;
-        NAMES.iter().find(|(name, _)| base.eq_ignore_ascii_case(name.as_bytes())).map(|(_, name)| *name)
-    }
-
-    /// The name as the table writes it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        NAMES.iter().find(|(_, name)| *name == self).map_or("", |(text, _)| text)
+        let base = path[..end].rsplit(|b| matches!(b, b'/' | b'\\' | b':')).next().filter(|base| !base.is_empty())?;
+        let made = MADE.iter().find(|(name, _)| base.eq_ignore_ascii_case(name.as_bytes()));
+        Some(made.map_or(Self::Loader(base), |(_, name)| *name))
     }
 }
 
@@ -95,112 +72,6 @@ pub struct BootFile {
     pub kind: Kind,
     /// The whole of it. Loaders are shared, not copied.
     pub bytes: Bytes,
-}
-
-/// Why the loaders cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LoaderError {
-    /// A loader that every lab needs is not there.
-    #[error("there is no {name} in {}: install it (apt install ipxe), or say in roost.toml where it is: [server] loader_dir", dir.display())]
-    Missing {
-        /// Its name.
-        name: &'static str,
-        /// Where it was looked for.
-        dir: PathBuf,
-    },
-    /// It is there and cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// It is there and no loader.
-    #[error("{} is no boot loader that we can serve: {reason}; reinstall it (apt install --reinstall ipxe)", path.display())]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-}
-
-/// The loaders, in memory.
-#[derive(Debug, Clone)]
-pub struct BootFiles {
-    undionly: Bytes,
-    snponly: Bytes,
-    ipxe: Option<Bytes>,
-}
-
-impl BootFiles {
-    /// Reads `undionly.kpxe` and `snponly.efi`, and `ipxe.efi` where there is one.
-    ///
-    /// # Errors
-    /// A loader is missing, cannot be read, is empty or larger than [`MAX_LOADER`], or is no program for x64 UEFI.
-    pub fn load(loader_dir: Option<&Path>) -> Result<Self, LoaderError> {
-        let dir = loader_dir.unwrap_or(Path::new(LOADER_DIR));
-        let needed = |name: Name| {
-            loader(dir, name)?.ok_or_else(|| LoaderError::Missing { name: name.as_str(), dir: dir.to_owned() })
-        };
-        Ok(Self { undionly: needed(Name::Undionly)?, snponly: needed(Name::Snponly)?, ipxe: loader(dir, Name::Ipxe)? })
-    }
-
-    /// The bytes of this loader; `None` for scripts, which are made when asked for, and for a loader that is not there.
-    #[must_use]
-    pub fn loader(&self, name: Name) -> Option<Bytes> {
-        match name {
-            Name::Undionly => Some(self.undionly.clone()),
-            Name::Snponly => Some(self.snponly.clone()),
-            Name::Ipxe => self.ipxe.clone(),
-            Name::Autoexec | Name::Script => None,
-        }
-    }
-}
-
-fn loader(dir: &Path, name: Name) -> Result<Option<Bytes>, LoaderError> {
-    let path = dir.join(name.as_str());
-    let bytes = match read(&path) {
-        Ok(bytes) => bytes,
-        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(LoaderError::Read { path, source }),
-    };
-    let checked = match name {
-        Name::Undionly if bytes.is_empty() => Err("it is empty".to_owned()),
-        Name::Undionly => Ok(()),
-        _ => check_efi(&bytes),
-    };
-    match checked {
-        Ok(()) => Ok(Some(bytes)),
-        Err(reason) => Err(LoaderError::Unusable { path, reason }),
-    }
-}
-
-fn read(path: &Path) -> io::Result<Bytes> {
-    let mut bytes = Vec::new();
-    let read = File::open(path)?.take(MAX_LOADER + 1).read_to_end(&mut bytes)?;
-    if read as u64 > MAX_LOADER {
-        return Err(io::Error::other(format!("it is larger than {} MB", MAX_LOADER >> 20)));
-    }
-    Ok(bytes.into())
-}
-
-/// A PE image for x64: `MZ`, at 0x3c the offset of `PE\0\0`, after which the machine type stands.
-fn check_efi(bytes: &[u8]) -> Result<(), String> {
-    let no_program = || "it is no UEFI program (no PE header)".to_owned();
-    if !bytes.starts_with(b"MZ") {
-        return Err(no_program());
-    }
-    let at = bytes.get(0x3c..0x40).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes).ok_or_else(no_program)?;
-    let header = usize::try_from(at).ok().and_then(|at| bytes.get(at..)?.get(..6)).ok_or_else(no_program)?;
-    if !header.starts_with(b"PE\0\0") {
-        return Err(no_program());
-    }
-    match u16::from_le_bytes([header[4], header[5]]) {
-        PE_X64 => Ok(()),
-        other => Err(format!("it is a UEFI program for machine type {other:#06x}, not for x64 ({PE_X64:#06x})")),
-    }
 }
 
 /// Who has this address, as far as the lease table and the kernel's neighbours know.
@@ -271,21 +142,23 @@ impl BootContext {
         secrets: Option<&Secrets>,
     ) -> Result<Option<BootFile>, ScriptError> {
         let Some(name) = Name::of(name) else { return Ok(None) };
-        let file = |kind, bytes| Some(BootFile { name: name.as_str(), kind, bytes });
+        let made = |name, kind, script: String| Some(BootFile { name, kind, bytes: script.into() });
         Ok(match (name, who) {
             (Name::Script, Some(mac)) => {
                 let script = script::render(boot_plan(&(self.fleet)(), mac), mac, &self.server, secrets)?;
-                file(Kind::Script, script.into())
+                made(SCRIPT, Kind::Script, script)
             }
-            (Name::Autoexec, _) | (Name::Script, None) => file(Kind::Hook, script::chain(&self.server)?.into()),
-            _ => self.files.loader(name).and_then(|bytes| file(Kind::Loader, bytes)),
+            (Name::Script, None) => made(SCRIPT, Kind::Hook, script::chain(&self.server)?),
+            (Name::Autoexec, _) => made(MADE[0].0, Kind::Hook, script::chain(&self.server)?),
+            (Name::Loader(base), _) => {
+                self.files.loader(base).map(|(name, bytes)| BootFile { name, kind: Kind::Loader, bytes })
+            }
         })
     }
 
     /// The names of all that can be fetched.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
-        let made = |name| matches!(name, Name::Autoexec | Name::Script);
-        NAMES.iter().filter(move |(_, name)| made(*name) || self.files.loader(*name).is_some()).map(|(text, _)| *text)
+        self.files.names().chain(MADE.iter().map(|(name, _)| *name))
     }
 
     /// Reports that a machine has fetched a boot file: `undionly.kpxe by TFTP, 74 KB in 0.2 s`.
@@ -335,127 +208,31 @@ fn size(bytes: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
-
-    /// The least that passes for a program for this machine type.
-    fn efi(machine: u16) -> Vec<u8> {
-        let mut bytes = vec![0; 0x46];
-        bytes[..2].copy_from_slice(b"MZ");
-        bytes[0x3c] = 0x40;
-        bytes[0x40..0x44].copy_from_slice(b"PE\0\0");
-        bytes[0x44..].copy_from_slice(&machine.to_le_bytes());
-        bytes
-    }
-
-    fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        for (name, bytes) in files {
-            fs::write(dir.path().join(name), bytes).unwrap();
-        }
-        dir
-    }
 
     #[test]
     fn a_name_is_found_however_firmware_writes_it() {
         for (path, name) in [
-            (&b"undionly.kpxe"[..], Name::Undionly),
-            (b"/tftpboot/undionly.kpxe", Name::Undionly),
-            (b"\\Boot\\x64\\SNPONLY.EFI", Name::Snponly),
-            (b"C:\\ipxe.efi", Name::Ipxe),
-            (b"C:ipxe.efi", Name::Ipxe),
+            (&b"undionly.kpxe"[..], Name::Loader(b"undionly.kpxe")),
+            (b"/tftpboot/undionly.kpxe", Name::Loader(b"undionly.kpxe")),
+            (b"\\Boot\\x64\\SNPONLY.EFI", Name::Loader(b"SNPONLY.EFI")),
+            (b"C:\\ipxe.efi", Name::Loader(b"ipxe.efi")),
+            (b"C:ipxe.efi", Name::Loader(b"ipxe.efi")),
             (b"../../etc/../autoexec.ipxe", Name::Autoexec),
+            (b"/a/b\\c/AutoExec.ipxe", Name::Autoexec),
             (b"//boot.ipxe", Name::Script),
-            (b"snponly.efi\xff", Name::Snponly),
-            (b"snponly.efi\0\0\xff\xff", Name::Snponly),
+            (b"snponly.efi\xff", Name::Loader(b"snponly.efi")),
+            (b"snponly.efi\0\0\xff\xff", Name::Loader(b"snponly.efi")),
         ] {
             assert_eq!(Name::of(path), Some(name), "{}", path.escape_ascii());
         }
-        for (text, name) in NAMES {
-            assert_eq!((Name::of(text.as_bytes()), name.as_str()), (Some(name), text));
-        }
+        assert!(MADE.iter().any(|(name, of)| *name == SCRIPT && *of == Name::Script));
     }
 
     #[test]
-    fn what_is_not_in_the_table_does_not_exist() {
-        for path in [
-            &b""[..],
-            b"/",
-            b"..",
-            b"\xff\xff",
-            b"/etc/passwd",
-            b"undionly.kpxe/",
-            b"undionly.kpxe/..",
-            b"undionly.kpx",
-            b"xundionly.kpxe",
-            b"\xffundionly.kpxe",
-            b"undionly.kpxe\0x",
-        ] {
+    fn a_path_without_a_last_part_names_nothing() {
+        for path in [&b""[..], b"/", b"\xff\xff", b"undionly.kpxe/", b"C:"] {
             assert_eq!(Name::of(path), None, "{}", path.escape_ascii());
         }
-    }
-
-    #[test]
-    fn loaders_are_read_once_and_ipxe_efi_may_be_missing() {
-        let dir = folder(&[("undionly.kpxe", b"bios"), ("snponly.efi", &efi(PE_X64))]);
-        let files = BootFiles::load(Some(dir.path())).unwrap();
-        drop(dir);
-        assert_eq!(files.loader(Name::Undionly).unwrap(), &b"bios"[..]);
-        assert_eq!(files.loader(Name::Snponly).unwrap(), efi(PE_X64));
-        assert_eq!(files.loader(Name::Ipxe), None);
-    }
-
-    #[test]
-    fn the_loaders_of_the_package_pass() {
-        if !Path::new(LOADER_DIR).join("snponly.efi").exists() {
-            eprintln!("skip: the_loaders_of_the_package_pass needs {LOADER_DIR}/snponly.efi (apt install ipxe)");
-            return;
-        }
-        let files = BootFiles::load(None).unwrap();
-        assert!(files.loader(Name::Undionly).unwrap().len() > 10_000);
-    }
-
-    #[test]
-    fn a_missing_loader_is_refused_with_what_to_do() {
-        let dir = folder(&[("snponly.efi", &efi(PE_X64))]);
-        let words = BootFiles::load(Some(dir.path())).unwrap_err().to_string();
-        assert_eq!(
-            words,
-            format!(
-                "there is no undionly.kpxe in {}: install it (apt install ipxe), or say in roost.toml where it is: \
-                 [server] loader_dir",
-                dir.path().display()
-            )
-        );
-    }
-
-    #[test]
-    fn what_is_no_loader_is_refused() {
-        let cut = &efi(PE_X64)[..0x44];
-        let mut far = efi(PE_X64);
-        far[0x3c..0x40].copy_from_slice(&[0xff; 4]);
-        for (bytes, reason) in [
-            (&efi(0xaa64)[..], "machine type 0xaa64, not for x64"),
-            (b"<html>not found</html>", "no PE header"),
-            (b"MZ", "no PE header"),
-            (b"", "no PE header"),
-            (cut, "no PE header"),
-            (&far, "no PE header"),
-        ] {
-            let dir = folder(&[("undionly.kpxe", b"bios"), ("snponly.efi", bytes)]);
-            let words = BootFiles::load(Some(dir.path())).unwrap_err().to_string();
-            assert!(words.contains("snponly.efi") && words.contains(reason), "{words}");
-        }
-        let dir = folder(&[("undionly.kpxe", b""), ("snponly.efi", &efi(PE_X64))]);
-        assert!(BootFiles::load(Some(dir.path())).unwrap_err().to_string().contains("it is empty"));
-    }
-
-    #[test]
-    fn a_loader_too_large_for_memory_is_refused() {
-        let dir = folder(&[("snponly.efi", &efi(PE_X64))]);
-        File::create(dir.path().join("undionly.kpxe")).unwrap().set_len(MAX_LOADER + 1).unwrap();
-        let words = BootFiles::load(Some(dir.path())).unwrap_err().to_string();
-        assert!(words.contains("larger than 16 MB"), "{words}");
     }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::App;
 use super::bootfiles::{Begun, Boot};
 use super::disks::ServeError;
-use super::report::{disk_path, previous_path};
+use super::places::{data_path, disk_path, previous_path};
 use super::secrets::SecretError;
 use super::sessions::Entry;
 use crate::fleet::policy::{DiskAtBoot, DiskFound, Fetch, Plan, Stays, boot_plan, disk_at_boot};
@@ -90,6 +90,9 @@ pub struct ReleaseReport {
     pub name: String,
     /// The disk, closed and whole until the next login; none where there is no disk yet.
     pub disk_path: Option<PathBuf>,
+    /// The second disk, as closed; none where there is none.
+    #[serde(default)]
+    pub data_path: Option<PathBuf>,
 }
 
 impl App {
@@ -174,8 +177,8 @@ impl App {
             name: client.name.to_string(),
             made_anew,
             checkpoints,
-            disk_path: disk_path(state, &client.name),
-            previous_disk: previous.then(|| previous_path(state, &client.name)),
+            disk_path: disk_path(state, client),
+            previous_disk: previous.then(|| previous_path(state, client)),
         })
     }
 
@@ -194,8 +197,9 @@ impl App {
         });
         let released = done.await?.map_err(|who| ResetError::Running { client: client.name.to_string(), who })?;
         let there = released.map_err(ResetError::Disk)?;
-        let disk_path = there.then(|| disk_path(&self.settings.state, &client.name));
-        Ok(ReleaseReport { name: client.name.to_string(), disk_path })
+        let disk_path = there.then(|| disk_path(&self.settings.state, client));
+        let data_path = Some(data_path(&self.settings.state, &client.name)).filter(|path| path.exists());
+        Ok(ReleaseReport { name: client.name.to_string(), disk_path, data_path })
     }
 
     /// Does this behind the client's door, and waits for it at most [`PATIENCE`]. Once begun it goes on after that, and when

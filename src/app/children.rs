@@ -9,6 +9,9 @@
 //! pending/NAME                      the pending map of a durable disk
 //! ```
 //!
+//! A disk has the format of its master: over a VHDX all of these end in `vhdx`. Where a client's image has another format
+//! than the one before it, its disk is replaced by one of that format at the next making; until then it is what it was.
+//!
 //! A disk is *volatile* (it need not outlive the host's power) if the record names it: a line is the disk's unique id and
 //! the boot id of the host (`random(4)`) under which it was made. The record is durable before such a disk is
 //! in its place, and while a disk is being replaced it names both. So whatever moment ends the process or the power, the
@@ -24,13 +27,11 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use uuid::Uuid;
 
 use super::disks::ServeError;
-use super::report::{disk_path, master_path};
-use crate::disk::file::{Access, File, remove};
+use super::places::{disk_path, master_path};
+use crate::disk::file::{Access, remove};
 use crate::disk::overlay::merge::{self, Progress};
 use crate::disk::overlay::{self, Layer, Overlay, Place, Tree};
-use crate::disk::vhd::Footer;
 use crate::disk::{Chain, DiskError, PendingPath};
-use crate::fleet::image::{FIRST_VERSION, master_file};
 use crate::fleet::policy::DiskFound;
 use crate::fleet::{Client, DiskPolicy, ImageName};
 
@@ -67,7 +68,7 @@ pub(super) enum Step {
 
 impl ChildFiles {
     pub(super) fn new(state: &Path, client: &Client, boot_id: &str, masters: &Masters, gate: &Gate) -> Self {
-        let disk = disk_path(state, &client.name);
+        let disk = disk_path(state, client);
         Self {
             master: master_path(state, &client.image),
             image: client.image.clone(),
@@ -99,7 +100,8 @@ impl ChildFiles {
     pub(super) fn open(&self) -> Result<Overlay, ServeError> {
         let master = self.master()?;
         if !self.disk().exists() {
-            self.make(&master, &mut |_| ())?;
+            let place = self.make(&master, &mut |_| ())?;
+            return Self { place, ..self.clone() }.open();
         }
         let pending = match self.volatile_since()? {
             None => Some(&self.pending),
@@ -108,6 +110,9 @@ impl ChildFiles {
         };
         let disk = Overlay::open(self.place.clone(), master, pending)?;
         remove(&self.place.previous())?;
+        for left in self.place.remove_others()? {
+            tracing::info!("{}: is removed, for the disk is {}", left.display(), self.disk().display());
+        }
         Ok(disk)
     }
 
@@ -219,11 +224,12 @@ impl ChildFiles {
     }
 
     /// Makes a disk beside the one that is there, if any, and puts it in its place.
-    fn make(&self, master: &Chain, at: &mut dyn FnMut(Step)) -> Result<(), DiskError> {
-        let relative = format!(r"..\images\{}\{}", self.image, master_file(FIRST_VERSION));
-        self.place.replace(master, &relative, &mut |step| self.follow(step, at))?;
+    fn make(&self, master: &Chain, at: &mut dyn FnMut(Step)) -> Result<Place, DiskError> {
+        let file = self.master.file_name().unwrap_or_default().display();
+        let relative = format!(r"..\images\{}\{file}", self.image);
+        let place = self.place.replace(master, &relative, &mut |step| self.follow(step, at))?;
         self.link_parent(&relative);
-        Ok(())
+        Ok(place)
     }
 
     /// What belongs to each step of the making of a disk.
@@ -251,7 +257,7 @@ impl ChildFiles {
         if self.disk().exists()
             && let Some(boot) = self.volatile_since()?
         {
-            lines.push(format!("{} {boot}\n", unique_id(self.disk())?));
+            lines.push(format!("{} {boot}\n", overlay::identity(self.disk())?));
         }
         if self.policy == DiskPolicy::Reset {
             lines.push(format!("{new} {}\n", self.pending.boot_id));
@@ -277,7 +283,7 @@ impl ChildFiles {
             Err(source) => return Err(DiskError::io(&self.record, "read", source)),
         };
         // A disk that cannot be read will say so when it is opened, and may be replaced.
-        let Ok(id) = unique_id(self.disk()).map(|id| id.to_string()) else { return Ok(None) };
+        let Ok(id) = overlay::identity(self.disk()).map(|id| id.to_string()) else { return Ok(None) };
         let line = text.lines().filter_map(|line| line.split_once(' ')).find(|(disk, _)| *disk == id);
         Ok(line.map(|(_, boot)| boot.to_owned()))
     }
@@ -316,10 +322,6 @@ impl ChildFiles {
     }
 }
 
-fn unique_id(disk: &Path) -> Result<Uuid, DiskError> {
-    Ok(Footer::read(&File::open(disk, Access::Peek)?)?.0.id())
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{IoSlice, IoSliceMut};
@@ -328,6 +330,7 @@ mod tests {
     use super::*;
     use crate::disk::Disk;
     use crate::disk::vhd::create_dynamic;
+    use crate::disk::{Format, names, vhdx};
     use crate::fleet::Initiators;
 
     /// The state folder and the moment at which this process is to die: how the crash test makes its victims out of this
@@ -354,17 +357,42 @@ mod tests {
             title: None,
             note: None,
             limit: None,
+            start: Default::default(),
+            data: None,
         };
         ChildFiles::new(state, &client, boot_id, &Masters::default(), &Gate::default())
     }
 
     fn state() -> tempfile::TempDir {
+        state_in(Format::Vhd)
+    }
+
+    fn state_in(format: Format) -> tempfile::TempDir {
         let state = tempfile::tempdir().unwrap();
         for folder in ["images/linux", "disks", "pending"] {
             fs::create_dir_all(state.path().join(folder)).unwrap();
         }
-        create_dynamic(&state.path().join("images/linux/1.vhd"), 4 << 20).unwrap();
+        make_image(state.path(), format);
         state
+    }
+
+    /// From now on the image is this.
+    fn make_image(state: &Path, format: Format) {
+        let stem = state.join("images/linux/1");
+        Format::ALL.iter().for_each(|format| remove(&names::path(&stem, *format)).unwrap());
+        let path = names::path(&stem, format);
+        match format {
+            Format::Vhd => create_dynamic(&path, 4 << 20).unwrap(),
+            Format::Vhdx => {
+                vhdx::create(&path, &vhdx::Spec { block_size: 1 << 20, ..vhdx::Spec::dynamic(4 << 20) }).unwrap()
+            }
+        };
+    }
+
+    /// The disks of the client that lie there, whatever they are.
+    fn disks(state: &Path) -> Vec<Format> {
+        let stem = state.join("disks/pc-01");
+        Format::ALL.into_iter().filter(|format| names::path(&stem, *format).exists()).collect()
     }
 
     fn mark(chain: &Overlay, mark: u8) {
@@ -395,18 +423,26 @@ mod tests {
 
     #[test]
     fn whoever_dies_while_a_disk_is_made_anew_leaves_the_old_one_or_the_new_one() {
-        for (policy, old_policy) in [
-            (DiskPolicy::Reset, DiskPolicy::Reset),
-            (DiskPolicy::Reset, DiskPolicy::Keep),
-            (DiskPolicy::Keep, DiskPolicy::Keep),
-            (DiskPolicy::Keep, DiskPolicy::Reset),
+        use DiskPolicy::{Keep, Reset};
+        use Format::{Vhd, Vhdx};
+        for (policy, old_policy, old_format, format) in [
+            (Reset, Reset, Vhd, Vhd),
+            (Reset, Keep, Vhd, Vhd),
+            (Keep, Keep, Vhd, Vhd),
+            (Keep, Reset, Vhd, Vhd),
+            (Reset, Reset, Vhdx, Vhdx),
+            (Reset, Reset, Vhd, Vhdx),
+            (Keep, Reset, Vhdx, Vhd),
         ] {
             for step in STEPS {
-                let state = state();
+                let state = state_in(old_format);
                 let old = files(state.path(), old_policy, BOOT).open().unwrap();
                 mark(&old, 7);
                 let was_volatile = old.is_volatile();
                 drop(old);
+                if format != old_format {
+                    make_image(state.path(), format);
+                }
                 let died = Command::new(std::env::current_exe().unwrap())
                     .args(["--exact", "app::children::tests::victim", "--nocapture"])
                     .env(VICTIM, format!("{}|{}|{step:?}", state.path().display(), policy.word()))
@@ -430,14 +466,21 @@ mod tests {
                 let later = files(state.path(), policy, LATER);
                 let lost = later.found().unwrap() == DiskFound::Lost;
                 assert_eq!(lost, expect_volatile, "{policy:?} {old_policy:?} {step:?}");
-                let chain = after.open().unwrap();
-                assert_eq!(marked(&chain), if new { 0 } else { 7 }, "{policy:?} {old_policy:?} {step:?}");
-                drop(chain);
+                assert_eq!(disks(state.path()), [if new { format } else { old_format }], "{step:?}");
+                if new || format == old_format {
+                    let chain = after.open().unwrap();
+                    assert_eq!(marked(&chain), if new { 0 } else { 7 }, "{policy:?} {old_policy:?} {step:?}");
+                } else {
+                    let error = after.open().unwrap_err();
+                    assert!(error.to_string().ends_with("roost reset pc-01"), "as over any other image: {error}");
+                }
 
                 // The next boot goes through all the same.
                 assert!(after.make_anew(&mut |_| ()).unwrap());
+                let after = files(state.path(), policy, BOOT);
                 let chain = after.open().unwrap();
                 assert_eq!((marked(&chain), chain.is_volatile()), (0, policy == DiskPolicy::Reset));
+                assert_eq!(disks(state.path()), [format]);
                 let left: Vec<_> =
                     fs::read_dir(state.path().join("disks")).unwrap().map(|e| e.unwrap().file_name()).collect();
                 let odd =
@@ -449,61 +492,67 @@ mod tests {
 
     #[test]
     fn the_old_disk_stays_until_the_first_login_on_the_new_one() {
-        let state = state();
-        let files = files(state.path(), DiskPolicy::Reset, BOOT);
-        mark(&files.open().unwrap(), 7);
-        assert!(files.make_anew(&mut |_| ()).unwrap());
-        // A machine that is switched off before it logs in, and on again: what failed is still there to look at.
-        assert!(files.make_anew(&mut |_| ()).unwrap());
-        let previous = Chain::open(&files.place.previous(), Access::Read).unwrap();
-        assert_eq!(marked(&previous), 7);
-        drop(previous);
-        assert_eq!(marked(&files.open().unwrap()), 0);
-        assert!(!files.place.previous().exists());
+        for format in Format::ALL {
+            let state = state_in(format);
+            let files = files(state.path(), DiskPolicy::Reset, BOOT);
+            mark(&files.open().unwrap(), 7);
+            assert!(files.make_anew(&mut |_| ()).unwrap());
+            // A machine that is switched off before it logs in, and on again: what failed is still there to look at.
+            assert!(files.make_anew(&mut |_| ()).unwrap());
+            let previous = Chain::open(&files.place.previous(), Access::Read).unwrap();
+            assert_eq!(marked(&previous), 7);
+            drop(previous);
+            assert_eq!(marked(&files.open().unwrap()), 0);
+            assert!(!files.place.previous().exists());
+        }
     }
 
     #[test]
     fn what_need_not_outlive_the_power_is_refused_after_it_until_it_is_made_anew() {
-        let state = state();
-        mark(&files(state.path(), DiskPolicy::Reset, BOOT).open().unwrap(), 7);
-        assert_eq!(marked(&files(state.path(), DiskPolicy::Reset, BOOT).open().unwrap()), 7, "a new process");
-        for policy in [DiskPolicy::Reset, DiskPolicy::Keep] {
-            let error = files(state.path(), policy, LATER).open().unwrap_err();
-            assert!(matches!(error, ServeError::Lost { .. }), "{error}");
-            assert!(error.to_string().ends_with("switch it off and on"), "{error}");
+        for format in Format::ALL {
+            let state = state_in(format);
+            mark(&files(state.path(), DiskPolicy::Reset, BOOT).open().unwrap(), 7);
+            assert_eq!(marked(&files(state.path(), DiskPolicy::Reset, BOOT).open().unwrap()), 7, "a new process");
+            for policy in [DiskPolicy::Reset, DiskPolicy::Keep] {
+                let error = files(state.path(), policy, LATER).open().unwrap_err();
+                assert!(matches!(error, ServeError::Lost { .. }), "{error}");
+                assert!(error.to_string().ends_with("switch it off and on"), "{error}");
+            }
+            let later = files(state.path(), DiskPolicy::Reset, LATER);
+            later.make_anew(&mut |_| ()).unwrap();
+            assert_eq!(marked(&later.open().unwrap()), 0);
         }
-        let later = files(state.path(), DiskPolicy::Reset, LATER);
-        later.make_anew(&mut |_| ()).unwrap();
-        assert_eq!(marked(&later.open().unwrap()), 0);
     }
 
     #[test]
     fn a_disk_that_is_kept_from_now_on_is_durable_first_and_one_that_is_reset_from_now_on_at_its_next_boot() {
-        let state = state();
-        let kept = files(state.path(), DiskPolicy::Keep, BOOT);
-        let chain = files(state.path(), DiskPolicy::Reset, BOOT).open().unwrap();
-        mark(&chain, 7);
-        drop(chain);
-        let chain = kept.open().unwrap();
-        assert!(chain.is_volatile() && chain.dirty());
-        kept.keep(&chain).unwrap();
-        assert!(!chain.is_volatile() && !chain.dirty());
-        mark(&chain, 8);
-        drop(chain);
-        // It is believed after a power loss (its last write came through, here), and its map is used.
-        let later = files(state.path(), DiskPolicy::Keep, LATER);
-        assert_eq!(later.found().unwrap(), DiskFound::Sound);
-        assert!(state.path().join("pending/pc-01").exists());
-        drop(later.open().unwrap());
+        for format in Format::ALL {
+            let state = state_in(format);
+            let kept = files(state.path(), DiskPolicy::Keep, BOOT);
+            let chain = files(state.path(), DiskPolicy::Reset, BOOT).open().unwrap();
+            mark(&chain, 7);
+            drop(chain);
+            let chain = kept.open().unwrap();
+            assert!(chain.is_volatile() && chain.dirty());
+            kept.keep(&chain).unwrap();
+            assert!(!chain.is_volatile() && !chain.dirty());
+            mark(&chain, 8);
+            drop(chain);
+            // It is believed after a power loss (its last write came through, here), and its map is used.
+            let later = files(state.path(), DiskPolicy::Keep, LATER);
+            assert_eq!(later.found().unwrap(), DiskFound::Sound);
+            assert!(state.path().join("pending/pc-01").exists());
+            drop(later.open().unwrap());
 
-        // Back again: a system that runs on it keeps it, durable, until a boot begins.
-        let reset = files(state.path(), DiskPolicy::Reset, LATER);
-        let chain = reset.open().unwrap();
-        assert!(!chain.is_volatile());
-        drop(chain);
-        reset.make_anew(&mut |_| ()).unwrap();
-        let chain = reset.open().unwrap();
-        assert_eq!((marked(&chain), chain.is_volatile()), (0, true));
+            // Back again: a system that runs on it keeps it, durable, until a boot begins.
+            let reset = files(state.path(), DiskPolicy::Reset, LATER);
+            let chain = reset.open().unwrap();
+            assert!(!chain.is_volatile());
+            drop(chain);
+            reset.make_anew(&mut |_| ()).unwrap();
+            let chain = reset.open().unwrap();
+            assert_eq!((marked(&chain), chain.is_volatile()), (0, true));
+        }
     }
 
     #[test]

@@ -12,10 +12,12 @@ use tokio::task::JoinSet;
 use super::atomic::Note;
 use super::children::{ChildFiles, Gate, Masters};
 use super::lanes::{Lane, Lanes};
+use super::places::{data_path, disk_path, master_path};
 use super::queue::{SETTLE_AFTER, WriteQueue};
-use super::report::{disk_path, master_path};
+use super::report::does_not_shrink;
 use super::space::{Account, Space};
 use crate::disk::checksum::{Fitness, fitness};
+use crate::disk::data::DataDisk;
 use crate::disk::overlay::{Layer, Overlay, Tree};
 use crate::disk::{Disk, DiskError};
 use crate::fleet::policy::DiskFound;
@@ -26,6 +28,9 @@ use crate::scsi::LogicalUnit;
 /// and leave threads to others.
 const OPENINGS: usize = 8;
 
+/// The logical unit that a client's second disk is.
+const DATA_LUN: u8 = 1;
+
 /// How often a disk that is to be closed is looked at.
 const CLOSING: std::time::Duration = std::time::Duration::from_millis(50);
 
@@ -34,10 +39,12 @@ const CLOSING: std::time::Duration = std::time::Duration::from_millis(50);
 pub struct ClientDisk {
     /// Its bytes. Writes go through `writes`.
     pub disk: Arc<dyn Disk>,
-    /// The same, where it is a file.
+    /// The same, where it is a child of a master.
     pub(super) overlay: Option<Arc<Overlay>>,
+    /// The same, where it is a client's second disk.
+    data: Option<Arc<DataDisk>>,
     /// The logical unit that its sessions share.
-    pub unit: Mutex<LogicalUnit>,
+    pub unit: Arc<Mutex<LogicalUnit>>,
     /// The one way to change it.
     pub writes: Arc<WriteQueue>,
     /// What it may take of the host's space, where it is a file.
@@ -45,6 +52,10 @@ pub struct ClientDisk {
     /// Where persistent reservations are kept that must outlive the power.
     reservations: Option<ReservationFile>,
 }
+
+/// A client's disks while they are served, each at the place that is its logical unit number. The first, which machines boot
+/// from, is always there.
+pub type ClientDisks = Arc<[Arc<ClientDisk>]>;
 
 /// Why a client's disk cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +92,12 @@ pub enum ServeError {
         /// Its file.
         disk: PathBuf,
     },
+    /// The client's second disk cannot be made, opened or grown.
+    #[error(
+        "its data disk: {0}; put a good copy in its place, or, for the machine to boot without it, take `data` out of roost.toml \
+         and start roost again"
+    )]
+    Data(DiskError),
     /// The disk cannot be made or opened.
     #[error("{0}{advice}", advice = advice(.0))]
     Disk(#[from] DiskError),
@@ -102,30 +119,43 @@ fn advice(error: &DiskError) -> String {
 }
 
 impl ClientDisk {
-    fn of_file(overlay: Arc<Overlay>, target: &str, lanes: &Arc<Lanes>, beside: Beside) -> Arc<Self> {
+    fn of_overlay(overlay: Arc<Overlay>, target: &str, lanes: &Arc<Lanes>, beside: Beside) -> Arc<Self> {
         let disk = Arc::clone(&overlay) as Arc<dyn Disk>;
-        let unit = Self::unit_of(&*disk, target, beside.text.as_deref());
-        let account = Some(Arc::new(beside.account));
+        Arc::new(Self { overlay: Some(overlay), ..Self::of_file(disk, target, 0, lanes, beside) })
+    }
+
+    fn of_data(data: Arc<DataDisk>, target: &str, lanes: &Arc<Lanes>, beside: Beside) -> Arc<Self> {
+        let disk = Arc::clone(&data) as Arc<dyn Disk>;
+        Arc::new(Self { data: Some(data), ..Self::of_file(disk, target, DATA_LUN, lanes, beside) })
+    }
+
+    fn of_file(disk: Arc<dyn Disk>, target: &str, lun: u8, lanes: &Arc<Lanes>, beside: Beside) -> Self {
+        let unit = Self::unit_of(&*disk, target, lun, beside.text.as_deref());
+        if beside.account.host_is_low() {
+            unit.lock().unwrap_or_else(PoisonError::into_inner).space_runs_low();
+        }
+        let account = Some(beside.account);
         let writes = WriteQueue::of_file(Arc::clone(&disk), Arc::clone(lanes), beside.note, account.clone());
         let reservations = Some(beside.reservations);
-        Arc::new(Self { overlay: Some(overlay), unit: Mutex::new(unit), writes, disk, account, reservations })
+        Self { overlay: None, data: None, unit, writes, disk, account, reservations }
     }
 
     /// A disk that is no file.
     fn of_disk(disk: Arc<dyn Disk>, target: &str, lanes: &Arc<Lanes>) -> Arc<Self> {
-        let unit = Mutex::new(Self::unit_of(&*disk, target, None));
+        let unit = Self::unit_of(&*disk, target, 0, None);
         let writes = WriteQueue::new(Arc::clone(&disk), Arc::clone(lanes));
-        Arc::new(Self { overlay: None, unit, writes, disk, account: None, reservations: None })
+        Arc::new(Self { overlay: None, data: None, unit, writes, disk, account: None, reservations: None })
     }
 
-    fn unit_of(disk: &dyn Disk, target: &str, reservations: Option<&str>) -> LogicalUnit {
-        let mut unit = LogicalUnit::new(target, disk.size(), disk.read_only());
+    fn unit_of(disk: &dyn Disk, target: &str, lun: u8, reservations: Option<&str>) -> Arc<Mutex<LogicalUnit>> {
+        let unit = LogicalUnit::numbered(target, lun, disk.size(), disk.read_only());
+        let mut unit = unit.with_sectors(disk.sectors());
         if let Some(text) = reservations
             && !unit.restore(text)
         {
             tracing::warn!("{target}: the reservations that were kept cannot be read, and are forgotten");
         }
-        unit
+        Arc::new(Mutex::new(unit))
     }
 
     /// Keeps the unit's reservations, as they are now, for the time after a loss of power.
@@ -143,6 +173,15 @@ impl ClientDisk {
         kept.unwrap_or_else(|| Err(DiskError::io(&path, "write", io::Error::other("a defect of Roost"))))
     }
 
+    /// Makes everything that was acknowledged durable, in a file that other programs find complete.
+    ///
+    /// # Errors
+    /// The disk's.
+    async fn close(&self) -> Result<(), DiskError> {
+        let disk = Arc::clone(&self.disk);
+        self.writes.perform(move || disk.close()).await?
+    }
+
     /// The logical unit, for a moment: never across an await.
     pub fn unit(&self) -> MutexGuard<'_, LogicalUnit> {
         self.unit.lock().unwrap_or_else(PoisonError::into_inner)
@@ -154,7 +193,7 @@ struct Beside {
     reservations: ReservationFile,
     text: Option<String>,
     note: Option<Note>,
-    account: Account,
+    account: Arc<Account>,
 }
 
 /// The file beside a disk's pending map in which persistent reservations outlive the power.
@@ -166,8 +205,9 @@ struct ReservationFile {
 }
 
 impl ReservationFile {
-    fn of(state: &Path, client: &ClientName) -> Self {
-        Self { path: state.join("pending").join(format!("{client}.reservations")), turn: Mutex::default() }
+    /// Of the disk of this name: a client's, or, for its second one, that and `.data`.
+    fn of(state: &Path, disk: &str) -> Self {
+        Self { path: state.join("pending").join(format!("{disk}.reservations")), turn: Mutex::default() }
     }
 
     /// What was kept.
@@ -210,6 +250,8 @@ pub struct Disks {
     boot_id: String,
     lanes: Arc<Lanes>,
     slots: Mutex<HashMap<ClientName, Slot>>,
+    /// Those of the second disks.
+    data_slots: Mutex<HashMap<ClientName, Slot>>,
     openings: Arc<Semaphore>,
     masters: Masters,
     pub(super) space: Arc<Space>,
@@ -228,6 +270,7 @@ impl Disks {
             boot_id,
             lanes,
             slots: Mutex::default(),
+            data_slots: Mutex::default(),
             openings,
             masters: Arc::default(),
             doubt: Notify::new(),
@@ -253,22 +296,22 @@ impl Disks {
         self.detached(client, "open", async move {
             let _turn = openings.acquire().await.expect("never closed");
             let opening = files.clone();
-            let reservations = ReservationFile::of(&state, &name);
+            let reservations = ReservationFile::of(&state, name.as_str());
             let note = state.join("pending").join(format!("{name}.atomic"));
             let account_of = name.clone();
             let open = || async move {
                 let path = opening.disk().to_owned();
                 let open = move || {
                     let overlay = Arc::new(opening.open()?);
-                    let note = Note::open(note, &overlay)?;
+                    let note = Note::open(note, overlay.clone())?;
                     let text = reservations.text()?;
-                    let account = Account::new(&account_of, opening.disk(), &space);
+                    let account = space.account(&account_of, opening.disk());
                     Ok::<_, ServeError>((overlay, Beside { reservations, text, note: Some(note), account }))
                 };
                 let opened = tokio::task::spawn_blocking(open).await;
                 let (overlay, beside) =
                     opened.map_err(|panic| DiskError::io(&path, "open", io::Error::other(panic)))??;
-                Ok::<_, ServeError>(ClientDisk::of_file(overlay, &target, &lanes, beside))
+                Ok::<_, ServeError>(ClientDisk::of_overlay(overlay, &target, &lanes, beside))
             };
             let disk = Arc::clone(slot.get_or_try_init(open).await?);
             disk.unit().set_read_only(read_only || disk.disk.read_only());
@@ -284,6 +327,46 @@ impl Disks {
             Ok(disk)
         })
         .await
+    }
+
+    /// The client's second disk, if it is to have one: made if there is none yet, opened if it is not open, grown if it is to be
+    /// larger than it is. Whoever has it open already is told.
+    ///
+    /// The caller holds the client's [door](super::sessions::Sessions::door).
+    ///
+    /// # Errors
+    /// It cannot be made, opened or grown.
+    pub async fn open_data(&self, client: &Client, target: &str) -> Result<Option<Arc<ClientDisk>>, ServeError> {
+        let Some(size) = client.data else { return Ok(None) };
+        let slot = Arc::clone(self.data_slots().entry(client.name.clone()).or_default());
+        let (state, name, limit) = (self.state.clone(), client.name.clone(), client.limit);
+        let (space, target, first) = (Arc::clone(&self.space), target.to_owned(), disk_path(&self.state, client));
+        let (lanes, openings) = (Arc::clone(&self.lanes), Arc::clone(&self.openings));
+        let opened = self.detached(client, "open", async move {
+            let _turn = openings.acquire().await.expect("never closed");
+            let open = || async {
+                let path = data_path(&state, &name);
+                let failed = path.clone();
+                let opening =
+                    tokio::task::spawn_blocking(move || open_data_files(&state, &name, &path, &first, size, &space));
+                let (data, beside) =
+                    opening.await.map_err(|panic| DiskError::io(&failed, "open", io::Error::other(panic)))??;
+                Ok::<_, ServeError>(ClientDisk::of_data(data, &target, &lanes, beside))
+            };
+            let disk = Arc::clone(slot.get_or_try_init(open).await?);
+            if let Some(account) = &disk.account {
+                account.set_limit(limit);
+            }
+            if let Some(data) = disk.data.clone().filter(|data| data.size() < size) {
+                disk.writes.perform(move || data.grow(size)).await??;
+                disk.unit().resize(disk.disk.size());
+            }
+            Ok(disk)
+        });
+        opened.await.map(Some).map_err(|error| match error {
+            ServeError::Disk(error) => ServeError::Data(error),
+            other => other,
+        })
     }
 
     /// Whether the client's image is what was imported, as far as a look at its file tells.
@@ -333,7 +416,7 @@ impl Disks {
     pub async fn make_anew(&self, client: &Client) -> Result<bool, ServeError> {
         self.image_is_fit(client).await?;
         let files = self.put_away(client).await;
-        let reservations = ReservationFile::of(&self.state, &client.name);
+        let reservations = ReservationFile::of(&self.state, client.name.as_str());
         self.on_files(client, files, "make anew", move |files| {
             // Whoever reserved the old disk has nothing to do with the new one.
             reservations.keep(|| None)?;
@@ -351,7 +434,7 @@ impl Disks {
     pub(super) async fn roll_back(&self, client: &Client, to: Layer) -> Result<bool, ServeError> {
         self.image_is_fit(client).await?;
         let files = self.put_away(client).await;
-        let reservations = ReservationFile::of(&self.state, &client.name);
+        let reservations = ReservationFile::of(&self.state, client.name.as_str());
         self.on_files(client, files, "roll back", move |files| {
             reservations.keep(|| None)?;
             files.roll_back(&to, &mut |_| ())
@@ -372,7 +455,7 @@ impl Disks {
     async fn put_away(&self, client: &Client) -> ChildFiles {
         let old = self.slots().remove(&client.name).and_then(|slot| slot.get().cloned());
         if let Some(old) = old
-            && let Err(error) = old.writes.flush().await
+            && let Err(error) = old.close().await
         {
             // It is on its way out, and may be what is wrong with the client.
             tracing::warn!("{}: the old disk: {error}", client.name);
@@ -398,25 +481,27 @@ impl Disks {
         .await
     }
 
-    /// Makes the client's disk durable, with what a process that died left of it, and closes it; `false` where there is none.
+    /// Makes the client's disks durable, with what a process that died left of the first, and closes them; `false` where there
+    /// is no first one.
     ///
     /// The caller holds the client's [door](super::sessions::Sessions::door), and no session is on the disk.
     ///
     /// # Errors
     /// It cannot be opened or made durable.
     pub async fn release(&self, client: &Client) -> Result<bool, ServeError> {
-        let open = self.slots().remove(&client.name).and_then(|slot| slot.get().cloned());
-        if let Some(open) = open {
-            open.writes.flush().await?;
-            let held = open.overlay.as_ref().map(Arc::downgrade);
+        let open = self.slots().remove(&client.name);
+        let data = self.data_slots().remove(&client.name);
+        for (slot, path) in [(open, disk_path(&self.state, client)), (data, data_path(&self.state, &client.name))] {
+            let Some(open) = slot.and_then(|slot| slot.get().cloned()) else { continue };
+            open.close().await?;
+            let held = Arc::downgrade(&open.disk);
             drop(open);
             // Whoever waits for a quiet moment to settle the disk still has it, until that moment.
             let closed = async {
-                while held.as_ref().is_some_and(|held| held.strong_count() > 0) {
+                while held.strong_count() > 0 {
                     tokio::time::sleep(CLOSING).await;
                 }
             };
-            let path = disk_path(&self.state, &client.name);
             tokio::time::timeout(SETTLE_AFTER * 3 / 2, closed).await.map_err(|_| DiskError::Locked { path })?;
         }
         let files = self.files(client);
@@ -439,7 +524,7 @@ impl Disks {
     }
 
     fn failed(&self, client: &Client, operation: &'static str, panic: tokio::task::JoinError) -> DiskError {
-        DiskError::io(&disk_path(&self.state, &client.name), operation, io::Error::other(panic))
+        DiskError::io(&disk_path(&self.state, client), operation, io::Error::other(panic))
     }
 
     pub(super) fn files(&self, client: &Client) -> ChildFiles {
@@ -455,17 +540,21 @@ impl Disks {
 
     /// The disks that are open now.
     pub(super) fn open_disks(&self) -> Vec<Arc<ClientDisk>> {
-        self.slots().values().filter_map(|slot| slot.get().cloned()).collect()
+        let open = |slots: &HashMap<ClientName, Slot>| -> Vec<_> {
+            slots.values().filter_map(|slot| slot.get().cloned()).collect()
+        };
+        let (disks, data) = (open(&self.slots()), open(&self.data_slots()));
+        disks.into_iter().chain(data).collect()
     }
 
     /// Makes every open disk durable and closes it.
     pub async fn close_all(&self) {
         let mut closing = JoinSet::new();
-        let slots = std::mem::take(&mut *self.slots());
-        for (name, slot) in slots {
+        let (slots, data) = (std::mem::take(&mut *self.slots()), std::mem::take(&mut *self.data_slots()));
+        for (name, slot) in slots.into_iter().chain(data) {
             let Some(disk) = slot.get().cloned() else { continue };
             closing.spawn(async move {
-                disk.writes.flush().await.unwrap_or_else(|error| tracing::error!("{name}: {error}"));
+                disk.close().await.unwrap_or_else(|error| tracing::error!("{name}: {error}"));
             });
         }
         while closing.join_next().await.is_some() {}
@@ -474,4 +563,34 @@ impl Disks {
     fn slots(&self) -> MutexGuard<'_, HashMap<ClientName, Slot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn data_slots(&self) -> MutexGuard<'_, HashMap<ClientName, Slot>> {
+        self.data_slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens the file of a client's second disk, and makes it with this size if it is missing. `first` is where its first disk
+/// is. May wait for the device.
+fn open_data_files(
+    state: &Path,
+    client: &ClientName,
+    path: &Path,
+    first: &Path,
+    size: u64,
+    space: &Arc<Space>,
+) -> Result<(Arc<DataDisk>, Beside), DiskError> {
+    if !path.exists() {
+        DataDisk::create(path, size)?;
+        tracing::info!("{client}: {} is new, an empty disk", path.display());
+    }
+    let data = Arc::new(DataDisk::open(path)?);
+    if data.size() > size {
+        tracing::warn!("{client}: {} {}", path.display(), does_not_shrink(size, data.size()));
+    }
+    let own = format!("{client}.data");
+    let note = Note::open(state.join("pending").join(format!("{own}.atomic")), data.clone())?;
+    let reservations = ReservationFile::of(state, &own);
+    let text = reservations.text()?;
+    let account = space.account(client, first);
+    Ok((data, Beside { reservations, text, note: Some(note), account }))
 }

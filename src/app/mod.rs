@@ -5,12 +5,15 @@
 pub mod access;
 mod atomic;
 pub mod bootfiles;
+pub mod booting;
 pub mod boots;
 mod children;
 pub mod disks;
 pub mod keeper;
 pub mod lanes;
+pub mod loaders;
 pub mod overlays;
+pub mod places;
 pub mod queue;
 pub mod recorder;
 pub mod report;
@@ -26,6 +29,7 @@ use tokio::sync::watch;
 
 use crate::config::Settings;
 use crate::fleet::{Fleet, Mac, Naming, Port};
+use booting::Booting;
 use disks::Disks;
 use lanes::Lanes;
 use overlays::Works;
@@ -49,6 +53,8 @@ pub struct App {
     pub secrets: SecretBook,
     /// What went wrong at the iSCSI port, in numbers.
     pub tally: Tally,
+    /// Which machines iPXE brings up now.
+    pub booting: Booting,
     /// Who is logged in.
     pub sessions: Arc<Sessions>,
     /// Where operations that may wait run.
@@ -70,6 +76,7 @@ impl App {
             recorder,
             secrets: SecretBook::default(),
             tally: Tally::default(),
+            booting: Booting::default(),
             sessions: Arc::default(),
             works: Works::default(),
             lanes,

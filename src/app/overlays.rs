@@ -16,8 +16,9 @@ use tokio::sync::Semaphore;
 use super::App;
 use super::boots::{BootError, running};
 use super::disks::{ClientDisk, ServeError};
+use super::places::{disk_path, previous_path};
 use super::recorder::now;
-use super::report::{CheckpointReport, bytes_on_host, disk_path, previous_path};
+use super::report::{CheckpointReport, bytes_on_host};
 use super::sessions::Entry;
 use crate::disk::overlay::{Layer, Note, Overlay, Tree, VerbError};
 use crate::disk::{DiskError, ErrorKind};
@@ -267,7 +268,7 @@ impl App {
     }
 
     fn tell(&self, client: &Client, tree: &Tree, layer: &Layer) -> CheckpointReport {
-        super::report::checkpoint(&self.settings.state, &client.name, tree, layer)
+        super::report::checkpoint(self.disks.files(client).place(), tree, layer)
     }
 
     /// Deletes a checkpoint. What the disk or other checkpoints need of it stays, merged into what stands on it.
@@ -321,8 +322,8 @@ impl App {
         Ok(RollbackReport {
             name: client.name.to_string(),
             checkpoint: self.tell(client, &tree, &layer),
-            disk_path: disk_path(state, &client.name),
-            previous_disk: previous.then(|| previous_path(state, &client.name)),
+            disk_path: disk_path(state, client),
+            previous_disk: previous.then(|| previous_path(state, client)),
         })
     }
 
@@ -446,7 +447,7 @@ impl App {
     /// Merges, and compacts if that is asked for.
     async fn work(self: &Arc<Self>, client: &Client, work: &Arc<Work>) -> Result<(), OverlayError> {
         let stopping =
-            || DiskError::io(&disk_path(&self.settings.state, &client.name), "merge", std::io::ErrorKind::Interrupted);
+            || DiskError::io(&disk_path(&self.settings.state, client), "merge", std::io::ErrorKind::Interrupted);
         let _turn = self.works.turns.acquire().await.map_err(|_| stopping())?;
         let compact = work.compact.swap(false, Ordering::AcqRel);
         if compact && client.disk == DiskPolicy::Keep {

@@ -13,14 +13,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::disks::ServeError;
+use super::places::{data_path, disk_path, master_path};
 use super::recorder::now;
 use super::space::bytes_of;
+use super::tally::{Tally, TallyReport};
 use crate::config::{DhcpMode, Settings};
 use crate::disk::checksum::{Fitness, fitness};
-use crate::disk::file::Access;
-use crate::disk::overlay::{Layer, Place, Tree};
-use crate::disk::vhd::Footer;
-use crate::fleet::image::{FIRST_VERSION, master_file};
+use crate::disk::data;
+use crate::disk::overlay::{self, Layer, Place, Tree};
 use crate::fleet::{Client, ClientName, Event, Fleet, Holder, ImageName, Stage, Timestamp};
 use crate::store::{Store, StoreError};
 
@@ -61,6 +61,9 @@ pub struct ClientReport {
     pub previous_disk: Option<PathBuf>,
     /// The size of the disk that the client sees, in bytes; unknown where the disk cannot be read.
     pub disk_size: Option<u64>,
+    /// Its second disk, if it is to have one or there is one.
+    #[serde(default)]
+    pub data: Option<DataReport>,
     /// The disk's checkpoints, by their numbers.
     #[serde(default)]
     pub checkpoints: Vec<CheckpointReport>,
@@ -76,6 +79,47 @@ pub struct ClientReport {
     /// Why its disk is not served, where that is known before it logs in: its image is missing or not what was imported.
     #[serde(default)]
     pub problem: Option<String>,
+}
+
+/// A client's second disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataReport {
+    /// Its file. There is none before the first login.
+    pub path: PathBuf,
+    /// The size that the mapping file gives it, in bytes; nothing: it is not served.
+    pub wanted: Option<u64>,
+    /// The size that it has, in bytes; unknown where there is no file or it cannot be read.
+    pub size: Option<u64>,
+    /// What its file takes up on the host, in bytes.
+    pub bytes_on_host: Option<u64>,
+    /// What a person should know about it: it is left over, or larger than it is wanted.
+    pub note: Option<String>,
+}
+
+impl DataReport {
+    /// What lies there; `None` where there is nothing, and nothing wanted.
+    fn of(state: &Path, client: &Client) -> Option<Self> {
+        let path = data_path(state, &client.name);
+        let bytes_on_host = bytes_on_host(&path);
+        if client.data.is_none() && bytes_on_host.is_none() {
+            return None;
+        }
+        let size = data::size_of(&path).ok();
+        let note = match client.data {
+            None => {
+                Some("is not served, for `data` is not in roost.toml; its file stays until it is removed".to_owned())
+            }
+            Some(wanted) => size.filter(|size| *size > wanted).map(|size| does_not_shrink(wanted, size)),
+        };
+        Some(Self { path, wanted: client.data, size, bytes_on_host, note })
+    }
+}
+
+/// The sentence about a second disk that is larger than it is wanted.
+pub(super) fn does_not_shrink(wanted: u64, size: u64) -> String {
+    format!(
+        "has {size} bytes, and `data` says {wanted}: a disk does not shrink, what lies at its end would be cut off; it stays as it is"
+    )
 }
 
 /// A checkpoint of a client's disk.
@@ -181,6 +225,9 @@ pub struct StatusReport {
     pub off: usize,
     /// How many iSCSI sessions are open.
     pub sessions: usize,
+    /// What went wrong at the iSCSI port since the start, in numbers.
+    #[serde(default)]
+    pub iscsi: TallyReport,
 }
 
 /// What the control socket answers when it cannot answer.
@@ -266,10 +313,10 @@ impl Reporter {
     /// The store cannot be read.
     pub fn client(&self, client: &Client) -> Result<ClientReport, StoreError> {
         let name = &client.name;
-        let disk_path = disk_path(&self.settings.state, name);
-        let tree = Tree::read(&Place::new(disk_path.clone())).ok();
-        let tell =
-            |tree: &Tree| tree.checkpoints().map(|layer| checkpoint(&self.settings.state, name, tree, layer)).collect();
+        let disk_path = disk_path(&self.settings.state, client);
+        let place = Place::new(disk_path.clone());
+        let tree = Tree::read(&place).ok();
+        let tell = |tree: &Tree| tree.checkpoints().map(|layer| checkpoint(&place, tree, layer)).collect();
         let (address, last_boot) = match &self.store {
             Some(store) => {
                 let events = store.latest_events_of(name, LAST_BOOT_EVENTS)?;
@@ -285,11 +332,12 @@ impl Reporter {
             address,
             image: client.image.to_string(),
             disk_policy: client.disk.word().to_owned(),
-            previous_disk: Some(previous_path(&self.settings.state, name)).filter(|path| path.exists()),
+            previous_disk: Some(place.previous()).filter(|path| path.exists()),
             disk_bytes_on_host: bytes_on_host(&disk_path),
             limit: client.limit,
             bytes_of_limit: bytes_of(&disk_path),
             disk_size: disk_size(&disk_path).or_else(|| disk_size(&master_path(&self.settings.state, &client.image))),
+            data: DataReport::of(&self.settings.state, client),
             checkpoints: tree.as_ref().map(tell).unwrap_or_default(),
             chain_depth: tree.filter(|_| disk_path.exists()).map(|tree| tree.below_top().len() + 2),
             disk_path,
@@ -302,7 +350,7 @@ impl Reporter {
 
     /// The running process.
     #[must_use]
-    pub fn status(&self, fleet: &Fleet) -> StatusReport {
+    pub fn status(&self, fleet: &Fleet, tally: &Tally) -> StatusReport {
         StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -316,19 +364,14 @@ impl Reporter {
             clients: fleet.clients().len(),
             off: fleet.clients().filter(|client| client.off).count(),
             sessions: fleet.clients().map(|client| self.sessions.sessions_of(&client.name).len()).sum(),
+            iscsi: tally.report(),
         }
     }
 }
 
-/// Where a client's own disk is: `STATE/disks/NAME.vhd`.
-#[must_use]
-pub fn disk_path(state: &Path, client: &ClientName) -> PathBuf {
-    state.join("disks").join(format!("{client}.vhd"))
-}
-
 /// What there is to say about a layer that is a checkpoint.
-pub(super) fn checkpoint(state: &Path, client: &ClientName, tree: &Tree, layer: &Layer) -> CheckpointReport {
-    let path = Place::new(disk_path(state, client)).layer(layer.number);
+pub(super) fn checkpoint(place: &Place, tree: &Tree, layer: &Layer) -> CheckpointReport {
+    let path = place.layer(layer.number);
     CheckpointReport {
         number: layer.number,
         made_ms: layer.note.made_ms,
@@ -338,24 +381,6 @@ pub(super) fn checkpoint(state: &Path, client: &ClientName, tree: &Tree, layer: 
         below_disk: tree.below_top().iter().any(|below| below.id == layer.id),
         path,
     }
-}
-
-/// Where the disk is kept that a client had before its present one: `STATE/disks/NAME.vhd.previous`.
-#[must_use]
-pub fn previous_path(state: &Path, client: &ClientName) -> PathBuf {
-    disk_path(state, client).with_extension("vhd.previous")
-}
-
-/// Where the version of an image is that clients boot: `STATE/images/NAME/1.vhd`.
-#[must_use]
-pub fn master_path(state: &Path, image: &ImageName) -> PathBuf {
-    version_path(state, image, FIRST_VERSION)
-}
-
-/// Where a version of an image is: `STATE/images/NAME/VERSION.vhd`.
-#[must_use]
-pub fn version_path(state: &Path, image: &ImageName, version: u32) -> PathBuf {
-    state.join("images").join(image.as_str()).join(master_file(version))
 }
 
 /// Why no disk of this image is served, if none is.
@@ -379,12 +404,10 @@ pub fn bytes_on_host(path: &Path) -> Option<u64> {
     Some(std::fs::metadata(path).ok()?.blocks() * STAT_BLOCK)
 }
 
-/// The size of the disk that this VHD holds, in bytes; `None` where it cannot be read.
+/// The size of the disk that this file holds, in bytes; `None` where it cannot be read.
 #[must_use]
 pub fn disk_size(path: &Path) -> Option<u64> {
-    // Whoever serves the disk has it locked; its footer does not change.
-    let file = crate::disk::file::File::open(path, Access::Peek).ok()?;
-    Footer::read(&file).ok().map(|(footer, _)| footer.size())
+    overlay::size(path).ok()
 }
 
 fn address(client: &Client, store: &Store) -> Result<Option<Ipv4Addr>, StoreError> {
@@ -668,6 +691,8 @@ mod tests {
             title: None,
             note: None,
             limit: None,
+            start: Default::default(),
+            data: None,
         };
         let [fixed, leased, seen, older] = [1, 2, 3, 4].map(|last| Ipv4Addr::new(10, 0, 0, last));
         assert_eq!(address(&client, &store).unwrap(), None);

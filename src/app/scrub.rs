@@ -8,7 +8,6 @@
 //! clients would read is a mixture of two disks, and what they would write would belong to neither.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::App;
+use super::places::masters;
 use crate::disk::DiskError;
 use crate::disk::checksum::{Checksum, Compared, Fitness, STEP, Stamp, fitness};
 use crate::fleet::ImageName;
@@ -35,29 +35,6 @@ const AT_ONCE: u64 = u64::MAX;
 
 /// Why sessions are ended, for the log.
 const CHANGED: &str = "its image is not what was imported any more";
-
-/// Every version of every image: which image's, and its file.
-#[must_use]
-pub fn masters(state: &Path) -> Vec<(ImageName, PathBuf)> {
-    let folders = fs::read_dir(state.join("images")).into_iter().flatten().flatten();
-    // What is no name is an import under way, or somebody's own.
-    let images =
-        folders.filter_map(|entry| Some((entry.file_name().to_str()?.parse::<ImageName>().ok()?, entry.path())));
-    let mut masters: Vec<_> = images
-        .flat_map(|(image, folder)| {
-            let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-            files.filter(|path| is_master(path)).map(move |path| (image.clone(), path))
-        })
-        .collect();
-    masters.sort();
-    masters
-}
-
-/// `1.vhd`: a version's number, and a disk.
-fn is_master(path: &Path) -> bool {
-    let number = path.file_stem().and_then(|stem| stem.to_str()).is_some_and(|stem| stem.parse::<u32>().is_ok());
-    number && path.extension().is_some_and(|extension| extension == "vhd" || extension == "vhdx")
-}
 
 /// Watches over the masters. Ends only by being dropped.
 pub async fn run(app: &Arc<App>) {
@@ -180,26 +157,9 @@ async fn end_sessions(app: &Arc<App>, image: &ImageName) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
 
-    #[test]
-    fn masters_are_the_numbered_disks_of_images_alone() {
-        let state = tempfile::tempdir().unwrap();
-        let images = state.path().join("images");
-        for path in
-            ["b/2.vhd", "b/10.vhd", "b/1.vhd.blake3", "b/notes.txt", "a/1.vhd", ".import-7/1.vhd", "Not A Name/1.vhd"]
-        {
-            let path = images.join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, "").unwrap();
-        }
-        let found: Vec<_> = masters(state.path())
-            .into_iter()
-            .map(|(image, path)| format!("{image} {}", path.strip_prefix(&images).unwrap().display()))
-            .collect();
-        assert_eq!(found, ["a a/1.vhd", "b b/10.vhd", "b b/2.vhd"]);
-        assert!(masters(&state.path().join("nowhere")).is_empty());
-    }
+    use super::*;
 
     #[test]
     fn a_round_keeps_to_its_rate_and_stops_at_once() {

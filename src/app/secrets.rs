@@ -4,13 +4,16 @@
 //! forgotten when the client gets a new machine. Not here: who may be told them (`boots`), and CHAP itself (`iscsi::chap`).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::rand::{GetRandomFlags, getrandom};
+use serde::{Deserialize, Serialize};
 
+use crate::fleet::iqn::Naming;
 use crate::fleet::secrets::SECRET_LENGTH;
-use crate::fleet::{ClientName, Secrets};
+use crate::fleet::{Client, ClientName, Secrets};
 use crate::iscsi::chap::{Credentials, Nonce};
 use crate::store::{Record, WriteError, Writer};
 
@@ -26,6 +29,48 @@ pub enum SecretError {
     /// It could not be stored.
     #[error("it could not be stored: {0}")]
     Store(#[from] WriteError),
+    /// The client's disk opens without.
+    #[error("{client} asks for no CHAP, and has no secret")]
+    NoChap {
+        /// Its name.
+        client: ClientName,
+    },
+}
+
+impl SecretError {
+    /// What to do about it.
+    #[must_use]
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::NoChap { .. } => {
+                Some("`chap = true` in roost.toml, on the client, its group or the defaults, asks for it")
+            }
+            Self::Random(_) | Self::Store(_) => None,
+        }
+    }
+}
+
+/// What an initiator needs to log in to a client's target where CHAP is asked for: the words of the client's boot script.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretReport {
+    /// The client.
+    pub client: String,
+    /// Its target's name.
+    pub target: String,
+    /// What the initiator calls itself in CHAP.
+    pub user: String,
+    /// What it proves to know.
+    pub secret: String,
+    /// What the server calls itself, where the initiator asks it for a proof.
+    pub server_user: String,
+    /// What the server proves to know.
+    pub server_secret: String,
+}
+
+impl fmt::Debug for SecretReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretReport(..)")
+    }
 }
 
 /// The secrets of all clients.
@@ -77,6 +122,25 @@ impl SecretBook {
         }
         self.known().insert(client.clone(), secrets.clone());
         Ok(secrets)
+    }
+
+    /// The secrets of this client for an operator, made where there are none.
+    ///
+    /// # Errors
+    /// It has none, or none could be made.
+    pub async fn report(&self, client: &Client, naming: &Naming) -> Result<SecretReport, SecretError> {
+        if !client.chap {
+            return Err(SecretError::NoChap { client: client.name.clone() });
+        }
+        let Secrets { machine, server } = self.of(&client.name).await?;
+        Ok(SecretReport {
+            client: client.name.to_string(),
+            target: naming.target(&client.name),
+            user: client.name.to_string(),
+            secret: machine,
+            server_user: CHAP_SERVER.to_owned(),
+            server_secret: server,
+        })
     }
 
     /// Forgets the secrets of a client whose machine was replaced: the next one gets others.

@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::disks::ClientDisk;
+use super::disks::ClientDisks;
 use super::report::{SessionKind, SessionReport, SessionsView};
 use crate::fleet::{ClientName, Timestamp};
 use crate::iscsi::text::Params;
@@ -40,9 +40,9 @@ pub enum Control {
     Leave,
     /// End, and tell when nothing of the session can touch the disk any more.
     End(&'static str, oneshot::Sender<()>),
-    /// Another session resets the logical unit, or clears its task set: stop all tasks, and tell when that is done, and
-    /// whether there were any.
-    Reset(oneshot::Sender<bool>),
+    /// Another session resets a logical unit (all, where none is named), or clears its task set: stop all tasks there, and
+    /// tell when that is done, and whether there were any.
+    Reset(Option<u8>, oneshot::Sender<bool>),
 }
 
 /// A session that is logged in.
@@ -130,8 +130,8 @@ pub struct Place {
     pub entry: Arc<Entry>,
     /// What others ask of the session.
     pub mailbox: mpsc::Receiver<Control>,
-    /// The disk.
-    pub disk: Arc<ClientDisk>,
+    /// The client's disks.
+    pub disks: ClientDisks,
     sessions: Arc<Sessions>,
     left: bool,
 }
@@ -173,18 +173,15 @@ impl Sessions {
     ///
     /// # Errors
     /// [`Full`].
-    pub async fn enter(
-        self: &Arc<Self>,
-        _door: &Door,
-        newcomer: Newcomer,
-        disk: Arc<ClientDisk>,
-    ) -> Result<Place, Full> {
+    pub async fn enter(self: &Arc<Self>, _door: &Door, newcomer: Newcomer, disks: ClientDisks) -> Result<Place, Full> {
         self.make_way(&newcomer).await;
         let (sender, mailbox) = mpsc::channel(MAILBOX);
         let entry = self.table().add(newcomer, sender)?;
         let port = InitiatorPort { name: entry.initiator.clone(), isid: entry.isid };
-        disk.unit().attach(entry.nexus, port);
-        Ok(Place { entry, mailbox, disk, sessions: Arc::clone(self), left: false })
+        for disk in &*disks {
+            disk.unit().attach(entry.nexus, port.clone());
+        }
+        Ok(Place { entry, mailbox, disks, sessions: Arc::clone(self), left: false })
     }
 
     /// Ends what stands in a newcomer's way. All at once: a machine whose loader and system both left a dead session
@@ -290,18 +287,18 @@ impl Sessions {
         while ended.join_next().await.is_some() {}
     }
 
-    /// Stops the tasks of these sessions of a client, which another one of it preempted.
-    pub async fn stop_tasks(&self, client: &ClientName, nexuses: &[Nexus]) {
+    /// Stops the tasks of these sessions of a client on a logical unit, which another one of it preempted there.
+    pub async fn stop_tasks(&self, client: &ClientName, nexuses: &[Nexus], lun: u8) {
         let mut asked = JoinSet::new();
         for session in self.of(client).into_iter().filter(|session| nexuses.contains(&session.nexus)) {
-            asked.spawn(async move { session.ask(Control::Reset).await });
+            asked.spawn(async move { session.ask(|done| Control::Reset(Some(lun), done)).await });
         }
         while asked.join_next().await.is_some() {}
     }
 
-    /// Stops the tasks of every other session on this one's logical unit; ends those sessions too, where `end` says so. Those
-    /// that go on, and had tasks.
-    pub async fn reset_others(&self, actor: &Entry, end: bool) -> Vec<Nexus> {
+    /// Stops the tasks of every other session on this logical unit of the actor's (on all of them, where none is named); ends
+    /// those sessions too, where `end` says so. Those that go on, and had tasks.
+    pub async fn reset_others(&self, actor: &Entry, lun: Option<u8>, end: bool) -> Vec<Nexus> {
         let mut asked = JoinSet::new();
         for other in self.of(&actor.client).into_iter().filter(|other| other.nexus != actor.nexus) {
             asked.spawn(async move {
@@ -309,7 +306,8 @@ impl Sessions {
                     other.end("another initiator reset the target").await;
                     return None;
                 }
-                other.ask(Control::Reset).await.filter(|had_tasks| *had_tasks).map(|_| other.nexus)
+                let stopped = other.ask(|done| Control::Reset(lun, done)).await;
+                stopped.filter(|had_tasks| *had_tasks).map(|_| other.nexus)
             });
         }
         let mut stopped = Vec::new();
@@ -358,7 +356,7 @@ impl Table {
 impl Place {
     /// Leaves in order: when this returns, nothing of the session can touch the disk any more.
     pub async fn leave(mut self) {
-        depart(&self.sessions, &self.entry, &self.disk).await;
+        depart(&self.sessions, &self.entry, &self.disks).await;
         self.left = true;
     }
 }
@@ -368,25 +366,31 @@ impl Drop for Place {
         if self.left {
             return;
         }
-        let (sessions, entry, disk) = (Arc::clone(&self.sessions), Arc::clone(&self.entry), Arc::clone(&self.disk));
+        let (sessions, entry, disks) = (Arc::clone(&self.sessions), Arc::clone(&self.entry), Arc::clone(&self.disks));
         let mailbox = std::mem::replace(&mut self.mailbox, mpsc::channel(1).1);
         // Without a runtime the process is on its way out, and its table with it.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
-                depart(&sessions, &entry, &disk).await;
+                depart(&sessions, &entry, &disks).await;
                 drop(mailbox);
             });
         }
     }
 }
 
-async fn depart(sessions: &Sessions, entry: &Entry, disk: &ClientDisk) {
-    disk.unit().detach(entry.nexus);
-    disk.writes.cancel(entry.nexus, None).await;
+async fn depart(sessions: &Sessions, entry: &Entry, disks: &ClientDisks) {
+    for disk in &**disks {
+        disk.unit().detach(entry.nexus);
+    }
+    for disk in &**disks {
+        disk.writes.cancel(entry.nexus, None).await;
+    }
     sessions.remove(entry);
     // What a session leaves is made durable, whoever ended it. Nobody waits for that.
-    let (writes, client) = (Arc::clone(&disk.writes), entry.client.clone());
-    tokio::spawn(async move { writes.flush().await.unwrap_or_else(|error| tracing::error!("{client}: {error}")) });
+    for disk in &**disks {
+        let (writes, client) = (Arc::clone(&disk.writes), entry.client.clone());
+        tokio::spawn(async move { writes.flush().await.unwrap_or_else(|error| tracing::error!("{client}: {error}")) });
+    }
 }
 
 impl Entry {

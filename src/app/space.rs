@@ -7,16 +7,18 @@
 //! A promise is first an upper bound that costs nothing to know. Only where that does not fit is it found out what is
 //! free now, and what the write really adds ([`Disk::growth`](crate::disk::Disk::growth)): overwriting adds nothing, and always goes on.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::App;
-use crate::disk::{DiskError, PAGE};
+use super::places::data_file;
+use crate::disk::{DiskError, PAGE, names};
 use crate::fleet::ClientName;
 use crate::scsi::unmap::ByteRange;
 
@@ -85,6 +87,8 @@ pub(super) struct Space {
     state: PathBuf,
     meter: Box<dyn Meter>,
     host: Mutex<Host>,
+    /// Those of clients whose disks are open.
+    accounts: Mutex<HashMap<ClientName, Weak<Account>>>,
 }
 
 #[derive(Default)]
@@ -120,7 +124,26 @@ impl Space {
     }
 
     fn with(state: &Path, meter: Box<dyn Meter>) -> Arc<Self> {
-        Arc::new(Self { state: state.to_owned(), meter, host: Mutex::default() })
+        Arc::new(Self { state: state.to_owned(), meter, host: Mutex::default(), accounts: Mutex::default() })
+    }
+
+    /// The one account of a client, whose disk is this and whatever lies beside it. It looks at the files.
+    pub(super) fn account(self: &Arc<Self>, client: &ClientName, disk: &Path) -> Arc<Account> {
+        let account = {
+            let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+            accounts.retain(|_, account| account.strong_count() > 0);
+            let known = accounts
+                .get(client)
+                .and_then(Weak::upgrade)
+                .filter(|known| known.disk.with_extension("") == disk.with_extension(""));
+            known.unwrap_or_else(|| {
+                let account = Arc::new(Account::new(client, disk, self));
+                accounts.insert(client.clone(), Arc::downgrade(&account));
+                account
+            })
+        };
+        account.measure();
+        account
     }
 
     /// Promises so many bytes, if they are there; `false`: they are not.
@@ -218,7 +241,7 @@ pub(super) enum NoRoom {
     Disk(#[from] DiskError),
 }
 
-/// One client's part of the account.
+/// One client's part of the account, of all its disks together.
 #[derive(Debug)]
 pub(super) struct Account {
     client: ClientName,
@@ -239,9 +262,20 @@ struct Own {
 }
 
 impl Account {
-    pub(super) fn new(client: &ClientName, disk: &Path, space: &Arc<Space>) -> Self {
-        let own = Own { measured: bytes_of(disk), ..Own::default() };
-        Self { client: client.clone(), disk: disk.to_owned(), space: Arc::clone(space), own: Mutex::new(own) }
+    fn new(client: &ClientName, disk: &Path, space: &Arc<Space>) -> Self {
+        Self { client: client.clone(), disk: disk.to_owned(), space: Arc::clone(space), own: Mutex::default() }
+    }
+
+    /// Looks at what its files take up.
+    fn measure(&self) {
+        let measured = bytes_of(&self.disk);
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        (own.measured, own.since) = (measured, 0);
+    }
+
+    /// Whether the host runs low, as far as anybody has been told.
+    pub(super) fn host_is_low(&self) -> bool {
+        self.space.host().low
     }
 
     /// How far its files may grow from now on.
@@ -313,17 +347,20 @@ impl Own {
     }
 }
 
-/// What a client's own files take up on the host: its disk and the layers below it.
+/// What a client's own files take up on the host: its disk, of whichever format it is by now, the layers below it, and its
+/// second disk.
 pub(super) fn bytes_of(disk: &Path) -> u64 {
     let stored = |meta: &fs::Metadata| meta.blocks() * 512; // `st_blocks` counts these, whatever the file system's are
-    let top = fs::metadata(disk).map_or(0, |meta| stored(&meta));
     let (Some(folder), Some(stem)) = (disk.parent(), disk.file_stem().and_then(|stem| stem.to_str())) else {
-        return top;
+        return 0;
     };
-    let prefix = format!("{stem}.checkpoint-");
+    let top = names::find(&folder.join(stem)).and_then(|top| fs::metadata(top).ok());
+    let top = top.map_or(0, |meta| stored(&meta));
+    let (layer, data) = (format!("{stem}.checkpoint-"), data_file(stem));
+    let is_own = |name: &str| name.starts_with(&layer) || name == data;
     let files = fs::read_dir(folder).into_iter().flatten().flatten();
-    let layers = files.filter(|file| file.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)));
-    layers.filter_map(|layer| layer.metadata().ok()).map(|meta| stored(&meta)).fold(top, u64::saturating_add)
+    let others = files.filter(|file| file.file_name().to_str().is_some_and(is_own));
+    others.filter_map(|layer| layer.metadata().ok()).map(|meta| stored(&meta)).fold(top, u64::saturating_add)
 }
 
 /// `256 KiB`, `20 MiB`.
@@ -353,6 +390,9 @@ pub async fn run(app: &Arc<App>) {
                 );
             }
             Some(News::Recovered(free)) => {
+                for disk in app.disks.open_disks() {
+                    disk.unit().space_recovered();
+                }
                 tracing::info!("{}: {} are free again, which is enough", space.state.display(), short(free.free));
             }
             None => {}

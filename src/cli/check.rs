@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::error::Kind;
 use crate::config::{self, Loaded, Report, Settings};
-use crate::fleet::ImageName;
+use crate::fleet::{ClientName, ImageName};
 
 /// Exit code where nothing is wrong.
 pub const FINE: u8 = super::DONE;
@@ -36,13 +36,15 @@ pub struct Answer {
     pub exit: u8,
 }
 
-/// The images of a state folder.
+/// The images of a state folder, and what else the file can be held against.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Images {
     /// Those that there are.
     pub there: Vec<ImageName>,
     /// Those of them that are not what was imported, and how that is known.
     pub changed: Vec<(ImageName, String)>,
+    /// Whose second disks there are, and of how many bytes.
+    pub data: Vec<(ClientName, u64)>,
 }
 
 /// Checks the file at `path`. `images` is asked which images there are once the file says where the state is; where it
@@ -53,9 +55,9 @@ pub fn check(path: &Path, style: Style, images: impl FnOnce(&Settings) -> Option
         Ok(loaded) => {
             let warnings = loaded.warnings.clone();
             match images(&loaded.config.settings) {
-                Some(Images { there, changed }) => {
-                    let report = warnings.merged(loaded.check_images(&there)).merged(loaded.check_changed(&changed));
-                    (report, Some(loaded))
+                Some(Images { there, changed, data }) => {
+                    let images = loaded.check_images(&there).merged(loaded.check_changed(&changed));
+                    (warnings.merged(images).merged(loaded.check_data(&data)), Some(loaded))
                 }
                 None => (warnings, Some(loaded)),
             }

@@ -61,15 +61,20 @@ pub(super) fn delete(globals: &Globals, name: &ClientName, number: u32) -> Resul
     print(&format!("{name}: checkpoint {number} is deleted; {}\n", space(returned)))
 }
 
-pub(super) fn list(globals: &Globals, name: &ClientName) -> Result<(), Error> {
+/// The checkpoints of a client's disk.
+pub(super) fn checkpoints(globals: &Globals, name: &ClientName) -> Result<Vec<CheckpointReport>, Error> {
     let state = lab::state(globals)?;
-    let listed = match ask::<Vec<CheckpointReport>>(&state, &format!("/v1/clients/{name}/checkpoints"))? {
-        Answer::Got(listed) => listed,
-        Answer::NotFound(error) => return Err(error),
+    match ask::<Vec<CheckpointReport>>(&state, &format!("/v1/clients/{name}/checkpoints"))? {
+        Answer::Got(listed) => Ok(listed),
+        Answer::NotFound(error) => Err(error),
         Answer::NothingRuns => {
-            AtRest::open(globals, name)?.run(|app, client| async move { Ok(app.checkpoints(&client).await?) })?
+            AtRest::open(globals, name)?.run(|app, client| async move { Ok(app.checkpoints(&client).await?) })
         }
-    };
+    }
+}
+
+pub(super) fn list(globals: &Globals, name: &ClientName) -> Result<(), Error> {
+    let listed = checkpoints(globals, name)?;
     if globals.json {
         return print_json(&listed);
     }

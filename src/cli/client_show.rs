@@ -7,7 +7,7 @@ use super::ask::{Answer, ask};
 use super::error::{Error, Kind};
 use super::output::{bytes, local_time, or_dash, print, print_json, seconds};
 use super::{Globals, lab};
-use crate::app::report::{Boot, CheckpointReport, ClientReport, SessionReport};
+use crate::app::report::{Boot, CheckpointReport, ClientReport, DataReport, SessionReport};
 use crate::fleet::{ClientName, Timestamp};
 
 pub(super) fn run(globals: &Globals, name: &ClientName) -> Result<(), Error> {
@@ -49,6 +49,12 @@ fn page(client: &ClientReport) -> String {
     if let Some(previous) = &client.previous_disk {
         line("", &format!("the one before it is {} until the next login", previous.display()));
     }
+    if let Some(data) = &client.data {
+        line("data disk", &data_disk(data));
+        if let Some(note) = &data.note {
+            line("", &format!("it {note}"));
+        }
+    }
     let mut first = "checkpoints";
     for checkpoint in &client.checkpoints {
         line(first, &checkpoint_line(checkpoint));
@@ -85,6 +91,15 @@ fn disk(client: &ClientReport) -> String {
     match (client.disk_bytes_on_host, client.disk_size) {
         (None, _) => format!("{path}, which its first boot makes"),
         (Some(stored), None) => format!("{path}, {} on the host", bytes(stored)),
+        (Some(stored), Some(size)) => format!("{path}, {} on the host for a disk of {}", bytes(stored), bytes(size)),
+    }
+}
+
+fn data_disk(data: &DataReport) -> String {
+    let path = data.path.display();
+    match (data.bytes_on_host, data.size) {
+        (None, _) => format!("{path}, which its first login makes with {}", bytes(data.wanted.unwrap_or_default())),
+        (Some(_), None) => format!("{path}, which cannot be read: roost inspect {path}"),
         (Some(stored), Some(size)) => format!("{path}, {} on the host for a disk of {}", bytes(stored), bytes(size)),
     }
 }
@@ -138,6 +153,13 @@ mod tests {
             disk_path: "/var/lib/roost/disks/pc-01.vhd".into(),
             disk_bytes_on_host: Some(12 << 20),
             limit: Some(20 << 30),
+            data: Some(DataReport {
+                path: "/var/lib/roost/disks/pc-01.data.vhdx".into(),
+                wanted: Some(10 << 30),
+                size: Some(50 << 30),
+                bytes_on_host: Some(3 << 20),
+                note: Some("does not shrink".to_owned()),
+            }),
             bytes_of_limit: 17 << 20,
             disk_policy: "reset".to_owned(),
             previous_disk: Some("/var/lib/roost/disks/pc-01.vhd.previous".into()),
@@ -179,6 +201,8 @@ mod tests {
                17.0 MiB of its limit of 20.0 GiB
                reset: made anew at every boot
                the one before it is /var/lib/roost/disks/pc-01.vhd.previous until the next login
+  data disk    /var/lib/roost/disks/pc-01.data.vhdx, 3.0 MiB on the host for a disk of 50.0 GiB
+               it does not shrink
   checkpoints  3  {since}  5.0 MiB  before the update
                the disk is a chain of 3 files
   sessions     system iqn.2026-11.internal.roost:client.pc-01 from 10.0.0.7 since {since}: 3 reads (12.0 KiB), 1 writes (512 bytes)

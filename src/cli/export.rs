@@ -1,8 +1,9 @@
-//! `roost image export NAME[@VERSION] FILE` and `roost client export NAME FILE`: a disk as a file for elsewhere.
+//! `roost image export NAME[@VERSION] FILE` and `roost client export NAME FILE [--data]`: a disk as a file for elsewhere.
 //!
 //! A master never changes, so it is exported at any time. A client's disk is exported as it is when nobody is logged in on
 //! it: while a system runs, its file is a disk in the middle of everything, with writes of its own and of Roost on their
-//! way. The running process lets go of the disk first; a login in the meantime is refused, and comes through after it.
+//! way. The running process lets go of the disk first; a login in the meantime is refused, and comes through after it. A
+//! checkpoint never changes either: it is exported whoever is logged in.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -17,9 +18,10 @@ use super::at_rest::AtRest;
 use super::error::{Error, Kind};
 use super::output::{bytes, print, print_json, seconds};
 use super::progress::{Progress, Unfinished};
-use super::{Globals, lab};
+use super::{Globals, client_disk, lab};
 use crate::app::boots::ReleaseReport;
-use crate::app::report::{ClientReport, bytes_on_host, version_path};
+use crate::app::places::version_path;
+use crate::app::report::{ClientReport, bytes_on_host};
 use crate::disk::checksum::{Fitness, fitness};
 use crate::disk::export::{ExportError, ExportFormat, Exported, chain, flatten};
 use crate::disk::file::Access;
@@ -82,10 +84,16 @@ pub(super) fn image(globals: &Globals, which: &Version, into: &Path, options: &O
             Error::failed(what).help("put back the file that was imported, and `roost verify --masters` finds out")
         );
     }
-    export(globals, &master, into, options)
+    export(globals, &master, Access::Read, into, options)
 }
 
-pub(super) fn client(globals: &Globals, name: &ClientName, into: &Path, options: &Options) -> Result<(), Error> {
+pub(super) fn client(
+    globals: &Globals,
+    name: &ClientName,
+    into: &Path,
+    data: bool,
+    options: &Options,
+) -> Result<(), Error> {
     let state = lab::state(globals)?;
     let released = match ask::<ClientReport>(&state, &format!("/v1/clients/{name}"))? {
         Answer::Got(_) => match tell::<ReleaseReport>(&state, &format!("/v1/clients/{name}/release"), &())? {
@@ -100,19 +108,38 @@ pub(super) fn client(globals: &Globals, name: &ClientName, into: &Path, options:
         Answer::NothingRuns => AtRest::open(globals, name)?
             .run(async |app, client| app.release_disk(&client).await.map_err(Error::failed))?,
     };
-    match released.disk_path {
-        Some(disk) => export(globals, &disk, into, options),
+    let disk = if data { released.data_path } else { released.disk_path };
+    match disk {
+        None if data => Err(Error::new(Kind::Refused, format!("`{name}` has no data disk"))
+            .help("`data = \"50G\"` in roost.toml gives it one, and its next login makes it")),
+        Some(disk) => export(globals, &disk, Access::Read, into, options),
         None => Err(Error::new(Kind::Refused, format!("`{name}` has no disk yet; its first login makes one"))
             .help("until then it is what its image is: roost image export")),
     }
 }
 
-fn export(globals: &Globals, source: &Path, into: &Path, options: &Options) -> Result<(), Error> {
+pub(super) fn checkpoint(
+    globals: &Globals,
+    name: &ClientName,
+    number: u32,
+    into: &Path,
+    options: &Options,
+) -> Result<(), Error> {
+    let there = client_disk::checkpoints(globals, name)?;
+    let Some(found) = there.iter().find(|checkpoint| checkpoint.number == number) else {
+        return Err(Error::new(Kind::Refused, format!("`{name}` has no checkpoint {number}"))
+            .help(format!("`roost client checkpoints {name}` lists those that there are")));
+    };
+    // It may be locked still, by whoever opened it when it was the disk; nobody writes to it any more.
+    export(globals, &found.path, Access::Peek, into, options)
+}
+
+fn export(globals: &Globals, source: &Path, access: Access, into: &Path, options: &Options) -> Result<(), Error> {
     let format = options.format.or_else(|| ExportFormat::of_name(into)).ok_or_else(|| {
         Error::new(Kind::Refused, format!("{}: its name does not say which format is wanted", into.display()))
             .help("say it: --format raw, vhd, vhd-fixed or vhdx")
     })?;
-    let disk = Chain::open(source, Access::Read).map_err(|error| match error {
+    let disk = Chain::open(source, access).map_err(|error| match error {
         locked @ DiskError::Locked { .. } => Error::new(Kind::Refused, locked)
             .help("whoever has it open, a login or another command, has to let go of it"),
         other => other.into(),

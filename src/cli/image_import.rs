@@ -18,19 +18,21 @@ use super::error::{Error, Kind};
 use super::output::{bytes, print, print_json, seconds};
 use super::progress::{Progress, Unfinished};
 use super::{Globals, lab};
-use crate::app::report::{StatusReport, bytes_on_host, master_path};
+use crate::app::places::{image_folder, master_path};
+use crate::app::report::{StatusReport, bytes_on_host};
 use crate::disk::checksum::Checksum;
-use crate::disk::import::{ImportError, import};
+use crate::disk::import::{Fitted, ImportError, import, import_fitting, place};
+use crate::disk::{DiskError, Format, names};
 use crate::fleet::ImageName;
-use crate::fleet::image::{FIRST_VERSION, master_file};
+use crate::fleet::image::FIRST_VERSION;
 use crate::store::{LockError, StateLock};
 
 /// How the folder of an import under way begins; no image's name has a dot.
 const STAGING: &str = ".import-";
 
-pub(super) fn run(globals: &Globals, source: &Path, name: &ImageName) -> Result<(), Error> {
+pub(super) fn run(globals: &Globals, source: &Path, name: &ImageName, format: Option<Format>) -> Result<(), Error> {
     let state = lab::state(globals)?;
-    let folder = state.join("images").join(name.as_str());
+    let folder = image_folder(&state, name);
     if folder.exists() {
         return Err(exists(name, &folder));
     }
@@ -42,14 +44,15 @@ pub(super) fn run(globals: &Globals, source: &Path, name: &ImageName) -> Result<
     let cannot = |what: &Path, error: io::Error| Error::failed(format!("cannot write {}: {error}", what.display()));
     let staging = Staging::new(images.join(format!("{STAGING}{}", std::process::id())))
         .map_err(|(path, error)| cannot(&path, error))?;
-    let master = staging.path.join(master_file(FIRST_VERSION));
+    let stem = staging.path.join(FIRST_VERSION.to_string());
 
     let started = Instant::now();
     let mut progress = Progress::new("importing", globals.json);
-    let imported = import(source, &master, &mut |done, total| progress.tell(done, total));
+    let made = make(source, &stem, format, &mut |done, total| progress.tell(done, total));
     progress.end();
-    let imported = imported.map_err(|error| match error {
+    let Fitted { path: master, why, imported } = made.map_err(|error| match error {
         ImportError::Disk(error) => error.into(),
+        no_vhd @ ImportError::NoVhd { .. } => Error::failed(no_vhd).help("without --format it becomes a VHDX"),
         error => Error::failed(error),
     })?;
     let mut progress = Progress::new("checksum", globals.json);
@@ -59,38 +62,54 @@ pub(super) fn run(globals: &Globals, source: &Path, name: &ImageName) -> Result<
     });
     progress.end();
     let blake3 = recorded?.map(|record| record.blake3);
-    sync_folder(&staging.path)?;
-    match fs::rename(&staging.path, &folder) {
+    match place(&staging.path, &folder) {
         Ok(()) => {}
         // Another import was faster.
-        Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {
+        Err(DiskError::Io { source, .. })
+            if matches!(source.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) =>
+        {
             return Err(exists(name, &folder));
         }
-        Err(error) => return Err(cannot(&folder, error)),
+        Err(error) => return Err(error.into()),
     }
-    sync_folder(&images)?;
     drop(lock);
 
     let took = started.elapsed();
     let path = master_path(&state, name);
+    let made_as = Format::of_name(&path).unwrap_or_default();
     let stored = bytes_on_host(&path).unwrap_or_default();
     if globals.json {
         return print_json(&json!({
             "name": name.as_str(),
             "version": FIRST_VERSION,
             "path": path,
+            "format": made_as.extension(),
             "disk_size": imported.size,
             "bytes_on_host": stored,
             "blake3": blake3,
             "seconds": took.as_secs_f64(),
         }));
     }
+    let reason = why.map(|why| format!("  it is a VHDX, for it cannot be a VHD: {why}\n")).unwrap_or_default();
     print(&format!(
-        "image {name}, version {FIRST_VERSION}: a disk of {}, {} on the host, imported in {}\n",
+        "image {name}, version {FIRST_VERSION}: a disk of {}, {} on the host, imported in {}\n{reason}",
         bytes(imported.size),
         bytes(stored),
         seconds(took)
     ))
+}
+
+/// Makes the master in the format that was asked for, or in the one that fits.
+fn make(
+    source: &Path,
+    stem: &Path,
+    format: Option<Format>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Fitted, ImportError> {
+    let Some(format) = format else { return import_fitting(source, stem, progress) };
+    let path = names::path(stem, format);
+    let imported = import(source, &path, progress)?;
+    Ok(Fitted { path, why: None, imported })
 }
 
 fn exists(name: &ImageName, folder: &Path) -> Error {
@@ -123,11 +142,6 @@ fn remove_abandoned(images: &Path) {
             let _ = fs::remove_dir_all(&path);
         }
     }
-}
-
-fn sync_folder(folder: &Path) -> Result<(), Error> {
-    let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(|error| Error::failed(format!("cannot write {}: {error}", folder.display())))
 }
 
 /// The folder of an import under way. It goes when this is dropped, unless it has become the image.

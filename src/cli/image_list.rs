@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::error::Error;
 use super::output::{bytes, or_dash, print, print_json, print_table};
 use super::{Globals, lab};
-use crate::app::report::{bytes_on_host, disk_size, master_path};
+use crate::app::places::master_path;
+use crate::app::report::{bytes_on_host, disk_size};
 use crate::fleet::image::FIRST_VERSION;
 
 /// One image, as `--json` gives it.

@@ -130,8 +130,8 @@ fn pending(facts: &LayerFacts) -> Option<Pending> {
     let path = folder.parent()?.join("pending").join(facts.path.file_stem()?);
     // Only looked at: a map that is not there is not made.
     let map = File::open(&path, Access::Peek).ok()?;
-    let (_, runs) = PendingMap::open(Box::new(map), facts.unique_id?, &sys::boot_id().ok()?).ok()?;
-    Some(Pending { path, sectors: runs.iter().map(|run| run.end - run.start).sum() })
+    let (_, records) = PendingMap::open(Box::new(map), facts.unique_id?, &sys::boot_id().ok()?).ok()?;
+    Some(Pending { path, sectors: facts.sectors_pending(&records) })
 }
 
 /// The recorded checksum of a master, and what a look at the file tells.

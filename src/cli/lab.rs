@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use super::Globals;
 use super::error::{Error, Kind};
 use super::output::colours;
-use crate::app::report::master_path;
+use crate::app::places::master_path;
 use crate::config::{self, Config, Loaded, Report};
 use crate::disk::checksum::{Fitness, fitness};
-use crate::fleet::ImageName;
+use crate::disk::data;
+use crate::fleet::{ClientName, ImageName};
 
 /// The state folder, from `--state` alone where that is given: then no mapping file is needed.
 pub(super) fn state(globals: &Globals) -> Result<PathBuf, Error> {
@@ -76,4 +77,14 @@ pub(super) fn changed_images(state: &Path, images: &[ImageName]) -> Vec<(ImageNa
         Err(error) => Some((image.clone(), error.to_string())),
     };
     images.iter().filter_map(why).collect()
+}
+
+/// Whose second disks there are, and of how many bytes. One that cannot be read is told of when it is opened.
+pub(super) fn data_disks(state: &Path) -> Vec<(ClientName, u64)> {
+    let files = fs::read_dir(state.join("disks")).into_iter().flatten().flatten();
+    let disk = |file: fs::DirEntry| {
+        let client: ClientName = file.file_name().to_str()?.strip_suffix(".data.vhdx")?.parse().ok()?;
+        Some((client, data::size_of(&file.path()).ok()?))
+    };
+    files.filter_map(disk).collect()
 }

@@ -10,6 +10,7 @@ mod cat;
 pub mod check;
 mod client_disk;
 mod client_list;
+mod client_secret;
 mod client_show;
 mod error;
 mod export;
@@ -24,6 +25,7 @@ mod progress;
 mod replace;
 mod reset;
 mod run;
+mod status;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -32,6 +34,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Settings;
+use crate::disk::Format;
 use crate::fleet::{ClientName, ImageName, Mac};
 use error::Error;
 
@@ -74,6 +77,8 @@ struct Globals {
 enum Verb {
     /// Serve the lab
     Run,
+    /// Show the running process: since when, how many are logged in, and what went wrong at its iSCSI port
+    Status,
     /// Say everything that is wrong with a mapping file
     Check {
         /// The file; else that of --config
@@ -139,13 +144,17 @@ enum Verb {
 
 #[derive(Debug, Subcommand)]
 enum ImageVerb {
-    /// Make a golden master of a disk file: raw or VHD; with qemu-img also qcow2, VMDK and VDI
+    /// Make a golden master of a disk file: raw, VHD or VHDX; with qemu-img also qcow2, VMDK and VDI
     Import {
         /// The disk file; it is only read
         file: PathBuf,
         /// What the image is to be called
         #[arg(long)]
         name: ImageName,
+        /// vhd or vhdx, for the image and all of its clients' disks [default: vhd; vhdx where the disk is larger than 2040 GiB or
+        /// has sectors of 4096 bytes]
+        #[arg(long, value_name = "FORMAT")]
+        format: Option<Format>,
     },
     /// Write an image as a file for elsewhere
     Export {
@@ -163,12 +172,18 @@ enum ImageVerb {
 
 #[derive(Debug, Subcommand)]
 enum ClientVerb {
-    /// Write a client's disk as a file for elsewhere, while nobody is logged in on it
+    /// Write a client's disk as a file for elsewhere, while nobody is logged in on it; or a checkpoint of it, at any time
     Export {
         /// The client's name
         name: ClientName,
         /// The file; it appears when it is complete
         file: PathBuf,
+        /// Its second disk, not its first
+        #[arg(long)]
+        data: bool,
+        /// The checkpoint with this number, not the disk as it is
+        #[arg(long, value_name = "NUMBER", conflicts_with = "data")]
+        checkpoint: Option<u32>,
         #[command(flatten)]
         options: export::Options,
     },
@@ -176,6 +191,11 @@ enum ClientVerb {
     List,
     /// Show one client: its address, disk, sessions and last boot
     Show {
+        /// The client's name
+        name: ClientName,
+    },
+    /// Show what an initiator needs to pass CHAP on a client's disk, where `chap` asks for it
+    Secret {
         /// The client's name
         name: ClientName,
     },
@@ -247,18 +267,23 @@ pub fn main() -> ExitCode {
 fn perform(globals: &Globals, verb: Verb) -> Result<u8, Error> {
     match verb {
         Verb::Run => run::run(globals),
+        Verb::Status => status::run(globals),
         Verb::Check { file } => return check(globals, file.as_deref().unwrap_or(&globals.config)),
-        Verb::Image(ImageVerb::Import { file, name }) => image_import::run(globals, &file, &name),
+        Verb::Image(ImageVerb::Import { file, name, format }) => image_import::run(globals, &file, &name, format),
         Verb::Image(ImageVerb::List) => image_list::run(globals),
         Verb::Image(ImageVerb::Export { name, file, options }) => export::image(globals, &name, &file, &options),
         Verb::Cat { file, part } => cat::run(&file, &part),
         Verb::Verify { which, repair } => return verify::run(globals, &which, repair),
-        Verb::Client(ClientVerb::Export { name, file, options }) => export::client(globals, &name, &file, &options),
+        Verb::Client(ClientVerb::Export { name, file, data, checkpoint, options }) => match checkpoint {
+            None => export::client(globals, &name, &file, data, &options),
+            Some(number) => export::checkpoint(globals, &name, number, &file, &options),
+        },
         Verb::Inspect { file } => inspect::run(globals, &file),
         Verb::Replace { name, mac, force } => replace::run(globals, &name, mac, force),
         Verb::ImportLeases { file, dry_run, add_clients } => import_leases::run(globals, &file, dry_run, add_clients),
         Verb::Client(ClientVerb::List) => client_list::run(globals),
         Verb::Client(ClientVerb::Show { name }) => client_show::run(globals, &name),
+        Verb::Client(ClientVerb::Secret { name }) => client_secret::run(globals, &name),
         Verb::Client(ClientVerb::Checkpoint { name, delete: Some(number), .. }) => {
             client_disk::delete(globals, &name, number)
         }
@@ -284,7 +309,7 @@ fn check(globals: &Globals, file: &Path) -> Result<u8, Error> {
     let images = |settings: &Settings| {
         let state = globals.state.as_ref().unwrap_or(&settings.state);
         let there = lab::images(state)?;
-        Some(check::Images { changed: lab::changed_images(state, &there), there })
+        Some(check::Images { changed: lab::changed_images(state, &there), there, data: lab::data_disks(state) })
     };
     let answer = check::check(file, style, images);
     output::print(&answer.text)?;

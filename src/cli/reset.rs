@@ -9,7 +9,8 @@ use super::error::{Error, Kind};
 use super::output::{print, print_json};
 use super::{Globals, lab};
 use crate::app::boots::ResetReport;
-use crate::app::report::{ClientReport, disk_path};
+use crate::app::places::disk_path;
+use crate::app::report::ClientReport;
 use crate::fleet::{ClientName, DiskPolicy};
 
 pub(super) fn run(globals: &Globals, name: &ClientName, yes: bool) -> Result<(), Error> {
@@ -35,7 +36,7 @@ fn told(state: &Path, name: &ClientName) -> Result<ResetReport, Error> {
 
 fn at_rest(globals: &Globals, name: &ClientName, yes: bool) -> Result<ResetReport, Error> {
     let lab = AtRest::open(globals, name)?;
-    let disk = disk_path(&lab.app.settings.state, name);
+    let disk = disk_path(&lab.app.settings.state, &lab.client);
     confirm(name, lab.client.disk == DiskPolicy::Keep && disk.exists(), yes)?;
     lab.run(|app, client| async move { app.reset_disk(&client).await.map_err(Error::failed) })
 }

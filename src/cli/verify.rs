@@ -2,7 +2,6 @@
 //!
 //! That something is damaged is an answer, with an exit code of its own, and no failure of the verb.
 
-use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +12,7 @@ use super::error::{Error, Kind};
 use super::output::{print, print_json};
 use super::progress::Progress;
 use super::{DAMAGED, DONE, Globals, lab};
-use crate::app::scrub;
+use crate::app::places::{client_disks, masters as all_masters};
 use crate::disk::DiskError;
 use crate::disk::check::{Checked, Checker, Finding, Severity};
 use crate::disk::checksum::{Checksum, record_path};
@@ -39,7 +38,7 @@ pub(super) fn run(globals: &Globals, which: &Which, repair: bool) -> Result<u8, 
         Some(file) => files.push(file.clone()),
         None => {
             let state = lab::state(globals)?;
-            masters.extend(scrub::masters(&state).into_iter().map(|(_, path)| path));
+            masters.extend(all_masters(&state).into_iter().map(|(_, path)| path));
             files.clone_from(&masters);
             if which.all {
                 files.extend(client_disks(&state));
@@ -103,18 +102,6 @@ fn one(
     }
     progress.end();
     Ok(checked)
-}
-
-/// The clients' disks that there are, also of clients that the mapping file no longer has.
-fn client_disks(state: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(state.join("disks")).into_iter().flatten().flatten();
-    let is_disk = |path: &PathBuf| {
-        // The links to masters that lie there for 7-Zip are no disks of clients.
-        path.extension().is_some_and(|extension| extension == "vhd" || extension == "vhdx") && !path.is_symlink()
-    };
-    let mut disks: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_disk).collect();
-    disks.sort();
-    disks
 }
 
 fn why(error: DiskError) -> Error {

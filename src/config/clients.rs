@@ -14,7 +14,9 @@ use super::server::{PoolSection, Server, unknown_word};
 use super::values::{self, Refusal, bad_name};
 use super::walk::{Given, Located, Section, Walker, type_word};
 use super::{DhcpMode, Group, MAX_CLIENTS, MAX_MACS, MAX_WINDOWS_NAME};
-use crate::fleet::{Client, ClientName, DiskPolicy, ExtraOption, Fleet, ImageName, Initiators, Mac, Port};
+use crate::fleet::{
+    Client, ClientName, DiskPolicy, ExtraOption, Fleet, ImageName, Initiators, Mac, Port, Pxe, Start,
+};
 
 /// What may stand at each of the three levels, defaults, group and client.
 #[derive(Debug, Clone)]
@@ -28,7 +30,12 @@ struct Common {
     limit: Given<u64>,
     /// DHCP options of the operator's own.
     options: Given<Vec<ExtraOption>>,
+    /// The size of a second disk in bytes.
+    data: Given<u64>,
     off: Given<bool>,
+    pxe: Given<Pxe>,
+    loader: Given<String>,
+    gateway: Given<bool>,
 }
 
 impl Common {
@@ -38,8 +45,12 @@ impl Common {
         mode: Given::Absent,
         limit: Given::Absent,
         options: Given::Absent,
+        data: Given::Absent,
         chap: Given::Absent,
         off: Given::Absent,
+        pxe: Given::Absent,
+        loader: Given::Absent,
+        gateway: Given::Absent,
     };
 
     fn read<'a>(walker: &mut Walker<'a>, section: &Section<'a>) -> Self {
@@ -57,7 +68,11 @@ impl Common {
                 Given::Wrong => Given::Wrong,
                 Given::Absent => Given::Absent,
             },
+            data: walker.parsed(section, "data", values::data),
             off: walker.flag(section, "off"),
+            pxe: walker.parsed(section, "pxe", pxe),
+            loader: walker.parsed(section, "loader", loader),
+            gateway: walker.flag(section, "gateway"),
         }
     }
 
@@ -69,7 +84,11 @@ impl Common {
             mode: self.mode.or(&farther.mode),
             limit: self.limit.or(&farther.limit),
             options: self.options.or(&farther.options),
+            data: self.data.or(&farther.data),
             off: self.off.or(&farther.off),
+            pxe: self.pxe.or(&farther.pxe),
+            loader: self.loader.or(&farther.loader),
+            gateway: self.gateway.or(&farther.gateway),
         }
     }
 }
@@ -315,6 +334,15 @@ impl Clients {
         self.entries.iter().filter_map(fixed).collect()
     }
 
+    /// Every client, with the place and the size of its second disk; without one, with its own place.
+    pub(super) fn data(&self) -> Vec<(ClientName, usize, Option<u64>)> {
+        let data = |entry: &Entry| {
+            let (at, size) = entry.all.data.located().map_or((entry.at, None), |data| (data.at, Some(data.value)));
+            Some((entry.name.clone()?, at, size))
+        };
+        self.entries.iter().filter_map(data).collect()
+    }
+
     /// The fleet; `None` where something is wrong.
     pub(super) fn fleet(self) -> Option<Fleet> {
         let clients: Option<Vec<Client>> = self.entries.into_iter().map(Entry::client).collect();
@@ -452,7 +480,13 @@ impl Entry {
             read_only: self.all.mode.value().unwrap_or(false),
             options: self.all.options.value().unwrap_or_default(),
             limit: self.all.limit.value(),
+            data: self.all.data.value(),
             off: self.all.off.value().unwrap_or(false),
+            start: Start {
+                pxe: self.all.pxe.value().unwrap_or_default(),
+                loader: self.all.loader.value(),
+                no_gateway: !self.all.gateway.value().unwrap_or(true),
+            },
             title: self.title.value(),
             note: self.note.value(),
         })
@@ -464,6 +498,26 @@ fn read_only(text: &str) -> Result<bool, Refusal> {
         "read-only" => Ok(true),
         "read-write" => Ok(false),
         _ => Err(unknown_word("mode", text, &["read-only", "read-write"])),
+    }
+}
+
+fn pxe(text: &str) -> Result<Pxe, Refusal> {
+    match text {
+        "auto" => Ok(Pxe::Auto),
+        "file" => Ok(Pxe::File),
+        "binl" => Ok(Pxe::Binl),
+        _ => Err(unknown_word("pxe", text, &["auto", "file", "binl"])),
+    }
+}
+
+/// The name of a loader, which is in the folder of loaders.
+fn loader(text: &str) -> Result<String, Refusal> {
+    match text.is_empty() || text.contains(['/', '\\', ':']) || text.starts_with('.') || !text.is_ascii() {
+        false => Ok(text.to_owned()),
+        true => Err(Refusal::new(
+            format!("`loader` takes the name of a file in the folder of loaders, not `{}`", quoted(text)),
+            "write it like loader = \"ipxe.efi\"; the folder is [server] loader_dir",
+        )),
     }
 }
 

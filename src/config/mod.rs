@@ -19,7 +19,7 @@ mod syntax;
 mod values;
 mod walk;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::net::Ipv4Addr;
@@ -33,10 +33,10 @@ use self::report::{Draft, Source};
 use self::schema::Level;
 use self::server::{PoolSection, Server};
 use self::walk::{Located, Section, Walker};
-use crate::fleet::{Fleet, ImageName, Pool, Subnet};
+use crate::fleet::{ClientName, Fleet, ImageName, Platform, Pool, Subnet};
 
 pub use self::report::{MAX_LINE_SHOWN, MAX_SHOWN, Note, Place, Problem, Report, Severity};
-pub use self::values::{MAX_LEASE, MAX_POOL, MIN_LIMIT};
+pub use self::values::{MAX_DATA, MAX_LEASE, MAX_POOL, MIN_DATA, MIN_LIMIT};
 pub use crate::fleet::lease::{MAX_DNS, MIN_LEASE};
 
 /// Largest mapping file in bytes. [`MAX_CLIENTS`] with a long note each fit well; more is not a mapping file.
@@ -108,6 +108,12 @@ pub struct Settings {
     pub iqn: String,
     /// Where loaders are looked for; `None`: `/usr/lib/ipxe`.
     pub loader_dir: Option<PathBuf>,
+    /// `[loaders]`: which file machines of a platform are told. A bare name is in the folder of loaders.
+    pub loaders: BTreeMap<Platform, PathBuf>,
+    /// The folder whose files machines may fetch by HTTP under `/files/`.
+    pub files: Option<PathBuf>,
+    /// Whether iPXE's search for an IPv6 router is answered: there is none.
+    pub ipv6_answer: bool,
 }
 
 /// A file that can be taken, with what is odd about it and where its values stand.
@@ -122,6 +128,8 @@ pub struct Loaded {
     addresses: Vec<Fixed>,
     /// The pools' first and last addresses, and where they stand.
     ranges: Vec<(Ipv4Addr, Ipv4Addr, usize)>,
+    /// Every client, where its `data` stands (or it itself, without one), and how many bytes that is.
+    data: Vec<(ClientName, usize, Option<u64>)>,
 }
 
 /// An address that the file names, and what for.
@@ -207,11 +215,12 @@ fn check(text: &str, name: &str, folder: &Path) -> Result<Loaded, Report> {
     }
     let addresses = fixed_addresses(&server, &clients);
     let ranges = server.pools().filter_map(PoolSection::range_at).collect();
+    let data = clients.data();
     let (images, groups) = (clients.images.clone(), clients.groups.clone());
     let whole = server.settings(folder).zip(clients.fleet());
     let (settings, fleet) = whole.expect("whatever keeps a section from being whole was reported as an error");
     let config = Config { settings, fleet, groups };
-    Ok(Loaded { config, warnings: report, source: source.clone(), images, addresses, ranges })
+    Ok(Loaded { config, warnings: report, source: source.clone(), images, addresses, ranges, data })
 }
 
 fn fixed_addresses(server: &Server, clients: &Clients) -> Vec<Fixed> {
@@ -266,6 +275,31 @@ impl Loaded {
             Some(draft.help("put back the file that was imported, then: roost verify --masters"))
         };
         self.source.report(self.images.iter().filter_map(named).collect())
+    }
+
+    /// What is wrong with the second disks that the file wants, where there are these already, of so many bytes.
+    #[must_use]
+    pub fn check_data(&self, there: &[(ClientName, u64)]) -> Report {
+        let drafts = self.data.iter().filter_map(|(client, at, wanted)| {
+            let (_, size) = there.iter().find(|(name, _)| name == client)?;
+            match wanted {
+                Some(wanted) if wanted < size => {
+                    let message = format!(
+                        "the data disk of `{client}` has {size} bytes, and does not shrink to {wanted}: what lies at its end \
+                         would be cut off"
+                    );
+                    let help = "give it its size again; or export it (roost client export NAME FILE --data) and remove its file";
+                    Some(Draft::error(*at, message).help(help))
+                }
+                Some(_) => None,
+                None => {
+                    let message = format!("`{client}` has a data disk of {size} bytes, which is not served without `data`");
+                    let help = format!("its file stays as it is, disks/{client}.data.vhdx: remove it, or give it back: data = \"…\"");
+                    Some(Draft::warning(*at, message).help(help))
+                }
+            }
+        });
+        self.source.report(drafts.collect())
     }
 
     /// What is wrong with the addresses that the file names, where this server has these addresses, each with the length of

@@ -16,6 +16,8 @@ pub(super) enum Level {
     Pool,
     /// `[server.pools.NAME]`
     Subnet,
+    /// `[loaders]`
+    Loaders,
     /// `[defaults]`
     Defaults,
     /// `[group.NAME]`
@@ -32,6 +34,7 @@ impl Level {
             Self::Server => "under [server]",
             Self::Pool => "under [server.pool]",
             Self::Subnet => "under [server.pools.NAME]",
+            Self::Loaders => "under [loaders]",
             Self::Defaults => "under [defaults]",
             Self::Group => "on a group",
             Self::Client => "on a client",
@@ -51,7 +54,7 @@ pub(super) struct Key {
     pub(super) supported: bool,
 }
 
-use Level::{Client, Defaults, Group, Pool, Server, Subnet, Top};
+use Level::{Client, Defaults, Group, Loaders, Pool, Server, Subnet, Top};
 
 const EVERY: &[Level] = &[Defaults, Group, Client];
 
@@ -75,7 +78,20 @@ pub(super) const KEYS: &[Key] = &[
     key("state", &[Server], "\"/var/lib/roost\""),
     key("iqn", &[Server], "\"iqn.2026-11.internal.roost\""),
     key("loader_dir", &[Server], "\"/usr/lib/ipxe\""),
-    later("files", &[Server], "\"/srv/roost\""),
+    key("ipv6_answer", &[Server], "false"),
+    key("loaders", &[Top], "{}"),
+    key("bios", &[Loaders], "\"undionly.kpxe\""),
+    key("ia32", &[Loaders], "\"snponly-i386.efi\""),
+    key("x64", &[Loaders], "\"snponly.efi\""),
+    key("arm32", &[Loaders], "\"snponly-arm32.efi\""),
+    key("arm64", &[Loaders], "\"snponly-arm64.efi\""),
+    key("riscv32", &[Loaders], "\"snponly-riscv32.efi\""),
+    key("riscv64", &[Loaders], "\"snponly-riscv64.efi\""),
+    key("riscv128", &[Loaders], "\"/srv/loaders/riscv128.efi\""),
+    key("loongarch32", &[Loaders], "\"snponly-loong32.efi\""),
+    key("loongarch64", &[Loaders], "\"snponly-loong64.efi\""),
+    key("rpi", &[Loaders], "\"/srv/loaders/bootcode.bin\""),
+    key("files", &[Server], "\"/srv/roost\""),
     later("boots_at_once", &[Server], "32"),
     key("pool", &[Server], "{}"),
     key("pools", &[Server], "{}"),
@@ -90,6 +106,7 @@ pub(super) const KEYS: &[Key] = &[
     key("mode", EVERY, "\"read-only\""),
     key("limit", EVERY, "\"20G\""),
     key("options", EVERY, "{ ntp-servers = \"10.20.0.1\" }"),
+    key("data", EVERY, "\"50G\""),
     key("off", EVERY, "true"),
     key("title", &[Group, Client], "\"Room A\""),
     key("note", &[Group, Client], "\"new board\""),
@@ -97,9 +114,9 @@ pub(super) const KEYS: &[Key] = &[
     key("port", &[Client], "\"sw1/ge-0/0/4\""),
     key("ip", &[Client], "\"10.20.0.50\""),
     key("initiators", &[Client], "[\"iqn.2026-11.internal.backup:reader\"]"),
-    later("data", EVERY, "\"50G\""),
-    later("pxe", EVERY, "true"),
-    later("loader", EVERY, "\"ipxe.efi\""),
+    key("pxe", EVERY, "\"file\""),
+    key("loader", EVERY, "\"ipxe.efi\""),
+    key("gateway", EVERY, "false"),
     later("args", EVERY, "\"console=ttyS0\""),
     later("wake", EVERY, "true"),
     later("script", EVERY, "\"/etc/roost/own.ipxe\""),

@@ -1,5 +1,6 @@
 //! The `[server]` section and its pools.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use super::values::{self, Refusal, bad_name};
 use super::walk::{Given, Located, Section, Walker};
 use super::{DEFAULT_LEASE, DEFAULT_STATE, DhcpMode, MAX_DNS, Settings, is_end};
 use crate::fleet::iqn::DEFAULT_PREFIX;
-use crate::fleet::{ClientName, Pool, Subnet};
+use crate::fleet::{ClientName, Platform, Pool, Subnet};
 
 /// What stands under `[server]`.
 #[derive(Debug)]
@@ -22,6 +23,9 @@ pub(super) struct Server {
     state: Given<String>,
     iqn: Given<String>,
     loader_dir: Given<String>,
+    files: Given<String>,
+    loaders: BTreeMap<Platform, Given<String>>,
+    ipv6_answer: Given<bool>,
     pub(super) pool: Given<PoolSection>,
     /// `[server.pools]`; wrong where one of them is.
     further: Given<Vec<PoolSection>>,
@@ -46,6 +50,9 @@ impl Server {
             state: Given::Absent,
             iqn: Given::Absent,
             loader_dir: Given::Absent,
+            files: Given::Absent,
+            loaders: loaders(walker, top),
+            ipv6_answer: Given::Absent,
             pool: Given::Absent,
             further: Given::Absent,
         };
@@ -60,6 +67,8 @@ impl Server {
                 server.state = walker.parsed(&section, "state", values::path);
                 server.iqn = walker.parsed(&section, "iqn", values::iqn);
                 server.loader_dir = walker.parsed(&section, "loader_dir", values::path);
+                server.files = walker.parsed(&section, "files", values::path);
+                server.ipv6_answer = walker.flag(&section, "ipv6_answer");
                 server.pool = match walker.table(&section, "pool") {
                     Given::Good(Located { value: table, at }) => {
                         let section = Section { table, level: Level::Pool, name: "[server.pool]".to_owned(), at };
@@ -181,6 +190,9 @@ impl Server {
             state: path(&self.state).unwrap_or_else(|| PathBuf::from(DEFAULT_STATE)),
             iqn: self.iqn.value().unwrap_or_else(|| DEFAULT_PREFIX.to_owned()),
             loader_dir: path(&self.loader_dir),
+            loaders: self.loaders.iter().filter_map(|(of, path)| Some((*of, loader(path.value()?, folder)))).collect(),
+            files: path(&self.files),
+            ipv6_answer: self.ipv6_answer.value().unwrap_or(true),
         })
     }
 }
@@ -294,6 +306,19 @@ fn further_pools<'a>(walker: &mut Walker<'a>, server: &Section<'a>) -> Given<Vec
         pools.push(PoolSection::read(walker, &section, Some(label.to_owned())));
     }
     Given::Good(Located { value: pools, at })
+}
+
+/// `[loaders]`.
+fn loaders<'a>(walker: &mut Walker<'a>, top: &Section<'a>) -> BTreeMap<Platform, Given<String>> {
+    let Given::Good(Located { value: table, at }) = walker.table(top, "loaders") else { return BTreeMap::new() };
+    let section = Section { table, level: Level::Loaders, name: "[loaders]".to_owned(), at };
+    walker.check_keys(&section);
+    Platform::ALL.map(|platform| (platform, walker.parsed(&section, platform.word(), values::path))).into()
+}
+
+/// A bare name is in the folder of loaders; a path starts at the mapping file's.
+fn loader(path: String, folder: &Path) -> PathBuf {
+    if path.contains('/') { folder.join(path) } else { PathBuf::from(path) }
 }
 
 fn dhcp_mode(text: &str) -> Result<DhcpMode, Refusal> {

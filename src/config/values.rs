@@ -23,6 +23,12 @@ pub const MAX_LEASE: Duration = Duration::from_secs(365 * 86_400);
 /// Smallest `limit` of a client: the tables of the largest disk fit, and some of what is written to it.
 pub const MIN_LIMIT: u64 = 16 << 20;
 
+/// Smallest `data` of a client, and what it is a multiple of: disks are whole MiB, as every partitioner expects.
+pub const MIN_DATA: u64 = 1 << 20;
+
+/// Largest `data` of a client: the file is a VHDX, and the format knows no larger disk.
+pub const MAX_DATA: u64 = 64 << 40;
+
 /// Longest name of a network interface in bytes: Linux' `IFNAMSIZ` is 16 with the final zero.
 const MAX_INTERFACE: usize = 15;
 
@@ -142,6 +148,26 @@ pub(super) fn limit(text: &str) -> Result<u64, Refusal> {
         return Err(Refusal::new(format!("a limit of {shown} is too small; the smallest is {least}M"), help));
     }
     Ok(limit)
+}
+
+/// How large a client's second disk is: `50G`, `1.5T`.
+pub(super) fn data(text: &str) -> Result<u64, Refusal> {
+    let shown = quoted(text);
+    let Some(size) = size::parse(text) else {
+        let help = "a number and M, G or T: \"512M\", \"50G\", \"1.5T\"; without a second disk the key is left out";
+        return Err(Refusal::new(format!("`{shown}` is no size"), help));
+    };
+    if size < MIN_DATA {
+        return Err(Refusal::new(format!("a data disk of {shown} is too small"), "the smallest is 1M"));
+    }
+    if size > MAX_DATA {
+        return Err(Refusal::new(format!("a data disk of {shown} is too large"), "the largest is 64T"));
+    }
+    if !size.is_multiple_of(MIN_DATA) {
+        let near = size.div_ceil(MIN_DATA);
+        return Err(Refusal::new(format!("a data disk of {shown} has no whole MiB"), format!("write \"{near}M\"")));
+    }
+    Ok(size)
 }
 
 /// A prefix of iSCSI names: `iqn.YYYY-MM.reversed.domain[:…]` (RFC 7143 §4.2.7.4).

@@ -11,15 +11,12 @@
 
 use std::fmt;
 
+use super::guide::{Known, ROUNDS};
 use super::reply::Encoder;
 use super::scope::{Role, Site};
 use super::wire::{Request, code};
-use crate::fleet::{Client, web};
-
-/// The loader for BIOS machines, which uses the network driver of the card's own ROM.
-pub const BIOS_LOADER: &str = "undionly.kpxe";
-/// The loader for x64 UEFI machines, which uses the firmware's own network driver.
-pub const UEFI_X64_LOADER: &str = "snponly.efi";
+pub use crate::fleet::platform::{BIOS_LOADER, UEFI_X64_LOADER};
+use crate::fleet::{Client, Mac, Platform, Pxe, web};
 
 /// How option 60 of a machine begins that boots by PXE; in an answer, the whole of it (PXE 2.1 §2.4).
 const PXE_CLIENT: &[u8] = b"PXEClient";
@@ -31,6 +28,22 @@ const BOOT_FROM_FILE: [u8; 4] = [6, 1, 8, 255];
 /// iPXE's encapsulated `no-pxedhcp` = 1: do not wait two seconds for a proxy. It works in the offer only.
 const NO_PROXY: [u8; 3] = [0xb0, 1, 1];
 
+/// What a Raspberry Pi wants to hear before it fetches anything: no server to discover, a menu of one item with this very
+/// name, and its prompt (PXE 2.1 §3.2.1).
+const RASPBERRY_PI: &[u8] = b"\x06\x01\x03\x0a\x04\x00PXE\x09\x14\x00\x00\x11Raspberry Pi Boot\xff";
+/// The first halves of a Raspberry Pi's hardware address (IEEE, "MA-L").
+const RASPBERRY_PI_OUIS: [[u8; 3]; 7] = [
+    [0xb8, 0x27, 0xeb],
+    [0xdc, 0xa6, 0x32],
+    [0xe4, 0x5f, 0x01],
+    [0x28, 0xcd, 0xc1],
+    [0xd8, 0x3a, 0xdd],
+    [0x2c, 0xcf, 0x67],
+    [0x88, 0xa2, 0x9e],
+];
+/// How the identifier of a newer one begins; an older one's is its serial number, four times.
+const RASPBERRY_PI_ID: [u8; 4] = [0x80, 0x01, 0x75, 0x90];
+
 /// What a request tells of its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Machine {
@@ -41,46 +54,205 @@ pub struct Machine {
     pub http: bool,
     /// What runs is iPXE already.
     pub ipxe: bool,
+    /// What its iPXE says that it can do, where it says anything.
+    pub features: Option<Features>,
     /// Its first client architecture (option 93, RFC 4578 §2.1).
     pub architecture: Option<u16>,
     /// Its SMBIOS UUID (option 97), in the order of the packet; `None` also where firmware sends zeros.
     pub uuid: Option<[u8; 16]>,
+    /// It is a Raspberry Pi's own boot loader, which says that it is a BIOS.
+    pub raspberry_pi: bool,
+    /// The exchange that the request is part of (`xid`).
+    pub exchange: [u8; 4],
 }
 
 impl Machine {
     pub(super) fn of(request: &Request) -> Self {
         let class = request.option(code::VENDOR_CLASS).unwrap_or_default();
         let architectures = request.option(code::ARCHITECTURE);
+        let architecture = architectures.and_then(|list| list.first_chunk()).map(|first| u16::from_be_bytes(*first));
+        let uuid = match request.option(code::MACHINE_ID) {
+            Some([0, uuid @ ..]) => uuid.try_into().ok().filter(|uuid| uuid != &[0; 16]),
+            _ => None,
+        };
         Self {
             netboot: architectures.is_some() || class.starts_with(PXE_CLIENT) || class.starts_with(HTTP_CLIENT),
             http: class.starts_with(HTTP_CLIENT),
             // iPXE sends 77 as the bare word, RFC 3004 would have a length before it; some builds of it send only 175.
             ipxe: request.option(code::USER_CLASS).is_some_and(|class| class.windows(4).any(|word| word == b"iPXE"))
                 || request.option(code::IPXE).is_some(),
-            architecture: architectures.and_then(|list| list.first_chunk()).map(|first| u16::from_be_bytes(*first)),
-            uuid: match request.option(code::MACHINE_ID) {
-                Some([0, uuid @ ..]) => uuid.try_into().ok().filter(|uuid| uuid != &[0; 16]),
-                _ => None,
-            },
+            features: request.option(code::IPXE).and_then(Features::of),
+            architecture,
+            uuid,
+            raspberry_pi: architecture == Some(41) || architecture == Some(0) && is_raspberry_pi(request.mac, uuid),
+            exchange: request.xid,
         }
     }
 
-    /// What goes with this machine's address.
-    pub(super) fn handout(&self) -> Handout {
+    /// The platform that its firmware is; `None` where none of ours is, or where it says two things at once.
+    #[must_use]
+    pub fn platform(&self) -> Option<Platform> {
+        if self.raspberry_pi {
+            return Some(Platform::RaspberryPi);
+        }
+        // An old ROM that says nothing about itself is a BIOS.
+        let (platform, by_http) = platform(self.architecture.unwrap_or(0))?;
+        (self.http || !by_http).then_some(platform)
+    }
+
+    /// What its iPXE cannot do and a boot from here needs, as far as it says.
+    #[must_use]
+    pub fn missing(&self) -> Option<Missing> {
+        let features = self.features?;
+        match (features.has(ISCSI), features.has(HTTP)) {
+            (false, _) => Some(Missing::Iscsi),
+            (_, false) => Some(Missing::Http),
+            _ => None,
+        }
+    }
+
+    /// What goes with this machine's address. `known` is what it did before.
+    pub(super) fn handout(&self, site: &Site, client: Option<&Client>, known: Known) -> Handout {
+        let loaders = site.guide.loaders();
+        let own = client.and_then(|client| client.start.loader.as_deref());
+        let loader = |platform: Platform| {
+            let of_all = loaders.of(platform)?;
+            let spare = of_all.spare.filter(|_| known.told >= ROUNDS && known.told.is_multiple_of(2));
+            Some(own.and_then(|name| loaders.named(name, platform)).or(spare).unwrap_or(of_all.name))
+        };
         match self {
-            Self { ipxe: true, .. } => Handout::Script,
-            Self { netboot: true, http, architecture, .. } => {
-                // An old ROM that says nothing about itself is a BIOS.
-                match (architecture.unwrap_or(0), http) {
-                    (0, false) => Handout::Loader(BIOS_LOADER),
-                    // 9 is "EBC" on paper; RFC 4578 had 7 and 9 the wrong way round, and x64 firmware sends either.
-                    (7 | 9, false) => Handout::Loader(UEFI_X64_LOADER),
-                    (7 | 9 | 16, true) => Handout::LoaderUrl(UEFI_X64_LOADER),
-                    (other, _) => Handout::NoLoader(other),
-                }
-            }
+            Self { ipxe: true, .. } => match self.missing().and(self.platform()).and_then(loader) {
+                Some(name) if known.chained < ROUNDS => Handout::Chain(name),
+                _ => Handout::Script,
+            },
+            Self { netboot: true, http, architecture, .. } => match self.platform().and_then(loader) {
+                Some(name) if *http => Handout::LoaderUrl(name),
+                Some(name) => Handout::Loader(name),
+                None if self.raspberry_pi => Handout::NoLoader(41),
+                None => Handout::NoLoader(architecture.unwrap_or(0)),
+            },
             _ => Handout::AddressOnly,
         }
+    }
+}
+
+fn is_raspberry_pi(mac: Mac, uuid: Option<[u8; 16]>) -> bool {
+    let [a, b, c, ..] = mac.octets();
+    let id = |uuid: [u8; 16]| {
+        let first: [u8; 4] = [uuid[0], uuid[1], uuid[2], uuid[3]];
+        let reversed = [uuid[3], uuid[2], uuid[1], uuid[0]];
+        let serial = uuid.chunks_exact(4).all(|part| part == first) && first != [0xff; 4];
+        serial || first == RASPBERRY_PI_ID || reversed == RASPBERRY_PI_ID
+    };
+    RASPBERRY_PI_OUIS.contains(&[a, b, c]) || uuid.is_some_and(id)
+}
+
+/// The platform of a client architecture, and whether it boots by HTTP alone (IANA, "Processor Architecture Types").
+fn platform(architecture: u16) -> Option<(Platform, bool)> {
+    Some(match architecture {
+        0 => (Platform::Bios, false),
+        6 => (Platform::Ia32, false),
+        // 9 is "EBC" on paper; RFC 4578 had 7 and 9 the wrong way round, and x64 firmware sends either.
+        7 | 9 => (Platform::X64, false),
+        // 21 and 22 are U-Boot's own words for itself, which runs UEFI programs too.
+        10 | 21 => (Platform::Arm32, false),
+        11 | 22 => (Platform::Arm64, false),
+        15 => (Platform::Ia32, true),
+        16 | 17 => (Platform::X64, true),
+        18 | 23 => (Platform::Arm32, true),
+        19 | 24 => (Platform::Arm64, true),
+        20 => (Platform::Bios, true),
+        25 => (Platform::RiscV32, false),
+        26 => (Platform::RiscV32, true),
+        27 => (Platform::RiscV64, false),
+        28 => (Platform::RiscV64, true),
+        29 => (Platform::RiscV128, false),
+        30 => (Platform::RiscV128, true),
+        37 => (Platform::LoongArch32, false),
+        38 => (Platform::LoongArch32, true),
+        39 => (Platform::LoongArch64, false),
+        40 => (Platform::LoongArch64, true),
+        41 => (Platform::RaspberryPi, false),
+        _ => return None,
+    })
+}
+
+/// iPXE's numbers for what it can do (`src/include/ipxe/features.h`): each is an option of one byte within option 175.
+const FEATURES: [(u8, &str); 11] = [
+    (ISCSI, "iSCSI"),
+    (0x12, "AoE"),
+    (HTTP, "HTTP"),
+    (0x14, "HTTPS"),
+    (0x17, "DNS"),
+    (0x18, "bzImage"),
+    (0x21, "PXE"),
+    (0x24, "EFI"),
+    (0x26, "VLAN"),
+    (0x27, "menu"),
+    (0x29, "NFS"),
+];
+const ISCSI: u8 = 0x11;
+const HTTP: u8 = 0x13;
+/// iPXE's version, three bytes.
+const VERSION: u8 = 0xeb;
+
+/// What an iPXE says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// Its version.
+    pub version: Option<[u8; 3]>,
+    /// Bit n: it has feature number n.
+    bits: u64,
+}
+
+impl Features {
+    /// Reads option 175; `None` where no feature is in it, which says nothing of any.
+    fn of(option: &[u8]) -> Option<Self> {
+        let mut features = Self { version: None, bits: 0 };
+        let mut rest = option;
+        while let [tag, len, tail @ ..] = rest {
+            let Some((value, tail)) = tail.split_at_checked(usize::from(*len)) else { break };
+            match (*tag, value) {
+                (VERSION, value) => features.version = value.first_chunk().copied(),
+                (0x10..0x40, [1, ..]) => features.bits |= 1 << tag,
+                _ => {}
+            }
+            rest = tail;
+        }
+        (features.bits != 0).then_some(features)
+    }
+
+    fn has(self, feature: u8) -> bool {
+        self.bits & 1 << feature != 0
+    }
+}
+
+impl fmt::Display for Features {
+    /// `1.0.0 with iSCSI, HTTP, bzImage`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some([major, minor, patch]) = self.version {
+            write!(f, "{major}.{minor}.{patch} ")?;
+        }
+        let names: Vec<&str> = FEATURES.iter().filter(|(bit, _)| self.has(*bit)).map(|(_, name)| *name).collect();
+        write!(f, "with {}", if names.is_empty() { "nothing that we know".to_owned() } else { names.join(", ") })
+    }
+}
+
+/// Something that an iPXE cannot do, and that a boot from here needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// Disks over iSCSI.
+    Iscsi,
+    /// Scripts by HTTP.
+    Http,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Iscsi => "iSCSI",
+            Self::Http => "HTTP",
+        })
     }
 }
 
@@ -98,15 +270,26 @@ pub(super) fn hand_out(
     machine: &Machine,
     client: Option<&Client>,
 ) -> Handout {
-    let (handout, item) = (machine.handout(), boot_item(request));
+    let known = site.guide.known(request.mac, request.kind, request.xid);
+    let (handout, item) = (machine.handout(site, client, known), boot_item(request));
     match handout {
         Handout::AddressOnly | Handout::NoLoader(_) => {}
         Handout::Loader(name) => {
             // Towards others these two would be a lie.
             reply.boot_file(site.server, name).option(code::VENDOR_CLASS, PXE_CLIENT);
-            if item.is_none() && (site.role == Role::Server || name == BIOS_LOADER) {
+            if machine.raspberry_pi {
+                reply.option(code::VENDOR, RASPBERRY_PI);
+            } else if item.is_none() && boots_from_file(site, machine, client, known) {
                 reply.option(code::VENDOR, &BOOT_FROM_FILE);
             }
+        }
+        // iPXE takes a bare name for a file of the TFTP server.
+        Handout::Chain(name) => {
+            reply.boot_file(site.server, name);
+            match site.role {
+                Role::Server => reply.option(code::IPXE, &NO_PROXY),
+                Role::Proxy => reply.option(code::VENDOR_CLASS, PXE_CLIENT),
+            };
         }
         Handout::LoaderUrl(name) => {
             reply.boot_file(site.server, &web::url(site.http(), name)).option(code::VENDOR_CLASS, HTTP_CLIENT);
@@ -131,6 +314,20 @@ pub(super) fn hand_out(
         reply.option(code::MACHINE_ID, uuid);
     }
     handout
+}
+
+/// Whether a machine is told to boot from the file that it is told, and to ask port 4011 no more.
+fn boots_from_file(site: &Site, machine: &Machine, client: Option<&Client>, known: Known) -> bool {
+    match client.map_or(Pxe::Auto, |client| client.start.pxe) {
+        Pxe::File => true,
+        Pxe::Binl => false,
+        Pxe::Auto => site.role == Role::Server || machine.platform() == Some(Platform::Bios) || known.file,
+    }
+}
+
+/// What an answer to this request will hand out.
+pub(super) fn handout(site: &Site, request: &Request, machine: &Machine, client: Option<&Client>) -> Handout {
+    machine.handout(site, client, site.guide.known(request.mac, request.kind, request.xid))
 }
 
 /// The boot server and layer that a machine asks for.
@@ -162,6 +359,8 @@ pub enum Handout {
     Loader(&'static str),
     /// The name of a loader, by HTTP.
     LoaderUrl(&'static str),
+    /// The name of a loader, by TFTP, to an iPXE that cannot do what is needed.
+    Chain(&'static str),
     /// The address of its script: iPXE runs already.
     Script,
     /// Nothing: there is no loader for this architecture.
@@ -174,6 +373,7 @@ impl fmt::Display for Handout {
             Self::AddressOnly => f.write_str("no boot file"),
             Self::Loader(name) => f.write_str(name),
             Self::LoaderUrl(name) => write!(f, "{name} by HTTP"),
+            Self::Chain(name) => write!(f, "{name} in place of its own iPXE"),
             Self::Script => f.write_str("its boot script"),
             Self::NoLoader(architecture) => {
                 write!(f, "no boot file: there is no loader for {}", architecture_name(*architecture))
@@ -189,24 +389,23 @@ impl Handout {
             return self.to_string();
         }
         let runs = if machine.ipxe { "iPXE, " } else { "" };
-        format!("{self} ({runs}{})", architecture_name(machine.architecture.unwrap_or(0)))
+        let mut text = format!("{self} ({runs}{})", architecture_name(machine.architecture.unwrap_or(0)));
+        if let Some(features) = machine.features {
+            text += &format!("; iPXE {features}");
+        }
+        if let Some(missing) = machine.missing() {
+            text += &format!(", and without {missing}");
+        }
+        text
     }
 }
 
 /// A client architecture in words (IANA, "Processor Architecture Types").
 #[must_use]
 pub fn architecture_name(architecture: u16) -> String {
-    let name = match architecture {
-        0 => "BIOS",
-        6 => "UEFI IA32",
-        7 | 9 => "UEFI x64",
-        10 => "UEFI ARM32",
-        11 => "UEFI ARM64",
-        15 => "UEFI IA32 by HTTP",
-        16 => "UEFI x64 by HTTP",
-        18 => "UEFI ARM32 by HTTP",
-        19 => "UEFI ARM64 by HTTP",
-        other => return format!("architecture {other}"),
-    };
-    name.to_owned()
+    let u_boot = if matches!(architecture, 21..=24) { ", U-Boot" } else { "" };
+    match platform(architecture) {
+        Some((platform, by_http)) => format!("{platform}{}{u_boot}", if by_http { " by HTTP" } else { "" }),
+        None => format!("architecture {architecture}"),
+    }
 }

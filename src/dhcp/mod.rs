@@ -7,6 +7,7 @@
 //! Not here: sockets and clocks (`net::dhcp`), what a machine boots (`fleet::policy`).
 
 mod boot;
+mod guide;
 mod leases;
 pub mod proxy;
 mod relay;
@@ -20,7 +21,8 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-pub use boot::{BIOS_LOADER, Handout, Machine, UEFI_X64_LOADER, architecture_name};
+pub use boot::{BIOS_LOADER, Features, Handout, Machine, Missing, UEFI_X64_LOADER, architecture_name};
+pub use guide::Guide;
 use leases::{Claim, Rules};
 pub use leases::{
     InSession, LeaseChange, Leases, MAX_OFFERS, MAX_OFFERS_OF_PORT, MAX_QUARANTINED, MAX_STRANGERS, NoAddress,
@@ -461,9 +463,13 @@ impl<'a> Exchange<'a> {
                     self.request.giaddr.is_unspecified() && self.leases.is_doubtful(*address, &self.holder, &self.rules)
                 }),
                 reply: Some(self.configuration(Answer::Offer, Some(address))),
-                ..Reason::Offered(address, self.asker.machine.handout()).into()
+                ..Reason::Offered(address, self.handout()).into()
             },
         }
+    }
+
+    fn handout(&self) -> Handout {
+        boot::handout(self.scope.site(), self.request, &self.asker.machine, self.client)
     }
 
     /// RFC 2131 §4.3.2.

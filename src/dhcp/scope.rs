@@ -4,6 +4,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
+use super::guide::Guide;
 use crate::fleet::lease::{MIN_LEASE, Subnet, netmask};
 use crate::fleet::{Naming, Pool};
 
@@ -27,6 +28,8 @@ pub struct Site {
     pub naming: Naming,
     /// Who gives the addresses.
     pub role: Role,
+    /// Which loaders there are, and what machines made of them.
+    pub guide: Guide,
 }
 
 impl Site {
@@ -67,6 +70,17 @@ impl Wire {
     #[must_use]
     pub fn site(&self) -> &Site {
         &self.site
+    }
+
+    /// The same, with these loaders.
+    #[must_use]
+    pub fn with_guide(self, guide: &Guide) -> Self {
+        let with = |scope: Scope| scope.with_guide(guide.clone());
+        Self {
+            site: Site { guide: guide.clone(), ..self.site },
+            local: self.local.map(with),
+            beyond: self.beyond.into_iter().map(with).collect(),
+        }
     }
 
     /// The subnet of the interface itself; `None` where we give no addresses on it.
@@ -128,7 +142,7 @@ impl Scope {
     /// # Errors
     /// A [`ScopeError`]; `config` reports most of them with their place before it comes to this.
     pub fn new(server: Ipv4Addr, prefix: u8, pool: Pool, http_port: u16, naming: Naming) -> Result<Self, ScopeError> {
-        let site = Site { server, http_port, naming, role: Role::Server };
+        let site = Site { server, http_port, naming, role: Role::Server, guide: Guide::default() };
         Self { site, within: server, prefix, pool }.checked()
     }
 
@@ -162,6 +176,13 @@ impl Scope {
     #[must_use]
     pub fn server(&self) -> Ipv4Addr {
         self.site.server
+    }
+
+    /// The same, with these loaders.
+    #[must_use]
+    pub fn with_guide(mut self, guide: Guide) -> Self {
+        self.site.guide = guide;
+        self
     }
 
     /// Where machines find us.

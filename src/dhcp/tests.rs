@@ -1,5 +1,7 @@
 //! Packets as real clients send them, hostile packets, and a lab's worth of random machines against a model.
 
+mod ways;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -43,6 +45,8 @@ fn client(text: &str, macs: &[u8], ip: Option<[u8; 4]>) -> Client {
         title: None,
         note: None,
         limit: None,
+        start: Default::default(),
+        data: None,
     }
 }
 

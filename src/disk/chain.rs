@@ -19,7 +19,7 @@ use super::vhd::wire::{Footer, Header, Kind, LocatorKind};
 use super::vhdx::Vhdx;
 use super::vhdx::engine::At;
 use super::vhdx::wire::{ParentLocator, SIGNATURE};
-use super::{Disk, PAGE, SECTOR, Stretch};
+use super::{Disk, PAGE, SECTOR, Sectors, Stretch};
 
 /// Layers that a chain may have. Each costs a lookup per request; more than this is a loop or an accident.
 pub const MAX_DEPTH: usize = 64;
@@ -213,7 +213,6 @@ impl Chain {
     }
 
     /// Opens a file that has no parent, on any media.
-    #[cfg(any(test, fuzzing))]
     pub(super) fn base_on(media: Box<dyn Media>, access: Access) -> Result<Self, DiskError> {
         let layer = open_layer(media, access)?;
         match layer {
@@ -289,12 +288,6 @@ impl Chain {
         }
     }
 
-    /// Flushes, and leaves a file that every reader of its format finds complete.
-    pub(super) fn close(&self) -> Result<(), DiskError> {
-        self.flush()?;
-        self.vhdx().map_or(Ok(()), Vhdx::close)
-    }
-
     /// What lies below.
     #[must_use]
     pub fn parent(&self) -> Option<&Arc<Chain>> {
@@ -362,63 +355,69 @@ impl Chain {
     pub fn resolve(&self, offset: u64, len: u64) -> Result<Vec<Extent<'_>>, DiskError> {
         self.check(offset, len)?;
         let mut extents = Vec::new();
-        let complete = self.resolve_into(offset, len, Wait::Block, &mut extents)?;
-        debug_assert!(complete);
+        let mut rest = Extents::new(self, offset, len, Wait::Block);
+        while let Some(extent) = rest.next()?.expect("it waits") {
+            extents.push(extent);
+        }
         Ok(extents)
     }
 
-    /// Adds the extents of a range; `false` if that would have to wait.
-    fn resolve_into<'a>(
-        &'a self,
-        offset: u64,
-        len: u64,
-        wait: Wait,
-        extents: &mut Vec<Extent<'a>>,
-    ) -> Result<bool, DiskError> {
-        match &*self.layer {
-            Layer::Flat(flat) => push(extents, Extent { len, at: Some((&*flat.media, offset)) }),
-            Layer::Sparse(sparse) => {
-                let Some(runs) = sparse.map_range(offset, len, wait)? else { return Ok(false) };
-                for run in runs {
-                    match run.at {
-                        Some(at) => push(extents, Extent { len: run.len, at: Some((sparse.media(), at)) }),
-                        None if !self.resolve_below(run.offset, run.len, wait, extents)? => return Ok(false),
-                        None => {}
-                    }
+    /// Where a range is, as far as that is told by one table entry or bitmap of each layer that is asked; `None` if a bitmap would
+    /// have to be waited for. Nothing is allocated and no lock is held when the next layer is asked.
+    fn extent_at(&self, offset: u64, mut len: u64, wait: Wait) -> Result<Option<Extent<'_>>, DiskError> {
+        let mut chain = self;
+        loop {
+            let at = match &*chain.layer {
+                Layer::Flat(_) => At::Here(offset),
+                Layer::Sparse(sparse) => {
+                    let Some(run) = sparse.run_at(offset, len, wait)? else { return Ok(None) };
+                    len = run.len;
+                    run.at.map_or(At::Below, At::Here)
                 }
-            }
-            Layer::Vhdx(vhdx) => {
-                let Some(runs) = vhdx.map_range(offset, len, wait)? else { return Ok(false) };
-                for run in runs {
-                    match run.at {
-                        At::Here(at) => push(extents, Extent { len: run.len, at: Some((vhdx.media(), at)) }),
-                        At::Zero => push(extents, Extent { len: run.len, at: None }),
-                        At::Below if !self.resolve_below(run.offset, run.len, wait, extents)? => return Ok(false),
-                        At::Below => {}
-                    }
+                Layer::Vhdx(vhdx) => {
+                    let Some(run) = vhdx.run_at(offset, len, wait)? else { return Ok(None) };
+                    len = run.len;
+                    run.at
                 }
+            };
+            match (at, &chain.parent) {
+                (At::Here(at), _) => return Ok(Some(Extent { len, at: Some((chain.media(), at)) })),
+                (At::Below, Some(parent)) if parent.size() > offset => {
+                    len = len.min(parent.size() - offset);
+                    chain = parent;
+                }
+                (At::Below | At::Zero, _) => return Ok(Some(Extent { len, at: None })),
             }
         }
-        Ok(true)
     }
 
-    /// The same for a range that this layer does not hold.
-    fn resolve_below<'a>(
-        &'a self,
+    /// Reads a range that has been checked, by `read`; `false` if that or a bitmap would have to be waited for.
+    fn read_extents(
+        &self,
         offset: u64,
-        len: u64,
+        bufs: &mut [IoSliceMut<'_>],
         wait: Wait,
-        extents: &mut Vec<Extent<'a>>,
+        read: impl Fn(&dyn Media, u64, &mut [IoSliceMut<'_>]) -> Result<bool, DiskError>,
     ) -> Result<bool, DiskError> {
-        let within = self.parent.as_ref().map_or(0, |parent| parent.size().saturating_sub(offset).min(len));
-        if let Some(parent) = &self.parent
-            && within > 0
-            && !parent.resolve_into(offset, within, wait, extents)?
+        let len = iovec::room(bufs);
+        let mut rest = Extents::new(self, offset, len, wait);
+        let Some(mut next) = rest.next()? else { return Ok(false) };
+        // Most requests are in one place, and the caller's buffers serve as they are.
+        if let Some(Extent { len: all, at: Some((media, at)) }) = next
+            && all == len
         {
-            return Ok(false);
+            return read(media, at, bufs);
         }
-        if within < len {
-            push(extents, Extent { len: len - within, at: None });
+        let mut scatter = Scatter::new(bufs);
+        while let Some(extent) = next {
+            let mut bufs = scatter.take(extent.len);
+            match extent.at {
+                Some((media, at)) if !read(media, at, &mut bufs)? => return Ok(false),
+                Some(_) => {}
+                None => bufs.iter_mut().for_each(|buf| buf.fill(0)),
+            }
+            let Some(found) = rest.next()? else { return Ok(false) };
+            next = found;
         }
         Ok(true)
     }
@@ -511,41 +510,23 @@ impl Disk for Chain {
         }
     }
 
+    fn sectors(&self) -> Sectors {
+        self.vhdx().map_or_else(Sectors::default, |vhdx| {
+            let (logical, physical) = (vhdx.metadata().logical_sector, vhdx.metadata().physical_sector);
+            Sectors { logical, physical }
+        })
+    }
+
     fn try_read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
-        let len = iovec::room(bufs);
-        self.check(offset, len)?;
-        let mut extents = Vec::new();
-        if !self.resolve_into(offset, len, Wait::Never, &mut extents)? {
-            return Ok(false);
-        }
-        if let [Extent { at: Some((media, at)), .. }] = extents[..] {
-            return media.try_read(at, bufs);
-        }
-        let mut scatter = Scatter::new(bufs);
-        for extent in extents {
-            let mut bufs = scatter.take(extent.len);
-            match extent.at {
-                Some((media, at)) if !media.try_read(at, &mut bufs)? => return Ok(false),
-                Some(_) => {}
-                None => bufs.iter_mut().for_each(|buf| buf.fill(0)),
-            }
-        }
-        Ok(true)
+        self.check(offset, iovec::room(bufs))?;
+        self.read_extents(offset, bufs, Wait::Never, |media, at, bufs| media.try_read(at, bufs))
     }
 
     fn read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DiskError> {
-        let extents = self.resolve(offset, iovec::room(bufs))?;
-        if let [Extent { at: Some((media, at)), .. }] = extents[..] {
-            return media.read(at, bufs);
-        }
-        let mut scatter = Scatter::new(bufs);
-        for extent in extents {
-            let mut bufs = scatter.take(extent.len);
-            match extent.at {
-                Some((media, at)) => media.read(at, &mut bufs)?,
-                None => bufs.iter_mut().for_each(|buf| buf.fill(0)),
-            }
-        }
+        self.check(offset, iovec::room(bufs))?;
+        let complete =
+            self.read_extents(offset, bufs, Wait::Block, |media, at, bufs| media.read(at, bufs).map(|()| true))?;
+        debug_assert!(complete, "it waits");
         Ok(())
     }
 
@@ -603,6 +584,11 @@ impl Disk for Chain {
             Layer::Sparse(sparse) => sparse.flush(),
             Layer::Vhdx(vhdx) => vhdx.flush(),
         }
+    }
+
+    fn close(&self) -> Result<(), DiskError> {
+        self.flush()?;
+        self.vhdx().map_or(Ok(()), Vhdx::close)
     }
 
     fn read_only(&self) -> bool {
@@ -730,22 +716,54 @@ impl Flat {
     }
 }
 
-/// Adds an extent, or lengthens the last one where it goes on.
-fn push<'a>(extents: &mut Vec<Extent<'a>>, new: Extent<'a>) {
-    if let Some(last) = extents.last_mut() {
-        let goes_on = match (last.at, new.at) {
+/// The extents of a range, one after another, neighbours joined.
+struct Extents<'a> {
+    chain: &'a Chain,
+    offset: u64,
+    end: u64,
+    wait: Wait,
+    /// Found to be no part of the extent before it.
+    found: Option<Extent<'a>>,
+}
+
+impl<'a> Extents<'a> {
+    /// The caller has checked the range.
+    fn new(chain: &'a Chain, offset: u64, len: u64, wait: Wait) -> Self {
+        Self { chain, offset, end: offset + len, wait, found: None }
+    }
+
+    /// The next extent, or `None` inside where the range ends; `None` if a bitmap would have to be waited for.
+    #[expect(clippy::option_option, reason = "the end is no failure, and to wait is no end")]
+    fn next(&mut self) -> Result<Option<Option<Extent<'a>>>, DiskError> {
+        let mut extent = self.found.take();
+        while self.offset < self.end {
+            let Some(next) = self.chain.extent_at(self.offset, self.end - self.offset, self.wait)? else {
+                return Ok(None);
+            };
+            self.offset += next.len;
+            match &mut extent {
+                None => extent = Some(next),
+                Some(last) if last.goes_on_in(&next) => last.len += next.len,
+                Some(_) => {
+                    self.found = Some(next);
+                    break;
+                }
+            }
+        }
+        Ok(Some(extent))
+    }
+}
+
+impl Extent<'_> {
+    fn goes_on_in(&self, next: &Self) -> bool {
+        match (self.at, next.at) {
             (None, None) => true,
-            (Some((file, at)), Some((new_file, new_at))) => {
-                std::ptr::addr_eq(file, new_file) && at + last.len == new_at
+            (Some((file, at)), Some((next_file, next_at))) => {
+                std::ptr::addr_eq(file, next_file) && at + self.len == next_at
             }
             _ => false,
-        };
-        if goes_on {
-            last.len += new.len;
-            return;
         }
     }
-    extents.push(new);
 }
 
 /// Opens one file by what it holds: a VHD, or else raw.

@@ -8,7 +8,7 @@
 //! the image, and can be read by whoever looks at the file, whether or not a process runs.
 
 use std::fs;
-use std::io::{self, IoSliceMut, Write};
+use std::io::{self, IoSliceMut};
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::DiskError;
-use super::file::{Access, File, Media, sync_folder_of};
+use super::file::{Access, File, Media, remove, rename, sync_folder_of, write_whole};
 
 /// Bytes that are hashed between two looks at the clock and at whether to go on.
 pub const STEP: u64 = 4 << 20;
@@ -185,16 +185,12 @@ impl Checksum {
         temp.push(format!(".{}", std::process::id()));
         let temp = PathBuf::from(temp);
         let text = serde_json::to_string_pretty(self).expect("numbers and texts are always JSON") + "\n";
-        let written = fs::File::create(&temp).and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&temp, &path)
-        });
+        let written = write_whole(&temp, text.as_bytes()).and_then(|()| rename(&temp, &path));
         if written.is_err() {
             // It says nothing that the error does not.
-            let _ = fs::remove_file(&temp);
+            let _ = remove(&temp);
         }
-        written.map_err(|error| DiskError::io(&path, "write", error))?;
+        written?;
         sync_folder_of(&path)
     }
 }
@@ -248,6 +244,7 @@ pub fn hash(path: &Path, step: &mut dyn FnMut(u64, u64) -> ControlFlow<()>) -> R
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::fs::FileExt;
 
     use super::*;

@@ -46,11 +46,32 @@ const PAGE: usize = 4096;
 static CLOCK: AtomicU64 = AtomicU64::new(0);
 
 /// A moment that later events come after.
+#[cfg(test)]
 pub(super) fn now() -> u64 {
     CLOCK.load(Ordering::SeqCst)
 }
 
 impl Contents {
+    /// These bytes; pages of zeros are holes.
+    #[cfg(test)]
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        let mut contents = Self { len: bytes.len() as u64, pages: BTreeMap::new() };
+        for (page, bytes) in (0u64..).zip(bytes.chunks(PAGE)).filter(|(_, bytes)| bytes.iter().any(|&byte| byte != 0)) {
+            contents.write(page * PAGE as u64, bytes);
+        }
+        contents
+    }
+
+    /// Puts them into a new file.
+    #[cfg(test)]
+    pub(super) fn store(&self, file: &std::fs::File) {
+        use std::os::unix::fs::FileExt;
+        for (page, bytes) in &self.pages {
+            file.write_all_at(&bytes[..], page * PAGE as u64).unwrap();
+        }
+        file.set_len(self.len).unwrap();
+    }
+
     fn page_pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
         let mut done = 0;
         std::iter::from_fn(move || {
@@ -152,10 +173,12 @@ impl Double {
     }
 
     /// What happened since the double was made, each event with its place among those of all doubles.
+    #[cfg(test)]
     pub(super) fn events(&self) -> Vec<(u64, Event)> {
         self.0.lock().unwrap().events.clone()
     }
 
+    #[cfg(test)]
     pub(super) fn break_now(&self, broken: bool) {
         self.0.lock().unwrap().broken = broken;
     }

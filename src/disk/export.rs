@@ -19,10 +19,11 @@ use super::chain::Chain;
 use super::copy::{CHUNK, each_run, runs};
 use super::error::DiskError;
 use super::file::{File, Media, sync_folder_of, write_all};
+use super::import::NoVhd;
+use super::vhd::Builder;
 use super::vhd::create::TempFile;
 use super::vhd::sparse::{ALIGN, Sparse, Wait};
 use super::vhd::wire::{ABSENT, BLOCK_SIZE, FOOTER, Footer, HEADER, Header, Kind, Locator, LocatorKind, NewHeader};
-use super::vhd::{Builder, MAX_SIZE};
 use super::vhdx::Vhdx;
 use super::vhdx::create::{Spec, copy_structures, create_on, fill};
 use super::vhdx::engine::At;
@@ -108,13 +109,13 @@ pub enum ExportError {
         /// What is there.
         path: PathBuf,
     },
-    /// Too large for the format.
-    #[error("{}: {} GiB are too many for a VHD, which ends at 2040 GiB: export it as raw", path.display(), size >> 30)]
-    TooLarge {
+    /// It is no disk that a VHD could hold.
+    #[error("{}: {why}: export it as vhdx or raw", path.display())]
+    NoVhd {
         /// The disk.
         path: PathBuf,
-        /// Its capacity in bytes.
-        size: u64,
+        /// Why.
+        why: NoVhd,
     },
     /// The format cannot be written, or not as a chain.
     #[error("{}: {what}", path.display())]
@@ -149,8 +150,10 @@ pub fn flatten(
 ) -> Result<Exported, ExportError> {
     let size = disk.size();
     check_place(disk, into, replace)?;
-    if matches!(format, ExportFormat::Vhd | ExportFormat::VhdFixed) && size > MAX_SIZE {
-        return Err(ExportError::TooLarge { path: disk.path().into(), size });
+    if matches!(format, ExportFormat::Vhd | ExportFormat::VhdFixed)
+        && let Some(why) = NoVhd::of(disk)
+    {
+        return Err(ExportError::NoVhd { path: disk.path().into(), why });
     }
     let temp = TempFile::beside(into)?;
     match format {
@@ -170,7 +173,7 @@ pub fn flatten(
         }
         ExportFormat::Vhdx => {
             let block_size = u32::try_from(CHUNK).expect("2 MiB");
-            create_on(&temp.file, &Spec { block_size, ..Spec::dynamic(size) })?;
+            create_on(&temp.file, &Spec { block_size, ..Spec::of(disk, size) })?;
             fill(&temp.file, &mut |to| {
                 each_run(disk, 0..size, progress, &mut |at, run| to.write(at, &[IoSlice::new(run)]))
             })?;

@@ -12,8 +12,12 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
+#[cfg(test)]
+use super::double::Event;
 use super::error::DiskError;
 use super::iovec;
+#[cfg(test)]
+use super::witness;
 
 /// Buffers that one system call takes (`UIO_MAXIOV`).
 const MAX_BUFS: usize = 1024;
@@ -165,7 +169,11 @@ impl File {
             Access::Peek => Ok(()),
         };
         match lock {
-            Ok(()) => Ok(Self { file, path: path.into(), nowait: AtomicU8::new(NOWAIT_WORKS) }),
+            Ok(()) => {
+                #[cfg(test)]
+                witness::opened(path, &file);
+                Ok(Self { file, path: path.into(), nowait: AtomicU8::new(NOWAIT_WORKS) })
+            }
             Err(TryLockError::WouldBlock) => Err(DiskError::Locked { path: path.into() }),
             Err(TryLockError::Error(source)) => Err(DiskError::io(path, "lock", source)),
         }
@@ -224,7 +232,10 @@ impl Media for File {
     }
 
     fn set_len(&self, len: u64) -> Result<(), DiskError> {
-        self.file.set_len(len).map_err(|source| self.error("resize", source))
+        self.file.set_len(len).map_err(|source| self.error("resize", source))?;
+        #[cfg(test)]
+        witness::changed(&self.file, || Event::SetLen(len));
+        Ok(())
     }
 
     fn try_read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
@@ -278,6 +289,8 @@ impl Media for File {
     }
 
     fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
+        #[cfg(test)]
+        let all = bufs;
         let mut bufs: Vec<_> = bufs.iter().filter(|buf| !buf.is_empty()).map(|buf| IoSlice::new(buf)).collect();
         let mut bufs = &mut bufs[..];
         let mut at = offset;
@@ -291,6 +304,8 @@ impl Media for File {
             at += written as u64;
             IoSlice::advance_slices(&mut bufs, written);
         }
+        #[cfg(test)]
+        witness::changed(&self.file, || Event::Write(offset, Ok(all.iter().flat_map(|buf| buf.to_vec()).collect())));
         Ok(())
     }
 
@@ -300,7 +315,11 @@ impl Media for File {
         }
         // The kernel zeroes the edges of a hole that are no whole blocks.
         match rustix::fs::fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                #[cfg(test)]
+                witness::changed(&self.file, || Event::Write(offset, Err(len)));
+                return Ok(());
+            }
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
             Err(errno) => return Err(self.error("punch a hole", errno)),
         }
@@ -314,7 +333,10 @@ impl Media for File {
     }
 
     fn sync(&self) -> Result<(), DiskError> {
-        self.file.sync_data().map_err(|source| self.error("flush", source))
+        self.file.sync_data().map_err(|source| self.error("flush", source))?;
+        #[cfg(test)]
+        witness::changed(&self.file, || Event::Sync);
+        Ok(())
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<u64>, DiskError> {
@@ -369,6 +391,8 @@ pub fn remove(path: &Path) -> Result<(), DiskError> {
         Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(DiskError::io(path, "remove", source)),
         _ => {}
     }
+    #[cfg(test)]
+    witness::removed(path);
     if let Ok(file) = open {
         close_later(file);
     }
@@ -385,13 +409,53 @@ pub(super) fn close_later(file: fs::File) {
     }
 }
 
+/// Makes a file of these bytes, and flushes it; one that is there is written over. Its name is as durable as its folder.
+///
+/// # Errors
+/// The system's, or [`DiskError::Locked`].
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+    let file = File::open_or_create(path)?;
+    file.set_len(0)?;
+    write_all(&file, 0, bytes)?;
+    file.sync()
+}
+
+/// Gives a file, or a folder, another name; what had that name is gone then.
+///
+/// # Errors
+/// The system's.
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), DiskError> {
+    fs::rename(from, to).map_err(|source| DiskError::io(to, "rename into place", source))?;
+    #[cfg(test)]
+    witness::renamed(from, to);
+    Ok(())
+}
+
+/// Gives a file a second name, which must be free.
+///
+/// # Errors
+/// The system's.
+pub(super) fn link(from: &Path, to: &Path) -> Result<(), DiskError> {
+    fs::hard_link(from, to).map_err(|source| DiskError::io(to, "link", source))?;
+    #[cfg(test)]
+    witness::linked(from, to);
+    Ok(())
+}
+
 /// Makes the entries of a folder durable, so that a rename in it survives power loss.
 ///
 /// # Errors
 /// The system's.
 pub fn sync_folder_of(path: &Path) -> Result<(), DiskError> {
-    let folder = folder_of(path);
-    fs::File::open(folder).and_then(|dir| dir.sync_all()).map_err(|source| DiskError::io(folder, "flush", source))
+    sync_folder(folder_of(path))
+}
+
+/// The same for the folder itself.
+pub(super) fn sync_folder(folder: &Path) -> Result<(), DiskError> {
+    fs::File::open(folder).and_then(|dir| dir.sync_all()).map_err(|source| DiskError::io(folder, "flush", source))?;
+    #[cfg(test)]
+    witness::flushed_folder(folder);
+    Ok(())
 }
 
 /// The folder that a path lies in.

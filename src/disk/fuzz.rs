@@ -15,6 +15,7 @@ use super::file::{Access, Media, read_vec, write_all};
 use super::vhd::create::write_child;
 use super::vhd::wire::FOOTER;
 use super::vhd::{Builder, Footer, Header, Kind, Layout, NewChild};
+use super::vhdx::{self, Spec, wire};
 use super::{Disk, SECTOR};
 
 /// Sectors of the disks here: two and a half blocks.
@@ -97,7 +98,125 @@ pub fn fuzz(data: &[u8]) {
     }
     look_for_parents(&file);
     let below = below.as_ref().map(parent);
-    examine(&file, below.as_ref(), edits.is_empty() && choice & 0x20 == 0);
+    examine(&file, below.as_ref(), edits.is_empty() && choice & 0x20 == 0, by_the_book);
+}
+
+/// A VHDX, dynamic or, over a dynamic one, differencing, with a mixture of sectors.
+fn sound_vhdx(child: bool) -> Sound {
+    let master = Double::new(0);
+    let spec = Spec { block_size: 1 << 20, ..Spec::dynamic(SECTORS * SECTOR) };
+    vhdx::create::create_on(&master, &spec).expect("a size that can be");
+    let disk = Chain::base_on(Box::new(master.clone()), Access::Write).expect("a new disk opens");
+    let fill = |disk: &Chain, sectors: &mut dyn Iterator<Item = u64>, byte: u8| {
+        sectors
+            .for_each(|sector| disk.write(sector * SECTOR, &[IoSlice::new(&[byte; 512])]).expect("a double takes all"));
+    };
+    fill(&disk, &mut (0..9).chain([4096]), 0xee);
+    drop(disk);
+    if !child {
+        return Sound { file: master.contents(), parent: None };
+    }
+    let parent = parent(&master.contents());
+    let file = Double::new(0);
+    let new = vhdx::create::NewChild { block_size: 1 << 20, ..Default::default() };
+    vhdx::create::write_child(&file, &parent, ".\\master.vhdx", "/master.vhdx", new).expect("a sound parent");
+    let disk = Chain::child_on(Box::new(file.clone()), parent, None).expect("a new child opens");
+    fill(&disk, &mut (0..200).step_by(3).chain([4095, 4097, SECTORS - 1]), 7);
+    disk.zero(6000 * SECTOR, 9 * SECTOR).expect("a double takes all");
+    drop(disk);
+    Sound { file: file.contents(), parent: Some(master.contents()) }
+}
+
+/// The same as [`fuzz`], of a VHDX.
+///
+/// The lowest bit of the first byte chooses the disk (dynamic, child), and others whether checksums are put right and whether the
+/// file is cut; each four that follow are a place and the byte that is put there.
+pub fn fuzz_vhdx(data: &[u8]) {
+    let Some((&choice, edits)) = data.split_first() else { return };
+    let Sound { file, parent: below } = sound_vhdx(choice & 1 == 1);
+    let file = Double::holding(file);
+    let (header, ..) = wire::Header::read(&file).expect("a sound disk");
+    let (regions, _) = wire::Regions::read(&file, &header).expect("a sound disk");
+    let (bat, metadata) = (regions.bat.start, regions.metadata.start);
+    let bits = by_number(&file, bat + CHUNK_BLOCKS * 8, 8) >> 20 << 20;
+    for edit in edits.chunks_exact(4).take(64) {
+        let (place, byte) = (u64::from(u16::from_be_bytes([edit[1], edit[2]])), edit[3]);
+        let at = match edit[0] % 8 {
+            n @ (0 | 1) => wire::HEADERS[usize::from(n)] + place % 80,
+            n @ (2 | 3) => REGION_TABLES[usize::from(n - 2)] + place % 80,
+            4 => metadata + place % 224,
+            5 => metadata + (64 << 10) + place % 400,
+            6 => bat + if place.is_multiple_of(3) { CHUNK_BLOCKS * 8 + place % 8 } else { place % 48 },
+            _ if bits == 0 => place % 16, // no bits: the file's signature
+            _ => bits + place % 1300,
+        };
+        write_all(&file, at, &[byte]).expect("a double takes all");
+    }
+    if choice & 0x10 != 0 {
+        wire::HEADERS.into_iter().for_each(|at| seal_vhdx(&file, at, 4096));
+        REGION_TABLES.into_iter().for_each(|at| seal_vhdx(&file, at, 64 << 10));
+    }
+    if choice & 0x20 != 0 {
+        let len = file.len().expect("a double's length");
+        let keep = u64::from(data.last().copied().unwrap_or(0)) * (len / 256) + u64::from(choice);
+        file.set_len(keep.min(len)).expect("a double takes all");
+    }
+    let below = below.as_ref().map(parent);
+    examine(&file, below.as_ref(), edits.is_empty() && choice & 0x20 == 0, by_the_book_of_vhdx);
+}
+
+/// Blocks of 1 MiB that a bitmap block tells of, in sectors of 512 bytes.
+const CHUNK_BLOCKS: u64 = 4096;
+/// Where the region tables are.
+const REGION_TABLES: [u64; 2] = [192 << 10, 256 << 10];
+
+fn seal_vhdx(file: &Double, at: u64, len: usize) {
+    let Ok(mut bytes) = read_vec(file, at, len) else { return };
+    bytes[4..8].fill(0);
+    let sum = crc32c::crc32c(&bytes);
+    write_all(file, at + 4, &sum.to_le_bytes()).expect("a double takes all");
+}
+
+/// A little-endian number of the file.
+fn by_number(file: &Double, at: u64, len: usize) -> u64 {
+    let bytes = read_vec(file, at, len).expect("a disk that opened has its structures");
+    bytes.iter().rev().fold(0u64, |number, &byte| number << 8 | u64::from(byte))
+}
+
+/// A sector as \[MS-VHDX\] defines it (2.5.1), by the places and the sizes that the headers give and nothing else of the code under test.
+fn by_the_book_of_vhdx(file: &Double, disk: &Chain, parent: Option<&Arc<Chain>>, sector: u64) -> Option<Vec<u8>> {
+    if disk.vhdx().is_none() {
+        // Without its signature it is a raw disk.
+        return read_sector(disk, sector);
+    }
+    let (header, ..) = wire::Header::read(file).expect("a disk that opened has a header");
+    let (regions, _) = wire::Regions::read(file, &header).expect("a disk that opened has regions");
+    let metadata = wire::Metadata::read(file, &regions.metadata).expect("a disk that opened has metadata");
+    let (block_size, unit) = (u64::from(metadata.block_size), u64::from(metadata.logical_sector));
+    let ratio = (1 << 23) * unit / block_size;
+    let (block, within) = (sector * SECTOR / block_size, sector * SECTOR % block_size);
+    let word = |index: u64| by_number(file, regions.bat.start + index * 8, 8);
+    let entry = word(block + block / ratio);
+    let place = entry >> 20 << 20;
+    let from_below = || match parent {
+        Some(parent) if sector * SECTOR < parent.size() => read_sector(parent, sector),
+        _ => Some(vec![0; 512]),
+    };
+    match entry & 7 {
+        0 => from_below(),
+        2 => Some(vec![0; 512]),
+        6 => read_vec(file, place + within, 512).ok(),
+        7 => {
+            let bits = word(block / ratio * (ratio + 1) + ratio) >> 20 << 20;
+            let bit = sector * SECTOR / unit % (1 << 23);
+            match by_number(file, bits + bit / 8, 1) >> (bit % 8) & 1 {
+                1 => read_vec(file, place + within, 512).ok(),
+                _ => from_below(),
+            }
+        }
+        // Undefined, or unmapped: any contents will do.
+        _ => read_sector(disk, sector),
+    }
 }
 
 /// The parts that do not need the whole disk to be sound.
@@ -110,8 +229,11 @@ fn look_for_parents(file: &Double) {
     }
 }
 
+/// Reads a sector of a file that was opened as this disk, over this parent, as the format's specification says.
+type Book = fn(&Double, &Chain, Option<&Arc<Chain>>, u64) -> Option<Vec<u8>>;
+
 /// Holds a disk to the oracle, if it opens.
-fn examine(file: &Double, parent: Option<&Arc<Chain>>, must_open: bool) {
+fn examine(file: &Double, parent: Option<&Arc<Chain>>, must_open: bool, book: Book) {
     let open = |file: &Double, access| match parent {
         Some(parent) => Chain::child_on(Box::new(file.clone()), Arc::clone(parent), None),
         None => Chain::base_on(Box::new(file.clone()), access),
@@ -133,7 +255,7 @@ fn examine(file: &Double, parent: Option<&Arc<Chain>>, must_open: bool) {
     let all = |disk: &Chain| looked_at.iter().map(|&sector| read_sector(disk, sector)).collect::<Vec<_>>();
     let mut wanted = all(&disk);
     for (&sector, found) in looked_at.iter().zip(&wanted) {
-        assert_eq!(found, &by_the_book(&copy, &disk, parent, sector), "sector {sector}");
+        assert_eq!(found, &book(&copy, &disk, parent, sector), "sector {sector}");
     }
     if disk.read_only() {
         return;
@@ -154,7 +276,7 @@ fn examine(file: &Double, parent: Option<&Arc<Chain>>, must_open: bool) {
         let disk = open(&copy, Access::Read).expect("what was written by us opens again");
         assert_eq!(all(&disk), wanted, "opened again");
         for (&sector, found) in looked_at.iter().zip(&wanted) {
-            assert_eq!(found, &by_the_book(&copy, &disk, parent, sector), "sector {sector} in the end");
+            assert_eq!(found, &book(&copy, &disk, parent, sector), "sector {sector} in the end");
         }
     }
 }
@@ -208,11 +330,19 @@ mod tests {
         ) {
             fuzz(&[&[choice][..], &edits.concat()].concat());
         }
+
+        #[test]
+        fn a_damaged_vhdx_is_refused_or_still_reads_and_writes_by_the_book(
+            choice in any::<u8>(), edits in proptest::collection::vec(any::<[u8; 4]>(), 0..5),
+        ) {
+            fuzz_vhdx(&[&[choice][..], &edits.concat()].concat());
+        }
     }
 
     #[test]
     fn sound_disks_pass_and_a_single_wrong_bit_of_a_mapping_is_seen_by_the_oracle() {
         (0..3).for_each(|choice| fuzz(&[choice]));
+        (0..2).for_each(|choice| fuzz_vhdx(&[choice]));
         let Sound { file, parent: below } = sound(1);
         let file = Double::holding(file);
         let below = below.as_ref().map(parent);

@@ -2,7 +2,9 @@
 //!
 //! A master is a *dynamic VHD*: only blocks that hold data are in the file, each with an all-ones bitmap and its data on
 //! a 4 KiB boundary, and pages of zeros inside of a block stay holes. So it is about as large as what is in it, reads as
-//! fast as a raw file, and other tools open it. Where its name ends in `.vhdx` it is a dynamic VHDX of the same kind. It is written beside its place, flushed, made read-only and renamed.
+//! fast as a raw file, and other tools open it. Or it is a dynamic VHDX of the same kind: where that is asked for, or the
+//! disk cannot be a VHD. A VHDX that was made of a VHDX has its sectors; of anything else, 512 bytes on 4096, as Windows
+//! makes it. It is written beside its place, flushed, made read-only and renamed.
 
 use std::fs;
 use std::io::IoSlice;
@@ -15,8 +17,9 @@ use super::Disk;
 use super::chain::Chain;
 use super::copy::{Take, each_run};
 use super::error::DiskError;
-use super::file::{Access, Media};
+use super::file::{Access, Media, rename, sync_folder, sync_folder_of};
 use super::inspect::{DiskFormat, Foreign, identify};
+use super::names::{self, Format};
 use super::qemu::{self, ByQemu, QemuError};
 use super::vhd::create::TempFile;
 use super::vhd::wire::BLOCK_SIZE;
@@ -70,13 +73,13 @@ pub enum ImportError {
         /// The source.
         path: PathBuf,
     },
-    /// Too large for the format.
-    #[error("{}: {} GiB are too many: a VHD ends at 2040 GiB", path.display(), size >> 30)]
-    TooLarge {
+    /// It is to be a VHD, and cannot be one.
+    #[error("{}: {why}", path.display())]
+    NoVhd {
         /// The source.
         path: PathBuf,
-        /// Its capacity in bytes.
-        size: u64,
+        /// Why.
+        why: NoVhd,
     },
     /// There is a master at this place already; masters never change.
     #[error("{}: is there already, and a master never changes", path.display())]
@@ -86,14 +89,85 @@ pub enum ImportError {
     },
 }
 
+/// Why a disk cannot be a VHD.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum NoVhd {
+    /// It has so many bytes.
+    #[error("{} GiB are too many for a VHD, which ends at 2040 GiB", .0 >> 30)]
+    TooLarge(u64),
+    /// Its logical sectors have so many bytes.
+    #[error("its sectors have {0} bytes, and those of a VHD have 512")]
+    Sectors(u32),
+}
+
+impl NoVhd {
+    /// Why this disk cannot be a VHD, if it cannot.
+    #[must_use]
+    pub fn of(disk: &dyn Disk) -> Option<Self> {
+        match disk.sectors().logical {
+            512 => (disk.size() > MAX_SIZE).then(|| Self::TooLarge(disk.size())),
+            sector => Some(Self::Sectors(sector)),
+        }
+    }
+}
+
+/// The master that [`import_fitting`] made.
+#[derive(Debug)]
+pub struct Fitted {
+    /// Its file.
+    pub path: PathBuf,
+    /// Why it is no VHD.
+    pub why: Option<NoVhd>,
+    /// The rest.
+    pub imported: Imported,
+}
+
+/// Where a master is to be made.
+#[derive(Debug, Clone, Copy)]
+enum Wanted<'a> {
+    /// Here; the file's name says in which format.
+    At(&'a Path),
+    /// As the file of this stem, in the format that fits.
+    Fitting(&'a Path),
+}
+
+impl Wanted<'_> {
+    /// What is in the way.
+    fn taken(self) -> Option<PathBuf> {
+        match self {
+            Self::At(path) => path.exists().then(|| path.to_owned()),
+            Self::Fitting(stem) => names::find(stem),
+        }
+    }
+
+    /// A name beside it.
+    fn beside(self, extension: &str) -> PathBuf {
+        let (Self::At(path) | Self::Fitting(path)) = self;
+        path.with_extension(extension)
+    }
+}
+
 /// Makes a master of a disk file (with its parents, if it has any): of one that is read here, or that `qemu-img` reads
-/// where it is installed. `progress` is told bytes done and bytes in all, as the disk counts them, now and then.
+/// where it is installed. It is a VHDX if the name `into` ends in `vhdx`, else a VHD. `progress` is told bytes done and bytes
+/// in all, as the disk counts them, now and then.
 ///
 /// # Errors
 /// See [`ImportError`]. Nothing is left behind at `into`.
 pub fn import(source: &Path, into: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Imported, ImportError> {
-    if into.exists() {
-        return Err(ImportError::Exists { path: into.into() });
+    make_any(source, Wanted::At(into), progress).map(|fitted| fitted.imported)
+}
+
+/// The same as the file of this [stem](names): a VHD where the disk can be one, else a VHDX.
+///
+/// # Errors
+/// As [`import`].
+pub fn import_fitting(source: &Path, stem: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Fitted, ImportError> {
+    make_any(source, Wanted::Fitting(stem), progress)
+}
+
+fn make_any(source: &Path, into: Wanted<'_>, progress: &mut dyn FnMut(u64, u64)) -> Result<Fitted, ImportError> {
+    if let Some(path) = into.taken() {
+        return Err(ImportError::Exists { path });
     }
     match identify(source)? {
         Ok(format) => make(source, format, source, into, progress),
@@ -108,14 +182,24 @@ pub fn import(source: &Path, into: &Path, progress: &mut dyn FnMut(u64, u64)) ->
     }
 }
 
+/// Makes the folder in which an import was prepared the image's, with all that lies in it: it is there whole, durably, or not at all.
+///
+/// # Errors
+/// The system's; a folder that is there already and holds something among them.
+pub fn place(prepared: &Path, folder: &Path) -> Result<(), DiskError> {
+    sync_folder(prepared)?;
+    rename(prepared, folder)?;
+    sync_folder_of(folder)
+}
+
 /// Has `qemu-img` make a raw disk beside the master, and the master of that.
 fn by_qemu(
     source: &Path,
     format: ByQemu,
-    into: &Path,
+    into: Wanted<'_>,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Imported, ImportError> {
-    let raw = TempFile::beside(&into.with_extension("raw"))?;
+) -> Result<Fitted, ImportError> {
+    let raw = TempFile::beside(&into.beside("raw"))?;
     // Half of the way is each of the two copies; how long the disk is, is known as soon as the first has begun.
     qemu::convert(source, format, raw.temp_path(), &mut |hundredths| {
         let size = raw.file.len().unwrap_or_default();
@@ -135,21 +219,27 @@ fn make(
     path: &Path,
     format: DiskFormat,
     source: &Path,
-    into: &Path,
+    into: Wanted<'_>,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Imported, ImportError> {
+) -> Result<Fitted, ImportError> {
     // What we have just made is locked by us already.
-    let vhdx = into.extension().is_some_and(|extension| extension == "vhdx");
     let access = if path == source { Access::Read } else { Access::Peek };
-    let disk = match Chain::open(path, access) {
-        // The capacity of a VHD is checked as its footer is read; others go further.
-        Ok(disk) if disk.size() > MAX_SIZE && !vhdx => {
-            return Err(ImportError::TooLarge { path: source.into(), size: disk.size() });
+    let disk = Chain::open(path, access)?;
+    let why = NoVhd::of(&disk);
+    let (target, into) = match into {
+        Wanted::At(path) => (Format::of_name(path).unwrap_or_default(), path.to_owned()),
+        Wanted::Fitting(stem) => {
+            let target = if why.is_some() { Format::Vhdx } else { Format::Vhd };
+            (target, names::path(stem, target))
         }
-        disk => disk?,
     };
-    let size = disk.size().next_multiple_of(SIZE_UNIT).min(if vhdx { wire::MAX_SIZE } else { MAX_SIZE });
-    let temp = TempFile::beside(into)?;
+    let most = match (target, why) {
+        (Format::Vhd, Some(why)) => return Err(ImportError::NoVhd { path: source.into(), why }),
+        (Format::Vhd, None) => MAX_SIZE,
+        (Format::Vhdx, _) => wire::MAX_SIZE,
+    };
+    let size = disk.size().next_multiple_of(SIZE_UNIT).min(most);
+    let temp = TempFile::beside(&into)?;
     let mut data_bytes = 0;
     let mut copy = |write: &mut Take<'_, DiskError>| {
         each_run(&disk, 0..disk.size(), progress, &mut |at, run| {
@@ -157,27 +247,32 @@ fn make(
             write(at, run)
         })
     };
-    if vhdx {
-        create_on(&temp.file, &Spec { block_size: BLOCK_SIZE, ..Spec::dynamic(size) })?;
-        fill(&temp.file, &mut |to| copy(&mut |at, run| to.write(at, &[IoSlice::new(run)])))?;
-    } else {
-        let mut builder = Builder::new(&temp.file, size)?;
-        copy(&mut |at, run| builder.write(at, run))?;
-        builder.finish()?;
+    match target {
+        Format::Vhdx => {
+            create_on(&temp.file, &Spec { block_size: BLOCK_SIZE, ..Spec::of(&disk, size) })?;
+            fill(&temp.file, &mut |to| copy(&mut |at, run| to.write(at, &[IoSlice::new(run)])))?;
+        }
+        Format::Vhd => {
+            let mut builder = Builder::new(&temp.file, size)?;
+            copy(&mut |at, run| builder.write(at, run))?;
+            builder.finish()?;
+        }
     }
     fs::set_permissions(temp.temp_path(), fs::Permissions::from_mode(0o444))
         .map_err(|error| DiskError::io(temp.temp_path(), "make read-only", error))?;
     temp.file.sync()?;
     temp.keep()?;
-    Ok(Imported { size, data_bytes, format })
+    Ok(Fitted { path: into, why, imported: Imported { size, data_bytes, format } })
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use super::super::Sectors;
     use super::super::inspect::inspect;
     use super::super::model::{self, SECTORS};
+    use super::super::vhdx::create;
     use super::*;
 
     #[test]
@@ -225,6 +320,51 @@ mod tests {
         assert_eq!(import(&top, &vhdx, &mut |_, _| ()).unwrap(), imported);
         assert_eq!(identify(&vhdx).unwrap().unwrap(), DiskFormat::VhdxDynamic);
         assert!(model::read(&Chain::open(&vhdx, Access::Read).unwrap(), 0, SECTORS) == model);
+    }
+
+    #[test]
+    fn a_disk_becomes_what_it_can_be_and_keeps_its_sectors() {
+        let dir = model::scratch();
+        let sectors = |path: &Path| {
+            let Sectors { logical, physical } = Chain::open(path, Access::Read).unwrap().sectors();
+            (logical, physical)
+        };
+        let source = |name: &str, logical_sector, physical_sector, size| {
+            let path = dir.path().join(name);
+            create(&path, &Spec { logical_sector, physical_sector, ..Spec::dynamic(size) }).unwrap();
+            let disk = Chain::open(&path, Access::Write).unwrap();
+            disk.write(8192, &[IoSlice::new(&model::pattern(16, 8, 0x31))]).unwrap();
+            path
+        };
+        let fitting =
+            |source: &Path, name: &str| import_fitting(source, &dir.path().join(name), &mut |_, _| ()).unwrap();
+        // One that can be a VHD is one, and as a VHDX it has the sectors of its source.
+        let ordinary = source("ordinary.vhdx", 512, 4096, 8 << 20);
+        let made = fitting(&ordinary, "1");
+        assert_eq!((made.path, made.why), (dir.path().join("1.vhd"), None));
+        assert!(matches!(
+            import_fitting(&ordinary, &dir.path().join("1"), &mut |_, _| ()),
+            Err(ImportError::Exists { .. })
+        ));
+        let legacy = source("legacy.vhdx", 512, 512, 8 << 20);
+        let again = dir.path().join("legacy-1.vhdx");
+        import(&legacy, &again, &mut |_, _| ()).unwrap();
+        assert_eq!(sectors(&again), (512, 512));
+        // A VHD says nothing of its sectors: as Windows makes a VHDX.
+        let of_vhd = dir.path().join("of-vhd.vhdx");
+        import(&dir.path().join("1.vhd"), &of_vhd, &mut |_, _| ()).unwrap();
+        assert_eq!((sectors(&dir.path().join("1.vhd")), sectors(&of_vhd)), ((512, 512), (512, 4096)));
+        // Larger sectors, or a larger disk, and it cannot be a VHD.
+        let (large, vast) = (source("4k.vhdx", 4096, 4096, 8 << 20), source("vast.vhdx", 512, 512, 3 << 40));
+        for (source, name, why) in [(&large, "2", NoVhd::Sectors(4096)), (&vast, "3", NoVhd::TooLarge(3 << 40))] {
+            let made = fitting(source, name);
+            assert_eq!((made.path, made.why), (dir.path().join(name).with_extension("vhdx"), Some(why)));
+            let refused = import(source, &dir.path().join("no.vhd"), &mut |_, _| ()).unwrap_err();
+            assert!(matches!(refused, ImportError::NoVhd { why: found, .. } if found == why), "{refused}");
+        }
+        assert_eq!(sectors(&dir.path().join("2.vhdx")), (4096, 4096));
+        let disk = Chain::open(&dir.path().join("2.vhdx"), Access::Read).unwrap();
+        assert!(model::read(&disk, 16, 8) == model::pattern(16, 8, 0x31));
     }
 
     #[test]

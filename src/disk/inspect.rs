@@ -1,6 +1,7 @@
 //! What a disk file is: plain data that a person or a program reads. Nothing is changed, and nobody is locked out.
 
 use std::fs;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,7 @@ use super::qemu::ByQemu;
 use super::vhd::facts::VhdFacts;
 use super::vhd::sparse::Sparse;
 use super::vhd::wire::{Footer, Geometry, Kind};
+use super::vhdx::engine::recorded_sectors;
 use super::vhdx::{Metadata, Vhdx, wire};
 
 /// Bytes at the front of a file in which other formats say what they are; an ISO 9660 image does so at 32 KiB.
@@ -226,6 +228,20 @@ pub struct ParentFacts {
     pub tried: Vec<PathBuf>,
     /// Where a file was found.
     pub found: Option<PathBuf>,
+}
+
+impl LayerFacts {
+    /// How many sectors the records of the disk's pending map tell of at most.
+    #[must_use]
+    pub fn sectors_pending(&self, records: &[Range<u64>]) -> u64 {
+        let block = self.block_size.unwrap_or_default() / u64::from(self.sectors.0);
+        let of_vhdx = self.data_write_id.is_some();
+        let sectors = |record: &Range<u64>| match of_vhdx {
+            true => recorded_sectors(record, block),
+            false => record.end - record.start,
+        };
+        records.iter().map(sectors).sum()
+    }
 }
 
 /// Looks at a file and at the chain below it.

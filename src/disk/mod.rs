@@ -14,16 +14,19 @@
 use std::fmt::Debug;
 use std::io::{IoSlice, IoSliceMut};
 
+mod cache;
 pub mod chain;
 pub mod check;
 pub mod checksum;
 pub mod copy;
+pub mod data;
 pub mod error;
 pub mod export;
 pub mod file;
 pub mod import;
 pub mod inspect;
 mod iovec;
+pub mod names;
 pub mod overlay;
 pub mod pending;
 pub mod qemu;
@@ -42,15 +45,35 @@ mod hostile;
 mod model;
 #[cfg(test)]
 mod power;
+#[cfg(test)]
+mod witness;
 
+pub use cache::bitmap_bytes;
 pub use chain::{Chain, PendingPath};
 pub use error::{DiskError, ErrorKind};
+pub use names::Format;
 
 /// Bytes of a sector, the unit of every offset and length.
 pub const SECTOR: u64 = 512;
 
 /// Bytes that a file system allocates at once, as nearly all of them do.
 pub const PAGE: u64 = 4096;
+
+/// The sizes of a disk's sectors, in bytes: 512 or 4096 each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sectors {
+    /// What the disk is addressed in.
+    pub logical: u32,
+    /// What is written without being read first; no less than the logical size.
+    pub physical: u32,
+}
+
+impl Default for Sectors {
+    /// 512 bytes each: a disk that says nothing of its sectors, as no VHD does.
+    fn default() -> Self {
+        Self { logical: 512, physical: 512 }
+    }
+}
 
 /// A part of a disk that is alike in having space on the host, or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +91,11 @@ pub struct Stretch {
 pub trait Disk: Send + Sync + Debug {
     /// The capacity in bytes.
     fn size(&self) -> u64;
+
+    /// Its sectors, as its initiators are to see them. Offsets and lengths in here are multiples of [`SECTOR`] all the same.
+    fn sectors(&self) -> Sectors {
+        Sectors::default()
+    }
 
     /// Reads without blocking into the buffers, one after another. `true`: all of it. `false`: some of it is not in
     /// memory and the buffers' contents are unspecified; use [`read`](Disk::read) on a thread that may block.
@@ -103,6 +131,14 @@ pub trait Disk: Send + Sync + Debug {
     /// The system's error. After a failed barrier nobody knows what the device holds, so every later write and flush of
     /// this disk fails too, until it is opened anew.
     fn flush(&self) -> Result<(), DiskError>;
+
+    /// Flushes, and leaves files that other programs find complete. The disk can be used on.
+    ///
+    /// # Errors
+    /// As [`flush`](Disk::flush).
+    fn close(&self) -> Result<(), DiskError> {
+        self.flush()
+    }
 
     /// Whether writes are refused.
     fn read_only(&self) -> bool;

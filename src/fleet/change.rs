@@ -143,6 +143,8 @@ mod tests {
             title: None,
             note: Some("by the door".to_owned()),
             limit: None,
+            start: Default::default(),
+            data: None,
         }
     }
 

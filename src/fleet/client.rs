@@ -8,6 +8,7 @@ use std::str::FromStr;
 use super::extra::ExtraOption;
 use super::image::ImageName;
 use super::mac::Mac;
+use super::platform::Start;
 use super::port::Port;
 
 /// Longest client name: it becomes one DNS label (RFC 1035 §2.3.4).
@@ -134,6 +135,10 @@ pub struct Client {
     pub read_only: bool,
     /// The most bytes that its own disk may take up on the host, its checkpoints among them.
     pub limit: Option<u64>,
+    /// What it sets of its way into a boot.
+    pub start: Start,
+    /// The size of its second disk in bytes, which no reset touches.
+    pub data: Option<u64>,
     /// Out of service: no offer, no login.
     pub off: bool,
     /// A title for lists.

@@ -12,12 +12,6 @@ pub struct ImageName(String);
 /// The version that an import makes, and the one that is served.
 pub const FIRST_VERSION: u32 = 1;
 
-/// The name of a version's master in its image's folder.
-#[must_use]
-pub fn master_file(version: u32) -> String {
-    format!("{version}.vhd")
-}
-
 impl ImageName {
     /// The name as text.
     #[must_use]

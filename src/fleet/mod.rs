@@ -12,6 +12,7 @@ pub mod iqn;
 pub mod lease;
 pub mod mac;
 pub mod nearest;
+pub mod platform;
 pub mod policy;
 pub mod port;
 pub mod secrets;
@@ -29,6 +30,7 @@ pub use image::ImageName;
 pub use iqn::Naming;
 pub use lease::{Holder, Lease, Pool, Sighting, Subnet};
 pub use mac::Mac;
+pub use platform::{Loader, Loaders, Platform, Pxe, Start};
 pub use port::Port;
 pub use secrets::Secrets;
 

@@ -9,7 +9,7 @@ pub const SECRET_LENGTH: usize = 16;
 /// Characters that iPXE, open-iscsi and Windows all take, in any place.
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._";
 
-/// Two secrets of one client, made by Roost and never shown but in its boot script.
+/// Two secrets of one client, made by Roost, and shown in its boot script and to an operator who asks.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secrets {
     /// What the client's machine proves to know.

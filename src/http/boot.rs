@@ -29,7 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time;
 
 use super::connection::{self, PATIENCE};
-use crate::app::bootfiles::{Begun, BootContext, BootFile, Kind, Name};
+use crate::app::bootfiles::{Begun, BootContext, BootFile, Kind, Name, SCRIPT};
 use crate::fleet::{Mac, Secrets};
 use crate::script::{self, ScriptError};
 use crate::sys::{Taken, Transport};
@@ -193,8 +193,7 @@ async fn answer(
     let (method, uri) = (request.method(), request.uri());
     tracing::trace!(%peer, %method, %uri, "HTTP request");
     if method != Method::GET && method != Method::HEAD {
-        return (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "GET, HEAD")], "boot files can only be read: GET or HEAD\n")
-            .into_response();
+        return only_read();
     }
     let path = unescape(uri.path().as_bytes());
     let mac = mac_of(uri.query().unwrap_or_default());
@@ -228,6 +227,12 @@ async fn answer(
     respond(&file, wanted)
 }
 
+/// The answer to whoever wants to change something.
+pub(super) fn only_read() -> Response {
+    (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "GET, HEAD")], "boot files can only be read: GET or HEAD\n")
+        .into_response()
+}
+
 fn no_script(peer: SocketAddr, error: &ScriptError) -> Response {
     tracing::error!(%peer, %error, "HTTP: no script");
     (StatusCode::INTERNAL_SERVER_ERROR, "the script cannot be made; see the server's log\n").into_response()
@@ -241,7 +246,7 @@ fn find(
 ) -> Result<Option<BootFile>, ScriptError> {
     if Name::of(path) == Some(Name::Script) && mac.is_none() {
         let script = script::nameless(&boot.server)?;
-        return Ok(Some(BootFile { name: Name::Script.as_str(), kind: Kind::Hook, bytes: script.into() }));
+        return Ok(Some(BootFile { name: SCRIPT, kind: Kind::Hook, bytes: script.into() }));
     }
     boot.lookup_with(path, mac, secrets)
 }
@@ -275,7 +280,7 @@ fn note(boot: &BootContext, file: &BootFile, named: Option<Mac>, peer: SocketAdd
 
 /// What part of a file a request wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Wanted {
+pub(super) enum Wanted {
     Whole,
     Part(RangeInclusive<usize>),
     Impossible,
@@ -292,7 +297,7 @@ impl Wanted {
 }
 
 /// Reads `Range` (RFC 9110 §14.2). What is no single range of bytes is answered with the whole file, which is allowed.
-fn wanted(headers: &HeaderMap, length: usize) -> Wanted {
+pub(super) fn wanted(headers: &HeaderMap, length: usize) -> Wanted {
     let mut values = headers.get_all(RANGE).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return Wanted::Whole };
     value.to_str().ok().and_then(|value| range(value, length)).unwrap_or(Wanted::Whole)
@@ -373,7 +378,7 @@ fn mac_of(query: &str) -> Option<Mac> {
 }
 
 /// Undoes `%5C` (RFC 3986 §2.1); what is no such escape stays as it is.
-fn unescape(text: &[u8]) -> Vec<u8> {
+pub(super) fn unescape(text: &[u8]) -> Vec<u8> {
     let digit = |b: Option<&u8>| b.and_then(|b| char::from(*b).to_digit(16)).and_then(|d| u8::try_from(d).ok());
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;

@@ -13,6 +13,7 @@
 //! | `POST /v1/clients/NAME/rollback` with [`RollbackRequest`] | [`RollbackReport`](crate::app::overlays::RollbackReport); 409 where it is refused, or a system is running on the disk |
 //! | `POST /v1/clients/NAME/resize` with [`ResizeRequest`] | [`ResizeReport`](crate::app::overlays::ResizeReport); 409 where it is refused |
 //! | `POST /v1/clients/NAME/compact` | [`WorkReport`](crate::app::overlays::WorkReport) of what has begun; 409 where there is no disk |
+//! | `POST /v1/clients/NAME/secret` | [`SecretReport`](crate::app::secrets::SecretReport), made where there is none yet; 409 where the client asks for no CHAP |
 //! | `GET /v1/clients/NAME/work` | the [`WorkReport`](crate::app::overlays::WorkReport) of the client's last merge or compaction, or `null` |
 //! | `GET /v1/status` | [`StatusReport`](crate::app::report::StatusReport) |
 //!
@@ -40,6 +41,7 @@ use crate::app::boots::ResetError;
 use crate::app::keeper::{Keeper, KeeperError};
 use crate::app::overlays::{CheckpointRequest, OverlayError, ResizeRequest, RollbackRequest};
 use crate::app::report::{ErrorReport, ReplaceRequest, Reporter};
+use crate::app::secrets::SecretError;
 use crate::config::edit::EditError;
 use crate::fleet::change::Refusal;
 use crate::fleet::{Client, ClientName, Mac};
@@ -154,6 +156,7 @@ fn router(control: Control) -> Router {
         .route("/v1/clients/{name}/rollback", post(roll_back))
         .route("/v1/clients/{name}/resize", post(resize))
         .route("/v1/clients/{name}/compact", post(compact))
+        .route("/v1/clients/{name}/secret", post(secret))
         .route("/v1/clients/{name}/work", get(work))
         .route("/v1/status", get(status))
         .fallback(async || problem(StatusCode::NOT_FOUND, &"there is no such resource"))
@@ -306,6 +309,23 @@ async fn compact(State(control): State<Control>, Segment(name): Segment<String>)
     }
 }
 
+async fn secret(State(control): State<Control>, Segment(name): Segment<String>) -> Response {
+    let client = match find(&control, &name) {
+        Ok(client) => client,
+        Err(missing) => return missing,
+    };
+    match control.app.secrets.report(&client, &control.app.naming).await {
+        Ok(report) => {
+            tracing::info!("{}: its CHAP secrets were shown on request", client.name);
+            Json(report).into_response()
+        }
+        Err(refused @ SecretError::NoChap { .. }) => {
+            helpful(StatusCode::CONFLICT, &refused, refused.help().map(str::to_owned))
+        }
+        Err(failed) => problem(StatusCode::INTERNAL_SERVER_ERROR, &failed),
+    }
+}
+
 async fn work(State(control): State<Control>, Segment(name): Segment<String>) -> Response {
     match find(&control, &name) {
         Ok(client) => Json(control.app.works.of(&client.name)).into_response(),
@@ -328,7 +348,7 @@ fn told<T: serde::Serialize>(done: Result<T, OverlayError>) -> Response {
 }
 
 async fn status(State(control): State<Control>) -> Response {
-    Json(control.reporter.status(&control.app.fleet())).into_response()
+    Json(control.reporter.status(&control.app.fleet(), &control.app.tally)).into_response()
 }
 
 /// Makes a report on a blocking thread: it reads files.
@@ -394,6 +414,9 @@ mod tests {
             state: state.to_owned(),
             iqn: crate::fleet::iqn::DEFAULT_PREFIX.to_owned(),
             loader_dir: None,
+            loaders: Default::default(),
+            files: None,
+            ipv6_answer: true,
         };
         let client = Client {
             name: "pc-01".parse().unwrap(),
@@ -411,6 +434,8 @@ mod tests {
             title: None,
             note: None,
             limit: None,
+            start: Default::default(),
+            data: None,
         };
         let store = Store::open(state).unwrap();
         let event = Event {

@@ -3,3 +3,4 @@
 pub mod boot;
 mod connection;
 pub mod control;
+pub mod files;

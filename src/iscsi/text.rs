@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::MAX_DATA_SEGMENT;
 use super::pdu::Digests;
-use crate::scsi::{BLOCK, MAX_TRANSFER_BLOCKS};
+use crate::scsi::MAX_TRANSFER;
 
 /// Longest key name (RFC 7143 §6.1).
 const MAX_KEY: usize = 63;
@@ -101,7 +101,7 @@ impl Default for Params {
 
 /// Longest burst that we agree to: a whole command's data, so that one R2T asks for all of it.
 const OUR_MAX_BURST: u32 = 1_048_576;
-const _: () = assert!(OUR_MAX_BURST as u64 == MAX_TRANSFER_BLOCKS as u64 * BLOCK);
+const _: () = assert!(OUR_MAX_BURST as u64 == MAX_TRANSFER);
 /// Most unsolicited data that we agree to: writes of up to 256 KiB need no R2T.
 const OUR_FIRST_BURST: u32 = 262_144;
 /// Range of the length keys (RFC 7143 §13.12 to §13.14): 512 to 2^24 - 1.

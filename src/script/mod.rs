@@ -21,6 +21,9 @@ pub const CHAP_SERVER: &str = "roost";
 pub const TRIES: u32 = 30;
 /// Seconds between two tries.
 pub const PAUSE_S: u32 = 5;
+/// How often a machine tries to get its script, [`PAUSE_S`] apart: a switch with spanning tree opens a port 30 to 50 s after
+/// its link came up, and some loaders take it down once more.
+pub const SCRIPT_TRIES: u32 = 12;
 /// Seconds for which the last words stay on the screen before firmware clears it.
 pub const READING_S: u32 = 20;
 
@@ -57,6 +60,7 @@ struct Boot<'a> {
     target: &'a str,
     root: &'a str,
     server: SocketAddrV4,
+    no_gateway: bool,
     chap: bool,
     secrets: Option<&'a Secrets>,
     chap_server: &'a str,
@@ -94,6 +98,8 @@ struct Nameless<'a> {
 struct Chain<'a> {
     authority: &'a str,
     url: &'a str,
+    tries: u32,
+    pause: u32,
     reading: u32,
 }
 
@@ -127,7 +133,7 @@ pub fn nameless(server: &Server) -> Result<String, ScriptError> {
 pub fn chain(server: &Server) -> Result<String, ScriptError> {
     let authority = authority(server.http);
     let url = script_url(server.http);
-    text(&Chain { authority: &authority, url: &url, reading: READING_S })
+    text(&Chain { authority: &authority, url: &url, tries: SCRIPT_TRIES, pause: PAUSE_S, reading: READING_S })
 }
 
 /// DHCP's root path and `sanboot`'s argument for this client: `iscsi:SERVER:PROTOCOL:PORT:LUN:TARGET` (RFC 4173 §5). The
@@ -157,6 +163,7 @@ fn boot(client: &Client, server: &Server, secrets: Option<&Secrets>) -> Result<S
         target: &target,
         root: &root_path(client, server),
         server: server.iscsi,
+        no_gateway: client.start.no_gateway,
         chap: client.chap,
         secrets,
         chap_server: CHAP_SERVER,
@@ -184,7 +191,7 @@ fn text(template: &impl Template) -> Result<String, ScriptError> {
 mod tests {
     use super::*;
     use crate::fleet::policy::boot_plan;
-    use crate::fleet::{DiskPolicy, Fleet, Initiators};
+    use crate::fleet::{DiskPolicy, Fleet, Initiators, Start};
 
     fn server(iscsi: u16, http: u16) -> Server {
         let at = |port| SocketAddrV4::new(Ipv4Addr::new(10, 20, 0, 2), port);
@@ -212,6 +219,8 @@ mod tests {
             title: None,
             note: None,
             limit: None,
+            start: Default::default(),
+            data: None,
         }])
         .unwrap()
     }
@@ -271,6 +280,16 @@ set try:int32 0
     }
 
     #[test]
+    fn a_client_that_must_not_see_its_gateway_hides_it_before_it_opens_its_disk() {
+        let start = Start { no_gateway: true, ..Start::default() };
+        let fleet =
+            Fleet::new(fleet(false).clients().map(|client| Client { start: start.clone(), ..client.clone() })).unwrap();
+        let script = render(boot_plan(&fleet, mac()), mac(), &server(3260, 80), None).unwrap();
+        let (before, after) = script.split_once("\nset netX/gateway 0.0.0.0\n").unwrap();
+        assert!(!before.contains("sanboot") && after.contains("sanboot"), "{script}");
+    }
+
+    #[test]
     fn an_unknown_machine_is_told_its_line_for_the_mapping_file() {
         let script = render(Plan::Unknown, mac(), &server(3260, 80), None).unwrap();
         let expected = "\
@@ -311,11 +330,18 @@ exit 1
         let expected = "\
 #!ipxe
 # The same for every machine: configures the network, if firmware has not, and fetches the machine's own script.
-isset ${ip} || goto configure
-chain --replace http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp} ||
+set try:int32 0
+isset ${ip} && goto fetch ||
 :configure
-dhcp || goto failed
-chain --replace http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp} || goto failed
+dhcp || goto again
+:fetch
+chain --replace http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp} ||
+:again
+inc try
+iseq ${try} 12 && goto failed ||
+echo Roost: no boot script yet, try ${try} of 12. Some switches need 30 s.
+sleep 5 || goto failed
+goto configure
 :failed
 echo
 echo Roost: 10.20.0.2:8080 gave no boot script. The line above says why.

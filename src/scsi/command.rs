@@ -243,7 +243,7 @@ pub enum Command {
     WriteSame {
         /// Where.
         blocks: Blocks,
-        /// The blocks may be unmapped if that reads back the same.
+        /// Unmap the blocks, which then read as zeros.
         unmap: bool,
         /// No data-out buffer: zeros.
         no_data: bool,

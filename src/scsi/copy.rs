@@ -3,18 +3,18 @@
 //! Only within one logical unit, from block to block: what VMware moves and clones with. A target of another name is
 //! answered as unreachable, which it is: no unit here can speak to another.
 
-use super::BLOCK;
+use super::Geometry;
 use super::inquiry::Identity;
 use super::sense::Sense;
 
 /// Copy target descriptors in one command: the same unit as source and as destination.
 pub const MAX_TARGETS: u16 = 2;
 
-/// Segments in one command. With [`MAX_SEGMENT_BLOCKS`] this bounds what one command does while other writes wait.
+/// Segments in one command. With [`MAX_SEGMENT`] this bounds what one command does while other writes wait.
 pub const MAX_SEGMENTS: u16 = 4;
 
-/// Most blocks of one segment: 16 MiB.
-pub const MAX_SEGMENT_BLOCKS: u32 = 32_768;
+/// Most bytes of one segment.
+pub const MAX_SEGMENT: u64 = 16 << 20;
 
 const HEADER: usize = 16;
 const TARGET: usize = 32;
@@ -51,11 +51,11 @@ pub struct Copy {
     pub ranges: Vec<CopyRange>,
 }
 
-/// Reads the parameter list of EXTENDED COPY for this unit of so many blocks. `None`: an empty list, which is no error.
+/// Reads the parameter list of EXTENDED COPY for this unit. `None`: an empty list, which is no error.
 ///
 /// # Errors
 /// What is wrong with it, or COPY ABORTED for what cannot be reached.
-pub fn parse(list: &[u8], identity: &Identity, blocks: u64) -> Result<Option<Copy>, Sense> {
+pub fn parse(list: &[u8], identity: &Identity, disk: Geometry) -> Result<Option<Copy>, Sense> {
     if list.is_empty() {
         return Ok(None);
     }
@@ -71,13 +71,13 @@ pub fn parse(list: &[u8], identity: &Identity, blocks: u64) -> Result<Option<Cop
         return Err(Sense::INLINE_DATA);
     }
     let (targets, rest) = rest.split_at(targets);
-    let targets = parse_targets(targets, identity)?;
-    let ranges = parse_segments(&rest[..segments], targets, blocks)?;
+    let targets = parse_targets(targets, identity, disk)?;
+    let ranges = parse_segments(&rest[..segments], targets, disk)?;
     Ok(Some(Copy { list: head[0], ranges }))
 }
 
 /// Checks the copy target descriptors, each of which must be this unit; how many there are.
-fn parse_targets(targets: &[u8], identity: &Identity) -> Result<u16, Sense> {
+fn parse_targets(targets: &[u8], identity: &Identity, disk: Geometry) -> Result<u16, Sense> {
     let count = targets.len() / TARGET;
     if count > usize::from(MAX_TARGETS) {
         return Err(Sense::TOO_MANY_TARGETS);
@@ -95,14 +95,14 @@ fn parse_targets(targets: &[u8], identity: &Identity) -> Result<u16, Sense> {
         let naa = target[4] & 0x0F == 1 && target[5] & 0x3F == 3 && target[7] == 8;
         let block = u32::from_be_bytes([0, target[29], target[30], target[31]]);
         let this = target[1] & PERIPHERAL == 0 && naa && target[8..16] == identity.naa();
-        if !this || u64::from(block) != BLOCK {
+        if !this || u64::from(block) != disk.block() {
             return Err(Sense::UNREACHABLE_COPY_TARGET);
         }
     }
     Ok(u16::try_from(count).unwrap_or(MAX_TARGETS))
 }
 
-fn parse_segments(mut segments: &[u8], targets: u16, blocks: u64) -> Result<Vec<CopyRange>, Sense> {
+fn parse_segments(mut segments: &[u8], targets: u16, disk: Geometry) -> Result<Vec<CopyRange>, Sense> {
     let mut ranges = Vec::new();
     while let Some(kind) = segments.first() {
         if ranges.len() == usize::from(MAX_SEGMENTS) {
@@ -115,12 +115,12 @@ fn parse_segments(mut segments: &[u8], targets: u16, blocks: u64) -> Result<Vec<
             return Err(Sense::INVALID_FIELD_IN_PARAMETERS);
         };
         segments = rest;
-        ranges.push(parse_segment(segment, targets, blocks)?);
+        ranges.push(parse_segment(segment, targets, disk)?);
     }
     Ok(ranges)
 }
 
-fn parse_segment(segment: &[u8; SEGMENT], targets: u16, blocks: u64) -> Result<CopyRange, Sense> {
+fn parse_segment(segment: &[u8; SEGMENT], targets: u16, disk: Geometry) -> Result<CopyRange, Sense> {
     let be16 = |at: usize| u16::from_be_bytes([segment[at], segment[at + 1]]);
     let be64 = |at: usize| {
         u64::from(be16(at)) << 48
@@ -135,14 +135,14 @@ fn parse_segment(segment: &[u8; SEGMENT], targets: u16, blocks: u64) -> Result<C
         return Err(Sense::UNREACHABLE_COPY_TARGET);
     }
     let (count, from, to) = (u64::from(be16(10)), be64(12), be64(20));
-    if count > MAX_SEGMENT_BLOCKS.into() {
+    if count > disk.limit(MAX_SEGMENT).into() {
         return Err(Sense::INVALID_FIELD_IN_PARAMETERS);
     }
-    let within = |lba: u64| lba.checked_add(count).is_some_and(|end| end <= blocks);
+    let within = |lba: u64| lba.checked_add(count).is_some_and(|end| end <= disk.blocks());
     if !within(from) || !within(to) {
         return Err(Sense::COPY_ABORTED);
     }
-    Ok(CopyRange { from: from * BLOCK, to: to * BLOCK, length: count * BLOCK })
+    Ok(CopyRange { from: from * disk.block(), to: to * disk.block(), length: count * disk.block() })
 }
 
 /// How far a copy came.
@@ -176,17 +176,16 @@ pub fn status(progress: Progress, segments: u16, bytes: u64) -> Vec<u8> {
 
 /// RECEIVE COPY OPERATING PARAMETERS data.
 #[must_use]
-pub fn parameters() -> Vec<u8> {
+pub fn parameters(disk: Geometry) -> Vec<u8> {
     let mut data = vec![0; 46];
     data[3] = 42; // what follows
     data[8..10].copy_from_slice(&MAX_TARGETS.to_be_bytes());
     data[10..12].copy_from_slice(&MAX_SEGMENTS.to_be_bytes());
     data[12..16].copy_from_slice(&u32::try_from(MAX_DESCRIPTORS).expect("a few hundred").to_be_bytes());
-    let segment = u64::from(MAX_SEGMENT_BLOCKS) * BLOCK;
-    data[16..20].copy_from_slice(&u32::try_from(segment).expect("16 MiB").to_be_bytes());
+    data[16..20].copy_from_slice(&u32::try_from(MAX_SEGMENT).expect("16 MiB").to_be_bytes());
     data[35] = 1; // copies at once, of all initiators and of one: others wait in the queue of writes
     data[36] = 1;
-    data[37] = 9; // granularity: 2^9 bytes
+    data[37] = u8::try_from(disk.block().ilog2()).expect("at most 63"); // granularity, as a power of two
     data[43] = 2; // descriptor types that are known
     data[44] = BLOCK_TO_BLOCK;
     data[45] = IDENTIFICATION;
@@ -218,9 +217,15 @@ pub fn third_party() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::Sectors;
+    use crate::scsi::BLOCK;
     use proptest::prelude::*;
 
     const BLOCKS: u64 = 10_000;
+
+    fn disk() -> Geometry {
+        Geometry::new(BLOCKS * BLOCK, Sectors::default())
+    }
 
     fn identity() -> Identity {
         Identity::of_target("iqn.2026-11.internal.roost:pc-01")
@@ -251,17 +256,17 @@ mod tests {
     }
 
     fn refusal(list: &[u8]) -> Sense {
-        parse(list, &identity(), BLOCKS).unwrap_err()
+        parse(list, &identity(), disk()).unwrap_err()
     }
 
     #[test]
     fn a_copy_within_the_unit_is_read_in_its_order() {
         let list = list(&[target()], &[segment(8, 0, 9000), segment(1, 9000, 3)]);
-        let copy = parse(&list, &identity(), BLOCKS).unwrap().unwrap();
+        let copy = parse(&list, &identity(), disk()).unwrap().unwrap();
         let first = CopyRange { from: 0, to: 9000 * BLOCK, length: 8 * BLOCK };
         let second = CopyRange { from: 9000 * BLOCK, to: 3 * BLOCK, length: BLOCK };
         assert_eq!((copy.list, copy.ranges), (9, vec![first, second]));
-        assert_eq!(parse(&[], &identity(), BLOCKS), Ok(None));
+        assert_eq!(parse(&[], &identity(), disk()), Ok(None));
     }
 
     #[test]
@@ -307,8 +312,8 @@ mod tests {
 
     #[test]
     fn the_answers_have_their_lengths() {
-        assert_eq!(parameters()[..12], [0, 0, 0, 42, 0, 0, 0, 0, 0, 2, 0, 4]);
-        assert_eq!(parameters()[43..], [2, 0x02, 0xE4]);
+        assert_eq!(parameters(disk())[..12], [0, 0, 0, 42, 0, 0, 0, 0, 0, 2, 0, 4]);
+        assert_eq!(parameters(disk())[43..], [2, 0x02, 0xE4]);
         assert_eq!(status(Progress::Done, 1, 1 << 20), [0, 0, 0, 8, 1, 0, 1, 1, 0, 0, 4, 0]);
         assert_eq!(status(Progress::Running, 1, 1 << 20)[4..], [0; 8]);
     }
@@ -324,7 +329,7 @@ mod tests {
                 bytes[16..48].copy_from_slice(&target());
                 bytes[48..56].copy_from_slice(&[BLOCK_TO_BLOCK, 0, 0, 24, 0, 0, 0, 0]);
             }
-            if let Ok(Some(copy)) = parse(&bytes, &identity(), BLOCKS) {
+            if let Ok(Some(copy)) = parse(&bytes, &identity(), disk()) {
                 prop_assert!(copy.ranges.len() <= usize::from(MAX_SEGMENTS));
                 for range in copy.ranges {
                     prop_assert!(range.from + range.length <= BLOCKS * BLOCK);

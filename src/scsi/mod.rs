@@ -5,6 +5,7 @@
 
 pub mod command;
 pub mod copy;
+mod geometry;
 pub mod inquiry;
 pub mod mode;
 pub mod opcodes;
@@ -16,33 +17,30 @@ pub mod unit;
 pub mod unmap;
 
 pub use command::Command;
+pub use geometry::Geometry;
 pub use reservation::InitiatorPort;
 pub use sense::Sense;
 pub use unit::{LogicalUnit, Nexus, Plan};
 
-/// Bytes in a logical block. BIOS INT 13h reads 512-byte blocks and nothing else boots everywhere.
+/// Bytes of the smallest logical block. BIOS INT 13h reads 512-byte blocks and nothing else boots everywhere; a VHDX may
+/// have larger ones, see [`Geometry`].
 pub const BLOCK: u64 = 512;
 
-/// Most blocks that one READ, WRITE or VERIFY moves: 1 MiB. A command's payload lies in memory as a whole, so this bounds
+/// Most bytes that one READ, WRITE or VERIFY moves. A command's payload lies in memory as a whole, so this bounds
 /// what a stranger's number can make us allocate; initiators learn it from VPD page B0h.
-pub const MAX_TRANSFER_BLOCKS: u32 = 2048;
+pub const MAX_TRANSFER: u64 = 1 << 20;
 
-/// Most blocks that one UNMAP frees: 512 MiB. Punching holes takes 0.1 to 0.6 ms for 2 MiB, and an initiator waits 30 s
-/// for an answer.
-pub const MAX_UNMAP_BLOCKS: u32 = 1_048_576;
+/// Most bytes that one UNMAP frees. Punching holes takes 0.1 to 0.6 ms for 2 MiB, and an initiator waits 30 s for an answer.
+pub const MAX_UNMAP: u64 = 512 << 20;
 
-/// Most blocks of one WRITE SAME: 16 MiB. Anything but zeros is really written, and no other write to this disk goes ahead
-/// of it.
-pub const MAX_WRITE_SAME_BLOCKS: u32 = 32_768;
+/// Most bytes of one WRITE SAME. Anything but zeros is really written, and no other write to this disk goes ahead of it.
+pub const MAX_WRITE_SAME: u64 = 16 << 20;
 
-/// Most blocks of one COMPARE AND WRITE: what its field of one byte can say. Twice as much data comes with it.
-pub const MAX_COMPARE_BLOCKS: u8 = 255;
+/// Most bytes of one WRITE ATOMIC.
+pub const MAX_ATOMIC: u64 = 128 << 10;
 
-/// Most blocks of one WRITE ATOMIC: 128 KiB.
-pub const MAX_ATOMIC_BLOCKS: u32 = 256;
-
-/// WRITE ATOMIC begins and ends at multiples of this: 4 KiB.
-pub const ATOMIC_BLOCKS: u32 = 8;
+/// WRITE ATOMIC begins and ends at multiples of this. It is also what holes are made of, whatever the physical blocks are.
+pub const GRANULARITY: u64 = 4096;
 
 /// Most ranges in one UNMAP command: what fits the 4 KiB of parameter data that it may carry.
 pub const MAX_UNMAP_RANGES: u32 = 255;

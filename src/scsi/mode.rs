@@ -1,6 +1,6 @@
 //! Mode pages: caching, control, informational exceptions (SPC-4 §7.5, SBC-3 §6.4).
 
-use super::BLOCK;
+use super::Geometry;
 use super::command::ModeSense;
 use super::sense::Sense;
 
@@ -56,11 +56,11 @@ impl Modes {
     }
 }
 
-/// MODE SENSE data for a disk of this many blocks.
+/// MODE SENSE data for a disk of this geometry.
 ///
 /// # Errors
 /// SAVING PARAMETERS NOT SUPPORTED for saved values, INVALID FIELD IN CDB for a page that there is not.
-pub fn sense(request: ModeSense, modes: Modes, blocks: u64, read_only: bool) -> Result<Vec<u8>, Sense> {
+pub fn sense(request: ModeSense, modes: Modes, disk: Geometry, read_only: bool) -> Result<Vec<u8>, Sense> {
     let values = match request.control {
         SAVED => return Err(Sense::SAVING_NOT_SUPPORTED),
         DEFAULT => Modes::default(),
@@ -73,7 +73,7 @@ pub fn sense(request: ModeSense, modes: Modes, blocks: u64, read_only: bool) -> 
         return Err(Sense::INVALID_FIELD_IN_CDB);
     }
 
-    let descriptor = if request.dbd { Vec::new() } else { block_descriptor(blocks) };
+    let descriptor = if request.dbd { Vec::new() } else { block_descriptor(disk) };
     let descriptor_length = u8::try_from(descriptor.len()).expect("eight bytes");
     let device = 0x10 | u8::from(read_only || modes.write_protect) << 7; // DPOFUA, WP
     let mut data = if request.ten {
@@ -106,7 +106,7 @@ pub const MAX_PARAMETERS: u16 = 512;
 /// # Errors
 /// PARAMETER LIST LENGTH ERROR for a list that ends in the middle, INVALID FIELD IN PARAMETER LIST for a page that there
 /// is not, or a bit that may not be changed.
-pub fn select(list: &[u8], ten: bool, modes: Modes, blocks: u64) -> Result<Modes, Sense> {
+pub fn select(list: &[u8], ten: bool, modes: Modes, disk: Geometry) -> Result<Modes, Sense> {
     if list.is_empty() {
         return Ok(modes);
     }
@@ -114,7 +114,7 @@ pub fn select(list: &[u8], ten: bool, modes: Modes, blocks: u64) -> Result<Modes
     let (head, rest) = list.split_at_checked(header).ok_or(Sense::PARAMETER_LIST_LENGTH)?;
     let descriptors = if ten { usize::from(u16::from_be_bytes([head[6], head[7]])) } else { head[3].into() };
     let (descriptor, mut rest) = rest.split_at_checked(descriptors).ok_or(Sense::PARAMETER_LIST_LENGTH)?;
-    check_descriptor(descriptor, blocks)?;
+    check_descriptor(descriptor, disk)?;
     let mut wanted = modes;
     while !rest.is_empty() {
         let [code, length, ..] = *rest else { return Err(Sense::PARAMETER_LIST_LENGTH) };
@@ -138,11 +138,11 @@ pub fn select(list: &[u8], ten: bool, modes: Modes, blocks: u64) -> Result<Modes
 }
 
 /// A block descriptor may say what is the case, or nothing.
-fn check_descriptor(descriptor: &[u8], blocks: u64) -> Result<(), Sense> {
+fn check_descriptor(descriptor: &[u8], disk: Geometry) -> Result<(), Sense> {
     if descriptor.is_empty() {
         return Ok(());
     }
-    let now = block_descriptor(blocks);
+    let now = block_descriptor(disk);
     let count = descriptor.get(..4).is_some_and(|count| *count == now[..4] || count == [0; 4]);
     if descriptor.len() == now.len() && count && descriptor[4..] == now[4..] {
         Ok(())
@@ -152,31 +152,35 @@ fn check_descriptor(descriptor: &[u8], blocks: u64) -> Result<(), Sense> {
 }
 
 /// The short block descriptor: number of blocks, at most `FFFFFFFFh`, and their size (SBC-3 §6.4.2.2).
-fn block_descriptor(blocks: u64) -> Vec<u8> {
-    let mut descriptor = u32::try_from(blocks).unwrap_or(u32::MAX).to_be_bytes().to_vec();
-    descriptor.extend_from_slice(&u32::try_from(BLOCK).expect("512").to_be_bytes());
-    descriptor
+fn block_descriptor(disk: Geometry) -> Vec<u8> {
+    [u32::try_from(disk.blocks()).unwrap_or(u32::MAX).to_be_bytes(), disk.block_field()].concat()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::Sectors;
+
+    fn disk(blocks: u64) -> Geometry {
+        Geometry::new(blocks * 512, Sectors::default())
+    }
 
     const CACHING: ModeSense = ModeSense { ten: false, dbd: true, control: 0, page: 0x08, subpage: 0, allocation: 255 };
 
     #[test]
     fn the_caching_page_says_that_writes_are_cached() {
-        let data = sense(CACHING, Modes::default(), 2048, false).unwrap();
+        let data = sense(CACHING, Modes::default(), disk(2048), false).unwrap();
         assert_eq!(data[..4], [23, 0, 0x10, 0]);
         assert_eq!(data[4..7], [0x08, 0x12, WCE]);
-        let changeable = sense(ModeSense { control: CHANGEABLE, ..CACHING }, Modes::default(), 2048, false).unwrap();
+        let changeable =
+            sense(ModeSense { control: CHANGEABLE, ..CACHING }, Modes::default(), disk(2048), false).unwrap();
         assert_eq!(changeable[4..7], [0x08, 0x12, 0]);
     }
 
     #[test]
     fn all_pages_come_with_the_block_descriptor_and_write_protection() {
-        let all =
-            sense(ModeSense { ten: true, dbd: false, page: ALL, ..CACHING }, Modes::default(), 2048, true).unwrap();
+        let all = sense(ModeSense { ten: true, dbd: false, page: ALL, ..CACHING }, Modes::default(), disk(2048), true)
+            .unwrap();
         assert_eq!(all.len(), 8 + 8 + 20 + 12 + 12);
         assert_eq!(all[3], 0x90);
         assert_eq!(all[8..16], [0, 0, 8, 0, 0, 0, 2, 0]);
@@ -185,15 +189,15 @@ mod tests {
     #[test]
     fn pages_that_there_are_not_are_refused() {
         assert_eq!(
-            sense(ModeSense { page: 0x19, ..CACHING }, Modes::default(), 1, false),
+            sense(ModeSense { page: 0x19, ..CACHING }, Modes::default(), disk(1), false),
             Err(Sense::INVALID_FIELD_IN_CDB)
         );
         assert_eq!(
-            sense(ModeSense { subpage: 1, ..CACHING }, Modes::default(), 1, false),
+            sense(ModeSense { subpage: 1, ..CACHING }, Modes::default(), disk(1), false),
             Err(Sense::INVALID_FIELD_IN_CDB)
         );
         assert_eq!(
-            sense(ModeSense { control: SAVED, ..CACHING }, Modes::default(), 1, false),
+            sense(ModeSense { control: SAVED, ..CACHING }, Modes::default(), disk(1), false),
             Err(Sense::SAVING_NOT_SUPPORTED)
         );
     }
@@ -201,23 +205,23 @@ mod tests {
     #[test]
     fn sense_format_and_write_protection_can_be_changed_and_nothing_else() {
         let control = ModeSense { page: 0x0A, ..CACHING };
-        let changeable = sense(ModeSense { control: CHANGEABLE, ..control }, Modes::default(), 1, false).unwrap();
+        let changeable = sense(ModeSense { control: CHANGEABLE, ..control }, Modes::default(), disk(1), false).unwrap();
         assert_eq!(changeable[4..], [0x0A, 0x0A, D_SENSE, 0, SWP, 0, 0, 0, 0, 0, 0, 0]);
 
-        let mut list = sense(control, Modes::default(), 1, false).unwrap();
+        let mut list = sense(control, Modes::default(), disk(1), false).unwrap();
         (list[0], list[2]) = (0, 0);
-        assert_eq!(select(&list, false, Modes::default(), 1), Ok(Modes::default()));
+        assert_eq!(select(&list, false, Modes::default(), disk(1)), Ok(Modes::default()));
         (list[6], list[8]) = (D_SENSE, SWP);
         let both = Modes { descriptor_sense: true, write_protect: true };
-        assert_eq!(select(&list, false, Modes::default(), 1), Ok(both));
-        assert_eq!(sense(control, both, 1, false).unwrap()[2..], [&[0x90, 0][..], &list[4..]].concat());
-        let default = sense(ModeSense { control: DEFAULT, ..control }, both, 1, false).unwrap();
+        assert_eq!(select(&list, false, Modes::default(), disk(1)), Ok(both));
+        assert_eq!(sense(control, both, disk(1), false).unwrap()[2..], [&[0x90, 0][..], &list[4..]].concat());
+        let default = sense(ModeSense { control: DEFAULT, ..control }, both, disk(1), false).unwrap();
         assert_eq!(default[4 + 2..4 + 5], [0, 0x10, 0], "the values after a reset");
 
         list[9] = 1;
-        assert_eq!(select(&list, false, Modes::default(), 1), Err(Sense::INVALID_FIELD_IN_PARAMETERS));
+        assert_eq!(select(&list, false, Modes::default(), disk(1)), Err(Sense::INVALID_FIELD_IN_PARAMETERS));
         for cut in [1, 3, 5, list.len() - 1] {
-            assert_eq!(select(&list[..cut], false, both, 1), Err(Sense::PARAMETER_LIST_LENGTH), "{cut}");
+            assert_eq!(select(&list[..cut], false, both, disk(1)), Err(Sense::PARAMETER_LIST_LENGTH), "{cut}");
         }
     }
 
@@ -225,7 +229,11 @@ mod tests {
     fn a_block_descriptor_must_be_the_one_there_is() {
         let list = |blocks: u8, size: u8| [0, 0, 0, 8, 0, 0, 0, blocks, 0, 0, size, 0];
         for (blocks, size, right) in [(4, 2, true), (0, 2, true), (5, 2, false), (4, 16, false)] {
-            assert_eq!(select(&list(blocks, size), false, Modes::default(), 4).is_ok(), right, "{blocks} of {size}");
+            assert_eq!(
+                select(&list(blocks, size), false, Modes::default(), disk(4)).is_ok(),
+                right,
+                "{blocks} of {size}"
+            );
         }
     }
 }

@@ -1,14 +1,20 @@
 //! What is mapped and what is not: GET LBA STATUS (SBC-3 §5.6) and the log pages (SPC-4 §6.11; SBC-3 §6.3.4).
 
-use super::BLOCK;
+use super::Geometry;
 use super::sense::Sense;
 use crate::disk::Stretch;
 
 /// Most descriptors in one answer of GET LBA STATUS: 1 KiB. An initiator that wants more asks again from where it ends.
 pub const MAX_DESCRIPTORS: usize = 64;
 
-/// Blocks that one unit of the log page's counts stands for, as an exponent: 1 MiB. VPD page B2h tells it.
-pub const THRESHOLD_EXPONENT: u8 = 11;
+/// Bytes that one unit of the log page's counts stands for.
+const THRESHOLD: u64 = 1 << 20;
+
+/// The same in blocks, as an exponent: VPD page B2h tells it.
+#[must_use]
+pub fn threshold_exponent(disk: Geometry) -> u8 {
+    u8::try_from(disk.limit(THRESHOLD).ilog2()).expect("at most 31")
+}
 
 const HEADER: usize = 8;
 const DESCRIPTOR: usize = 16;
@@ -20,20 +26,25 @@ pub fn descriptors(allocation: u32) -> usize {
     room.clamp(1, MAX_DESCRIPTORS)
 }
 
-/// GET LBA STATUS data: the first stretch begins at `lba`.
+/// GET LBA STATUS data in blocks of so many bytes: the first stretch begins at `lba`. A block of which a part takes space
+/// is mapped.
 #[must_use]
-pub fn lba_status(mut lba: u64, stretches: &[Stretch]) -> Vec<u8> {
+pub fn lba_status(block: u64, lba: u64, stretches: &[Stretch]) -> Vec<u8> {
     let mut data = vec![0; HEADER];
+    let (mut bytes, mut told) = (0, 0);
     for stretch in stretches {
         /// Provisioning status: the blocks have no space of their own.
         const DEALLOCATED: u8 = 1;
+        bytes += stretch.len;
+        let end = if stretch.mapped { bytes.div_ceil(block) } else { bytes / block };
+        let Some(blocks) = end.checked_sub(told).filter(|blocks| *blocks > 0) else { continue };
         // What does not fit the field is asked for anew.
-        let count = u32::try_from(stretch.len / BLOCK).unwrap_or(u32::MAX);
-        data.extend_from_slice(&lba.to_be_bytes());
+        let count = u32::try_from(blocks).unwrap_or(u32::MAX);
+        data.extend_from_slice(&(lba + told).to_be_bytes());
         data.extend_from_slice(&count.to_be_bytes());
         data.extend_from_slice(&[if stretch.mapped { 0 } else { DEALLOCATED }, 0, 0, 0]);
-        lba += u64::from(count);
-        if u64::from(count) * BLOCK < stretch.len {
+        told = end;
+        if u64::from(count) < blocks {
             break;
         }
     }
@@ -83,8 +94,7 @@ pub fn resources(mapped: u64) -> Vec<u8> {
     const DEDICATED: u8 = 1;
     /// A list parameter in binary format.
     const BINARY_LIST: u8 = 0x03;
-    let unit = BLOCK << THRESHOLD_EXPONENT;
-    let count = u32::try_from(mapped.div_ceil(unit)).unwrap_or(u32::MAX);
+    let count = u32::try_from(mapped.div_ceil(THRESHOLD)).unwrap_or(u32::MAX);
     let [high, low] = USED.to_be_bytes();
     let mut data = vec![PROVISIONING, 0, 0, 12, high, low, BINARY_LIST, 8];
     data.extend_from_slice(&count.to_be_bytes());
@@ -95,20 +105,32 @@ pub fn resources(mapped: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::Sectors;
+    use crate::scsi::BLOCK;
 
     #[test]
     fn stretches_become_descriptors_that_follow_one_another() {
         let stretches = [Stretch { len: 8 * BLOCK, mapped: true }, Stretch { len: 16 * BLOCK, mapped: false }];
-        let data = lba_status(0x10, &stretches);
+        let data = lba_status(BLOCK, 0x10, &stretches);
         let descriptors =
             [[0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 8, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0x18, 0, 0, 0, 16, 1, 0, 0, 0]];
         assert_eq!(data, [&[0, 0, 0, 36, 0, 0, 0, 0][..], &descriptors.concat()].concat());
     }
 
     #[test]
+    fn a_large_block_is_mapped_if_a_part_of_it_is() {
+        let stretch = |len, mapped| Stretch { len: len * BLOCK, mapped };
+        let stretches = [stretch(12, true), stretch(8, false), stretch(4, true), stretch(7, false), stretch(1, true)];
+        let data = lba_status(4096, 0, &stretches);
+        let told: Vec<_> = data[HEADER..].chunks(DESCRIPTOR).map(|told| (told[7], told[11], told[12])).collect();
+        assert_eq!(told, [(0, 2, 0), (2, 1, 0), (3, 1, 0)]);
+        assert_eq!(threshold_exponent(Geometry::new(1 << 30, Sectors { logical: 4096, physical: 4096 })), 8);
+    }
+
+    #[test]
     fn a_stretch_too_long_for_its_field_ends_the_list() {
         let long = Stretch { len: (1 << 33) * BLOCK, mapped: false };
-        let data = lba_status(0, &[long, Stretch { len: BLOCK, mapped: true }]);
+        let data = lba_status(BLOCK, 0, &[long, Stretch { len: BLOCK, mapped: true }]);
         assert_eq!(data.len(), HEADER + DESCRIPTOR);
         assert_eq!(data[16..21], [0xFF, 0xFF, 0xFF, 0xFF, 1]);
     }

@@ -3,6 +3,7 @@
 //! A small thing behind one mutex that its sessions share, never held across I/O.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
 
 use super::command::{Blocks, Check, Command, ReserveOut};
 use super::copy::{self, Copy, CopyRange, Progress};
@@ -13,10 +14,8 @@ use super::registration::{self, Parameters};
 use super::reservation::{Consequences, InitiatorPort, Refusal, Reservations, access};
 use super::sense::Sense;
 use super::unmap::{self, ByteRange};
-use super::{
-    ATOMIC_BLOCKS, BLOCK, MAX_ATOMIC_BLOCKS, MAX_COMPARE_BLOCKS, MAX_TRANSFER_BLOCKS, MAX_WRITE_SAME_BLOCKS, mode,
-    opcodes,
-};
+use super::{GRANULARITY, Geometry, MAX_ATOMIC, MAX_TRANSFER, MAX_WRITE_SAME, mode, opcodes};
+use crate::disk::Sectors;
 
 /// An initiator's relation to this logical unit: its session's number, unique while the process lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,8 +24,8 @@ pub struct Nexus(pub u64);
 /// Unit attentions that wait for one nexus. More than these few events cannot be told apart by an initiator anyway.
 const MAX_ATTENTIONS: usize = 8;
 
-/// The logical units of a target.
-pub const LUNS: [u8; 1] = [0];
+/// The logical units of a target, each at the place that is its number: as a session knows them.
+pub type Units = [Arc<Mutex<LogicalUnit>>];
 
 /// Copies whose results are remembered, of all initiators.
 const MAX_COPIES: usize = 16;
@@ -81,6 +80,8 @@ pub enum Plan {
         range: ByteRange,
         /// Zeros, without data.
         no_data: bool,
+        /// Free these bytes, which read as zeros then: the block comes, and its content is not looked at.
+        unmap: bool,
     },
     /// Free the ranges of the parameter list to come, of this length.
     Unmap(u16),
@@ -150,9 +151,9 @@ pub enum Taken {
 }
 
 impl Plan {
-    /// How much data the command takes from the initiator, in bytes.
+    /// How much data the command takes from the initiator, in bytes, on a disk with blocks of so many bytes.
     #[must_use]
-    pub fn data_out(&self) -> u64 {
+    pub fn data_out(&self, block: u64) -> u64 {
         match self {
             Self::Write { range, .. }
             | Self::WriteAtomic(range)
@@ -160,8 +161,8 @@ impl Plan {
             | Self::OrWrite { range, .. }
             | Self::Verify { range, check: Check::Data } => range.length,
             Self::CompareAndWrite { range, .. } => 2 * range.length,
-            Self::Verify { range, check: Check::OneBlock } if range.length > 0 => BLOCK,
-            Self::WriteSame { no_data: false, .. } => BLOCK,
+            Self::Verify { range, check: Check::OneBlock } if range.length > 0 => block,
+            Self::WriteSame { no_data: false, .. } => block,
             Self::Unmap(length) => u64::from(*length),
             Self::List(_, length) => u64::from(*length),
             _ => 0,
@@ -207,35 +208,52 @@ struct CopyRecord {
 #[derive(Debug)]
 pub struct LogicalUnit {
     identity: Identity,
-    blocks: u64,
+    number: u8,
+    geometry: Geometry,
     read_only: bool,
     modes: Modes,
     sessions: HashMap<Nexus, Attached>,
     reservations: Reservations,
     copies: VecDeque<CopyRecord>,
     sanitizing: bool,
+    /// The host has little space left.
+    space_is_low: bool,
 }
 
 impl LogicalUnit {
-    /// The unit that serves a disk of `size` bytes behind this target name.
+    /// The unit that serves a disk of `size` bytes behind this target name, as LUN 0, in blocks of 512 bytes.
     #[must_use]
     pub fn new(target: &str, size: u64, read_only: bool) -> Self {
+        Self::numbered(target, 0, size, read_only)
+    }
+
+    /// The same, as the LUN of this number.
+    #[must_use]
+    pub fn numbered(target: &str, number: u8, size: u64, read_only: bool) -> Self {
         Self {
-            identity: Identity::of_target(target),
-            blocks: size / BLOCK,
+            identity: Identity::of_unit(target, number),
+            number,
+            geometry: Geometry::new(size, Sectors::default()),
             read_only,
             modes: Modes::default(),
             sessions: HashMap::new(),
             reservations: Reservations::default(),
             copies: VecDeque::new(),
             sanitizing: false,
+            space_is_low: false,
         }
     }
 
-    /// Size in blocks.
+    /// The same for a disk with these sectors.
     #[must_use]
-    pub fn blocks(&self) -> u64 {
-        self.blocks
+    pub fn with_sectors(self, sectors: Sectors) -> Self {
+        Self { geometry: Geometry::new(self.geometry.bytes(), sectors), ..self }
+    }
+
+    /// Its blocks.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
     /// Whether writes are refused, whatever an initiator sets.
@@ -266,7 +284,11 @@ impl LogicalUnit {
     /// A session of this initiator port begins. Its first command learns that the target may have been reset before it came
     /// (SAM-5 §5.14.1).
     pub fn attach(&mut self, nexus: Nexus, port: InitiatorPort) {
-        self.sessions.insert(nexus, Attached { port, attentions: VecDeque::from([Sense::POWER_ON]) });
+        let mut session = Attached { port, attentions: VecDeque::from([Sense::POWER_ON]) };
+        if self.space_is_low && !self.read_only {
+            session.tell(Sense::THRESHOLD_REACHED);
+        }
+        self.sessions.insert(nexus, session);
     }
 
     /// A session ended.
@@ -320,21 +342,29 @@ impl LogicalUnit {
 
     /// The disk has `size` bytes from now on: every nexus is told once.
     pub fn resize(&mut self, size: u64) {
-        if size / BLOCK != self.blocks {
-            self.blocks = size / BLOCK;
+        let resized = self.geometry.resized(size);
+        if resized != self.geometry {
+            self.geometry = resized;
             for session in self.sessions.values_mut() {
                 session.tell(Sense::CAPACITY_CHANGED);
             }
         }
     }
 
-    /// The host has little space left for the disk to grow into: every nexus is told once (SBC-3 §4.7.3.7).
+    /// The host has little space left for the disk to grow into: every nexus is told once (SBC-3 §4.7.3.7), and each that begins
+    /// before [`space_recovered`](LogicalUnit::space_recovered).
     pub fn space_runs_low(&mut self) {
+        self.space_is_low = true;
         if !self.read_only {
             for session in self.sessions.values_mut() {
                 session.tell(Sense::THRESHOLD_REACHED);
             }
         }
+    }
+
+    /// The host has space again.
+    pub fn space_recovered(&mut self) {
+        self.space_is_low = false;
     }
 
     /// What this command of this nexus needs done. A unit attention that waits is told first, but by the three
@@ -378,10 +408,12 @@ impl LogicalUnit {
                 let calm = if self.sanitizing { Sense::SANITIZE_IN_PROGRESS } else { Sense::NONE };
                 cut(self.take_attention(nexus).unwrap_or(calm).bytes(descriptor), allocation)
             }
-            Command::Inquiry { page: None, allocation } => cut(inquiry::standard(true), allocation),
-            Command::Inquiry { page: Some(code), allocation } => cut(inquiry::page(code, &self.identity)?, allocation),
+            Command::Inquiry { page: None, allocation } => cut(inquiry::standard(Some(self.number)), allocation),
+            Command::Inquiry { page: Some(code), allocation } => {
+                cut(inquiry::page(code, &self.identity, self.geometry)?, allocation)
+            }
             Command::ModeSense(request) => {
-                cut(mode::sense(request, self.modes, self.blocks, self.read_only)?, request.allocation)
+                cut(mode::sense(request, self.modes, self.geometry, self.read_only)?, request.allocation)
             }
             Command::ModeSelect { ten, parameters } => {
                 if parameters > mode::MAX_PARAMETERS {
@@ -392,22 +424,23 @@ impl LogicalUnit {
             Command::LogSense { page, subpage, parameter, allocation } => {
                 match provisioning::log_page(page, subpage, parameter)? {
                     LogPage::Ready(data) => cut(data, allocation),
-                    LogPage::Resources => Plan::Resources { length: self.blocks * BLOCK, allocation },
+                    LogPage::Resources => Plan::Resources { length: self.geometry.bytes(), allocation },
                 }
             }
-            Command::ReadCapacity10 => Plan::Data(inquiry::capacity10(self.blocks)),
-            Command::ReadCapacity16 { allocation } => cut(inquiry::capacity16(self.blocks), allocation),
-            Command::ReportLuns { select, allocation } => cut(report_luns(select, &LUNS)?, allocation),
+            Command::ReadCapacity10 => Plan::Data(inquiry::capacity10(self.geometry)),
+            Command::ReadCapacity16 { allocation } => cut(inquiry::capacity16(self.geometry), allocation),
+            // A unit knows of itself; where there are others, whoever has them all answers, by `plan_report_luns`.
+            Command::ReportLuns { select, allocation } => cut(report_luns(select, &[self.number])?, allocation),
             Command::ReportOpcodes { query, timeouts, allocation } => {
                 cut(opcodes::report(query, timeouts)?, allocation)
             }
             Command::ReportFunctions { extended, allocation } => cut(opcodes::functions(extended), allocation),
             Command::ReadDefects { twelve, lists, allocation } => cut(no_defects(twelve, lists), allocation),
             Command::GetLbaStatus { lba, allocation } => {
-                if lba >= self.blocks {
+                let Some(blocks) = self.geometry.blocks().checked_sub(lba).filter(|blocks| *blocks > 0) else {
                     return Err(Sense::LBA_OUT_OF_RANGE.into());
-                }
-                let (offset, length) = (lba * BLOCK, (self.blocks - lba) * BLOCK);
+                };
+                let ByteRange { offset, length } = self.geometry.range(lba, blocks);
                 Plan::LbaStatus { offset, length, most: provisioning::descriptors(allocation), allocation }
             }
             Command::Reserve => self.reservations.reserve_legacy(nexus).map(|()| Plan::Done)?,
@@ -436,54 +469,50 @@ impl LogicalUnit {
                 let copy = copy.ok_or(Sense::INVALID_FIELD_IN_CDB)?;
                 cut(copy::status(copy.progress, copy.segments, copy.bytes), allocation)
             }
-            Command::CopyParameters { allocation } => cut(copy::parameters(), allocation),
-            Command::Read(blocks) => Plan::Read(self.range(blocks, MAX_TRANSFER_BLOCKS)?),
-            Command::Write { blocks, fua } => {
-                Plan::Write { range: self.writable_range(blocks, MAX_TRANSFER_BLOCKS)?, fua }
-            }
-            Command::WriteVerify(blocks) => Plan::WriteVerify(self.writable_range(blocks, MAX_TRANSFER_BLOCKS)?),
+            Command::CopyParameters { allocation } => cut(copy::parameters(self.geometry), allocation),
+            Command::Read(blocks) => Plan::Read(self.range(blocks, MAX_TRANSFER)?),
+            Command::Write { blocks, fua } => Plan::Write { range: self.writable_range(blocks, MAX_TRANSFER)?, fua },
+            Command::WriteVerify(blocks) => Plan::WriteVerify(self.writable_range(blocks, MAX_TRANSFER)?),
             Command::WriteAtomic(blocks) => {
-                let range = self.writable_range(blocks, MAX_ATOMIC_BLOCKS)?;
-                let step = u64::from(ATOMIC_BLOCKS);
-                if !blocks.lba.is_multiple_of(step) || !u64::from(blocks.count).is_multiple_of(step) {
+                let range = self.writable_range(blocks, MAX_ATOMIC)?;
+                if !range.offset.is_multiple_of(GRANULARITY) || !range.length.is_multiple_of(GRANULARITY) {
                     return Err(Sense::INVALID_FIELD_IN_CDB.into());
                 }
                 Plan::WriteAtomic(range)
             }
             Command::CompareAndWrite { blocks, fua } => {
-                Plan::CompareAndWrite { range: self.writable_range(blocks, MAX_COMPARE_BLOCKS.into())?, fua }
+                let most = u64::from(self.geometry.most_to_compare()) * self.geometry.block();
+                Plan::CompareAndWrite { range: self.writable_range(blocks, most)?, fua }
             }
             Command::OrWrite { blocks, fua } => {
-                Plan::OrWrite { range: self.writable_range(blocks, MAX_TRANSFER_BLOCKS)?, fua }
+                Plan::OrWrite { range: self.writable_range(blocks, MAX_TRANSFER)?, fua }
             }
-            Command::Verify { blocks, check } => {
-                Plan::Verify { range: self.range(blocks, MAX_TRANSFER_BLOCKS)?, check }
-            }
+            Command::Verify { blocks, check } => Plan::Verify { range: self.range(blocks, MAX_TRANSFER)?, check },
             Command::Prefetch(blocks) => {
                 // As much as one READ may have is fetched: the rest is a hint that is not taken.
                 let all = self.to_the_end(blocks)?;
-                let length = all.length.min(u64::from(MAX_TRANSFER_BLOCKS) * BLOCK);
+                let length = all.length.min(MAX_TRANSFER);
                 Plan::Verify { range: ByteRange { length, ..all }, check: Check::Medium }
             }
             Command::SynchronizeCache(blocks) => {
-                self.range(blocks, u32::MAX)?;
+                self.range(blocks, u64::MAX)?;
                 Plan::Flush
             }
             Command::Unmap { parameters } => {
                 self.writable()?;
                 Plan::Unmap(parameters)
             }
-            Command::WriteSame { blocks, unmap: _, no_data } => {
+            Command::WriteSame { blocks, unmap, no_data } => {
                 self.writable()?;
                 let range = self.to_the_end(blocks)?;
-                if range.length > u64::from(MAX_WRITE_SAME_BLOCKS) * BLOCK {
+                if range.length > MAX_WRITE_SAME {
                     return Err(Sense::INVALID_FIELD_IN_CDB.into());
                 }
-                Plan::WriteSame { range, no_data }
+                Plan::WriteSame { range, no_data, unmap }
             }
             Command::BlockErase { immediate } => {
                 self.writable()?;
-                Plan::Erase { length: self.blocks * BLOCK, immediate }
+                Plan::Erase { length: self.geometry.bytes(), immediate }
             }
         })
     }
@@ -495,7 +524,7 @@ impl LogicalUnit {
     pub fn take_list(&mut self, nexus: Nexus, list: List, data: &[u8]) -> Result<Taken, Refusal> {
         match list {
             List::ModeSelect { ten } => {
-                let wanted = mode::select(data, ten, self.modes, self.blocks)?;
+                let wanted = mode::select(data, ten, self.modes, self.geometry)?;
                 if wanted != self.modes {
                     self.modes = wanted;
                     for (_, session) in self.sessions.iter_mut().filter(|(other, _)| **other != nexus) {
@@ -506,7 +535,7 @@ impl LogicalUnit {
             }
             List::ReserveOut(request) => self.reserve_out(nexus, request, data),
             List::ExtendedCopy => {
-                let Some(copy) = copy::parse(data, &self.identity, self.blocks)? else { return Ok(Taken::Done) };
+                let Some(copy) = copy::parse(data, &self.identity, self.geometry)? else { return Ok(Taken::Done) };
                 self.copies.retain(|old| old.nexus != nexus || old.list != copy.list);
                 if self.copies.len() >= MAX_COPIES {
                     self.copies.pop_front();
@@ -548,27 +577,25 @@ impl LogicalUnit {
         }
     }
 
-    fn writable_range(&self, blocks: Blocks, most: u32) -> Result<ByteRange, Sense> {
+    fn writable_range(&self, blocks: Blocks, most: u64) -> Result<ByteRange, Sense> {
         self.writable()?;
         self.range(blocks, most)
     }
 
     /// The bytes of these blocks, which must lie within the disk and be no more than `most`.
-    fn range(&self, blocks: Blocks, most: u32) -> Result<ByteRange, Sense> {
-        if blocks.lba.checked_add(blocks.count.into()).is_none_or(|end| end > self.blocks) {
+    fn range(&self, blocks: Blocks, most: u64) -> Result<ByteRange, Sense> {
+        if blocks.lba.checked_add(blocks.count.into()).is_none_or(|end| end > self.geometry.blocks()) {
             return Err(Sense::LBA_OUT_OF_RANGE);
         }
-        if blocks.count > most {
-            return Err(Sense::INVALID_FIELD_IN_CDB);
-        }
-        Ok(ByteRange { offset: blocks.lba * BLOCK, length: u64::from(blocks.count) * BLOCK })
+        let range = self.geometry.range(blocks.lba, blocks.count.into());
+        if range.length > most { Err(Sense::INVALID_FIELD_IN_CDB) } else { Ok(range) }
     }
 
     /// The same, where a count of 0 means all up to the end.
     fn to_the_end(&self, blocks: Blocks) -> Result<ByteRange, Sense> {
-        let range = self.range(blocks, u32::MAX)?;
+        let range = self.range(blocks, u64::MAX)?;
         Ok(match blocks.count {
-            0 => ByteRange { length: (self.blocks - blocks.lba) * BLOCK, ..range },
+            0 => self.geometry.range(blocks.lba, self.geometry.blocks() - blocks.lba),
             _ => range,
         })
     }
@@ -578,7 +605,7 @@ impl LogicalUnit {
     /// # Errors
     /// As [`unmap::parse`].
     pub fn unmap(&self, list: &[u8]) -> Result<Vec<ByteRange>, Sense> {
-        unmap::parse(list, self.blocks)
+        unmap::parse(list, self.geometry)
     }
 }
 
@@ -587,15 +614,22 @@ fn no_defects(twelve: bool, lists: u8) -> Vec<u8> {
     if twelve { vec![0, lists, 0, 0, 0, 0, 0, 0] } else { vec![0, lists, 0, 0] }
 }
 
-/// What a command to a logical unit that does not exist is answered (SPC-4 §6.6.2, §6.33; SAM-5 §5.11).
+/// What REPORT LUNS is answered by a target of so many units, whichever it was sent to (SPC-4 §6.33): nothing that a unit
+/// knows makes a difference.
+#[must_use]
+pub fn plan_report_luns(units: usize, select: u8, allocation: u32) -> Plan {
+    let luns: Vec<u8> = (0..=u8::MAX).take(units).collect();
+    match report_luns(select, &luns) {
+        Ok(data) => cut(data, allocation),
+        Err(sense) => Plan::Check(sense),
+    }
+}
+
+/// What a command to a logical unit that does not exist is answered (SPC-4 §6.6.2; SAM-5 §5.11).
 #[must_use]
 pub fn plan_without_unit(command: Command) -> Plan {
     match command {
-        Command::Inquiry { page: None, allocation } => cut(inquiry::standard(false), allocation),
-        Command::ReportLuns { select, allocation } => match report_luns(select, &LUNS) {
-            Ok(data) => cut(data, allocation),
-            Err(sense) => Plan::Check(sense),
-        },
+        Command::Inquiry { page: None, allocation } => cut(inquiry::standard(None), allocation),
         Command::RequestSense { descriptor, allocation } => {
             let sense = Sense::NO_SUCH_UNIT;
             cut(sense.bytes(descriptor), allocation)
@@ -630,6 +664,7 @@ fn report_luns(select: u8, luns: &[u8]) -> Result<Vec<u8>, Sense> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scsi::BLOCK;
 
     const A: Nexus = Nexus(1);
     const B: Nexus = Nexus(2);
@@ -819,7 +854,7 @@ mod tests {
         let blocks = Blocks { lba: 4094, count: 0 };
         let rest = ByteRange { offset: 4094 * BLOCK, length: 2 * BLOCK };
         let same = Command::WriteSame { blocks, unmap: true, no_data: true };
-        assert_eq!(unit.plan(A, same), Plan::WriteSame { range: rest, no_data: true });
+        assert_eq!(unit.plan(A, same), Plan::WriteSame { range: rest, no_data: true, unmap: true });
         assert_eq!(unit.plan(A, Command::Prefetch(blocks)), Plan::Verify { range: rest, check: Check::Medium });
         assert_eq!(unit.plan(A, Command::Read(blocks)), Plan::Read(ByteRange { length: 0, ..rest }));
         let beyond = Blocks { lba: 4097, count: 0 };
@@ -834,7 +869,7 @@ mod tests {
         let mut unit = settled();
         let atomic = |lba, count| Command::WriteAtomic(Blocks { lba, count });
         assert!(matches!(unit.plan(A, atomic(8, 16)), Plan::WriteAtomic(_)));
-        for (lba, count) in [(4, 8), (8, 4), (0, MAX_ATOMIC_BLOCKS + ATOMIC_BLOCKS)] {
+        for (lba, count) in [(4, 8), (8, 4), (0, 256 + 8)] {
             assert_eq!(unit.plan(A, atomic(lba, count)), Plan::Check(Sense::INVALID_FIELD_IN_CDB), "{lba} {count}");
         }
     }
@@ -872,6 +907,25 @@ mod tests {
     }
 
     #[test]
+    fn little_space_is_told_once_to_who_is_there_and_to_who_comes_while_it_lasts() {
+        let mut unit = unit();
+        unit.attach(A, port(A));
+        unit.plan(A, Command::TestUnitReady);
+        unit.space_runs_low();
+        assert_eq!(unit.plan(A, Command::TestUnitReady), Plan::Check(Sense::THRESHOLD_REACHED));
+        unit.attach(B, port(B));
+        for told in [Plan::Check(Sense::POWER_ON), Plan::Check(Sense::THRESHOLD_REACHED), Plan::Done] {
+            assert_eq!(unit.plan(B, Command::TestUnitReady), told);
+        }
+        assert_eq!(unit.plan(A, Command::TestUnitReady), Plan::Done, "once is enough");
+        unit.space_recovered();
+        unit.attach(B, port(B));
+        for told in [Plan::Check(Sense::POWER_ON), Plan::Done] {
+            assert_eq!(unit.plan(B, Command::TestUnitReady), told);
+        }
+    }
+
+    #[test]
     fn ranges_are_checked_before_anything_moves() {
         let mut unit = unit();
         let read = |lba, count| Command::Read(Blocks { lba, count });
@@ -879,7 +933,7 @@ mod tests {
         for (lba, count) in [(4095, 2), (4096, 1), (u64::MAX, 1)] {
             assert_eq!(unit.plan(A, read(lba, count)), Plan::Check(Sense::LBA_OUT_OF_RANGE));
         }
-        assert_eq!(unit.plan(A, read(0, MAX_TRANSFER_BLOCKS + 1)), Plan::Check(Sense::INVALID_FIELD_IN_CDB));
+        assert_eq!(unit.plan(A, read(0, 2049)), Plan::Check(Sense::INVALID_FIELD_IN_CDB));
     }
 
     #[test]

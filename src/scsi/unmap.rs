@@ -1,7 +1,7 @@
 //! The parameter list of UNMAP (SBC-3 §5.28.2).
 
 use super::sense::Sense;
-use super::{BLOCK, MAX_UNMAP_BLOCKS, MAX_UNMAP_RANGES};
+use super::{Geometry, MAX_UNMAP, MAX_UNMAP_RANGES};
 
 /// A range of bytes on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,11 +15,11 @@ pub struct ByteRange {
 const HEADER: usize = 8;
 const DESCRIPTOR: usize = 16;
 
-/// The ranges that a parameter list frees on a disk of this many blocks; empty ranges are left out.
+/// The ranges that a parameter list frees on a disk of this geometry; empty ranges are left out.
 ///
 /// # Errors
 /// A list that ends within its header, more ranges or blocks than VPD page B0h allows, a range beyond the end.
-pub fn parse(list: &[u8], blocks: u64) -> Result<Vec<ByteRange>, Sense> {
+pub fn parse(list: &[u8], disk: Geometry) -> Result<Vec<ByteRange>, Sense> {
     if list.is_empty() {
         return Ok(Vec::new()); // "not an error"
     }
@@ -38,15 +38,15 @@ pub fn parse(list: &[u8], blocks: u64) -> Result<Vec<ByteRange>, Sense> {
         let (lba, rest) = descriptor.split_first_chunk::<8>().expect("a descriptor has 16 bytes");
         let (count, _) = rest.split_first_chunk::<4>().expect("a descriptor has 16 bytes");
         let (lba, count) = (u64::from_be_bytes(*lba), u64::from(u32::from_be_bytes(*count)));
-        if lba.checked_add(count).is_none_or(|end| end > blocks) {
+        if lba.checked_add(count).is_none_or(|end| end > disk.blocks()) {
             return Err(Sense::LBA_OUT_OF_RANGE);
         }
         total += count;
         if count > 0 {
-            ranges.push(ByteRange { offset: lba * BLOCK, length: count * BLOCK });
+            ranges.push(disk.range(lba, count));
         }
     }
-    if total > u64::from(MAX_UNMAP_BLOCKS) {
+    if total > disk.limit(MAX_UNMAP).into() {
         return Err(Sense::INVALID_FIELD_IN_PARAMETERS);
     }
     Ok(ranges)
@@ -55,7 +55,13 @@ pub fn parse(list: &[u8], blocks: u64) -> Result<Vec<ByteRange>, Sense> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::Sectors;
+    use crate::scsi::BLOCK;
     use proptest::prelude::*;
+
+    fn disk(blocks: u64) -> Geometry {
+        Geometry::new(blocks * BLOCK, Sectors::default())
+    }
 
     fn list(ranges: &[(u64, u32)]) -> Vec<u8> {
         let length = u16::try_from(ranges.len() * DESCRIPTOR).unwrap();
@@ -72,23 +78,30 @@ mod tests {
 
     #[test]
     fn ranges_are_read_and_empty_ones_are_fine_even_at_the_end() {
-        let ranges = parse(&list(&[(8, 16), (100, 0)]), 100).unwrap();
+        let ranges = parse(&list(&[(8, 16), (100, 0)]), disk(100)).unwrap();
         assert_eq!(ranges, [ByteRange { offset: 8 * BLOCK, length: 16 * BLOCK }]);
-        assert_eq!(parse(&[], 100), Ok(Vec::new()));
+        assert_eq!(parse(&[], disk(100)), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn blocks_are_as_large_as_the_disk_says() {
+        let disk = Geometry::new(100 * 4096, Sectors { logical: 4096, physical: 4096 });
+        assert_eq!(parse(&list(&[(8, 16)]), disk), Ok(vec![ByteRange { offset: 8 * 4096, length: 16 * 4096 }]));
+        assert_eq!(parse(&list(&[(99, 2)]), disk), Err(Sense::LBA_OUT_OF_RANGE));
     }
 
     #[test]
     fn what_lies_beyond_the_end_is_refused() {
         for range in [(100, 1), (99, 2), (u64::MAX, 1), (u64::MAX, u32::MAX)] {
-            assert_eq!(parse(&list(&[range]), 100), Err(Sense::LBA_OUT_OF_RANGE), "{range:?}");
+            assert_eq!(parse(&list(&[range]), disk(100)), Err(Sense::LBA_OUT_OF_RANGE), "{range:?}");
         }
-        assert_eq!(parse(&[0; 7], 100), Err(Sense::PARAMETER_LIST_LENGTH));
+        assert_eq!(parse(&[0; 7], disk(100)), Err(Sense::PARAMETER_LIST_LENGTH));
     }
 
     #[test]
     fn more_than_the_limits_of_page_b0_is_refused_and_a_partial_descriptor_is_ignored() {
-        let (most, ranges) = (MAX_UNMAP_BLOCKS, MAX_UNMAP_RANGES as usize);
-        let blocks = u64::from(most) * 2;
+        let (most, ranges) = (disk(0).limit(MAX_UNMAP), MAX_UNMAP_RANGES as usize);
+        let blocks = disk(u64::from(most) * 2);
         assert!(parse(&list(&[(0, most)]), blocks).is_ok());
         assert_eq!(parse(&list(&[(0, most), (0, 1)]), blocks), Err(Sense::INVALID_FIELD_IN_PARAMETERS));
         assert_eq!(parse(&list(&vec![(0, 1); ranges]), blocks).unwrap().len(), ranges);
@@ -105,7 +118,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_list_gives_ranges_within_the_disk(bytes: Vec<u8>, blocks in 0..1_u64 << 40) {
-            for range in parse(&bytes, blocks).unwrap_or_default() {
+            for range in parse(&bytes, disk(blocks)).unwrap_or_default() {
                 prop_assert!(range.offset + range.length <= blocks * BLOCK);
             }
         }

@@ -251,7 +251,7 @@ fn udp_sum(from: SocketAddrV4, to: SocketAddrV4, header: &[u8; UDP_HEADER], payl
 }
 
 /// The one's complement sum of 16-bit words (RFC 1071), continued from `start`; an odd last byte is padded with zero.
-fn sum(start: u16, bytes: &[u8]) -> u16 {
+pub(super) fn sum(start: u16, bytes: &[u8]) -> u16 {
     bytes.chunks(2).fold(start, |sum, pair| {
         let word = u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]);
         let (sum, carry) = sum.overflowing_add(word);

@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
-"""Real machines boot to their operating system from VHD children of one master (run by tests/boot/run).
+"""Real machines boot to their operating system from children of one master (run by tests/boot/run).
 
 Fleets: three machines, one for each way into a boot, and a fourth whose disk is reset, power-cycled in between, with their
-disks then read by two programs that nobody here wrote; every firmware beside another DHCP server, on another host and on
-Roost's own; one that boots by HTTP; two that must pass CHAP, both ways; two Debian systems that write while Roost is killed and their network cut; and two
+disks (VHDs, and a VHDX) then read by two programs that nobody here wrote; every firmware beside another DHCP server, on
+another host and on Roost's own; one that boots by HTTP; two that must pass CHAP, both ways; two Debian systems, on VHDXs, that
+write, one of them to a second disk too, while Roost is killed and their network cut, and that are reset amid it; and two
 machines that read a master of 2 GiB to its end, while Roost's memory is watched.
+
+ROOST_PARTS names some of these alone, as the functions of `main` are called.
 """
 
+import os
 import subprocess
 import sys
 import threading
@@ -19,17 +23,22 @@ from report import TESTER, Report, arguments, no_panic, run, same, sha256_by_7zi
 
 from machine import Machine  # noqa: E402
 from server import ADDRESS, INTERFACE, IQN, POOL, Dnsmasq, Roost, bytes_on_host, sha256_file, wait_for  # noqa: E402
+from seconddisk import SecondDisk  # noqa: E402
 from writer import Writer  # noqa: E402
 
 LAB = Path(__file__).resolve().parent.parent.parent / "appliance" / "lab"
 IMAGE = "lab-linux"
+# The same as a VHDX.
+VHDX_IMAGE = "lab-linux-vhdx"
 
 # What Roost is to serve as the loader; `None` where the machine's own ROM is the loader already.
 LOADERS = {"bios": None, "bios-chain": "undionly.kpxe", "uefi": "snponly.efi", "uefi-http": "snponly.efi"}
-TWICE = ["bios", "bios-chain", "uefi"]
+TWICE = ["bios", "bios-chain:vhdx", "uefi"]
 # A client whose disk is clean at every boot, on this firmware.
 RESET = "bios:reset"
-MARKER_SECONDS = 300
+# Of the data disk of a Debian machine whose disk is reset.
+DATA_MIB = 3072
+MARKER_SECONDS = 600
 
 # Seconds for a Debian system that has lost its disk to write again, once the disk is back. iscsid waits two between tries.
 RETURN_SECONDS = 60
@@ -45,25 +54,31 @@ MEMORY_LIMIT_KIB = 64 * 1024
 
 
 class Fleet:
-    """A Roost with one machine for each of these modes, on children of one image. The disk of `MODE:reset` is reset, and that
-    of `MODE:chap` asks for CHAP."""
+    """A Roost with one machine for each of these modes, on children of one image. The disk of `MODE:vhdx` is a VHDX, that of
+    `MODE:reset` is reset, and that of `MODE:chap` asks for CHAP. With `data`, machines whose disks are reset have a second disk
+    of this size. `more` are clients without a machine: name -> value."""
 
-    def __init__(self, options, folder, modes, master, pool=POOL):
+    def __init__(self, options, folder, modes, master, pool=POOL, data=None, more=None):
         self.options, self.folder = options, Path(folder)
         self.roost = Roost(options.roost, self.folder, options.server)
         self.machines = [
-            Machine(f"pc-{label}", f"52:54:00:77:01:{index:02x}", label.removesuffix("-reset").removesuffix("-chap"), f"tap{index}", options.switch, self.folder)
-            for index, label in enumerate(mode.replace(":", "-") for mode in modes)
+            Machine(f"pc-{mode.replace(':', '-')}", f"52:54:00:77:01:{index:02x}", mode.split(":")[0], f"tap{index}", options.switch, self.folder)
+            for index, mode in enumerate(modes)
         ]
         clients = {
-            m.name: f'{{ mac = "{m.mac}", disk = "{"reset" if resets(m) else "keep"}", initiators = ["{TESTER}"], '
-            f'chap = {"true" if asks_for_chap(m) else "false"} }}'
+            m.name: f'{{ mac = "{m.mac}", image = "{image_of(m)}", disk = "{"reset" if resets(m) else "keep"}", initiators = ["{TESTER}"], '
+            f'chap = {"true" if asks_for_chap(m) else "false"}'
+            + (f', data = "{data}"' if data and resets(m) else "")
+            + " }"
             for m in self.machines
-        }
-        self.roost.configure(clients, IMAGE, pool=pool)
-        self.roost.cli("image", "import", str(master), "--name", IMAGE, seconds=300)
-        self.master = self.roost.master(IMAGE)
-        self.master_sha256 = sha256_file(self.master)
+        } | (more or {})
+        images = sorted({image_of(machine) for machine in self.machines})
+        self.roost.configure(clients, images[0], pool=pool)
+        for image in images:
+            form = "vhdx" if image == VHDX_IMAGE else "vhd"
+            self.roost.cli("image", "import", str(master), "--name", image, "--format", form, seconds=300)
+        self.masters = {image: self.roost.master(image) for image in images}
+        self.masters_sha256 = {image: sha256_file(path) for image, path in self.masters.items()}
         self.roost.start()
         self.power_on = 0
         self.macs = {m.name: [] for m in self.machines}  # of each boot
@@ -94,6 +109,11 @@ def name_of(machine):
 def resets(machine):
     """Whether its disk is clean at every boot."""
     return machine.name.endswith("-reset")
+
+
+def image_of(machine):
+    """The image that its disk is a child of."""
+    return VHDX_IMAGE if "vhdx" in machine.name.split("-") else IMAGE
 
 
 def asks_for_chap(machine):
@@ -143,7 +163,9 @@ def boots_to_its_marker(fleet, machine, count):
     same(anew, resets(machine) and count > 1, "whether the disk was made anew, by Roost's own words")
 
     shown = fleet.roost.client(machine.name)
+    form = ".vhdx" if image_of(machine) == VHDX_IMAGE else ".vhd"
     same(Path(shown["disk_path"]), fleet.roost.disk(machine.name), "the disk that Roost says it has")
+    same(fleet.roost.disk(machine.name).suffix, form, "its format")
     sessions = [session for session in shown["sessions"] if session["kind"] == "system"]
     same([session["initiator"] for session in sessions], [wanted["initiator"]], "the sessions of an operating system")
     assert sessions[0]["writes"] > 0, f"the operating system wrote nothing: {sessions}"
@@ -210,9 +232,10 @@ def children_read_alike(fleet, report):
 
 def master_unchanged(fleet):
     """Whatever the children did."""
-    same(sha256_file(fleet.master), fleet.master_sha256, "the master's SHA-256")
-    same(fleet.master.stat().st_mode & 0o222, 0, "write permission on the master")
-    return fleet.master_sha256[:16] + "..."
+    same({image: sha256_file(path) for image, path in fleet.masters.items()}, fleet.masters_sha256, "the masters' SHA-256")
+    for path in fleet.masters.values():
+        same(path.stat().st_mode & 0o222, 0, f"write permission on {path}")
+    return ", ".join(sha256[:16] + "..." for sha256 in fleet.masters_sha256.values())
 
 
 def every_firmware(options, report):
@@ -390,6 +413,19 @@ def met_no_error(fleet, writer):
     return f"{files}, {lost} connections lost"
 
 
+def keeps_on_its_data_disk(fleet, machine, boot):
+    """A machine whose disk is reset finds its second disk as it left it: in the first boot empty, then with what it wrote."""
+    code, size = machine.shell("cat /sys/block/sdb/size")
+    same((code, int(size)), (0, DATA_MIB * 2048), "blocks of /dev/sdb")
+    code, begins = machine.shell("head -c 12 /dev/sdb | tr -d '\\0'; echo")
+    same((code, begins.strip()), (0, "" if boot == 1 else "roost-data-1"), "what the disk begins with")
+    if boot == 1:
+        code, _ = machine.shell("printf roost-data-1 | dd of=/dev/sdb conv=fsync,notrunc status=none")
+        same(code, 0, "the exit code of the write")
+    file = fleet.roost.disk(machine.name).with_suffix(".data.vhdx")
+    return f"{int(size) // 2048} MiB, {file.stat().st_blocks // 2} KiB on the host"
+
+
 def comes_back(fleet, writer):
     """After the plug was pulled amid its writing: a disk that is kept has its files, a disk that is reset has none."""
     figures = boots_to_its_marker(fleet, writer.machine, 2)
@@ -403,20 +439,29 @@ def comes_back(fleet, writer):
 
 def debian(options, report):
     """Systems with systemd and iscsid, one of each disk policy, that write while they lose the server and the network."""
-    fleet = Fleet(options, Path(options.disk) / "debian", ["bios", "uefi:reset"], debian_master_path())
+    # Debian's initiator has a name of its own making for what it did not boot from.
+    second = {"pc-second": f'{{ mac = "52:54:00:77:01:f0", image = "{VHDX_IMAGE}", initiators = ["*"] }}'}
+    modes = ["bios:vhdx", "uefi:vhdx:reset"]
+    fleet = Fleet(options, Path(options.disk) / "debian", modes, debian_master_path(), data=f"{DATA_MIB}M", more=second)
     writers = [Writer(machine) for machine in fleet.machines]
+    disk = SecondDisk(fleet.machines[0], "pc-second")
     try:
         fleet.start_all()
         for machine in fleet.machines:
             if not report.test(f"debian-{name_of(machine)}-boots", boots_to_its_marker, fleet, machine, 1):
                 return
-        for writer in writers:
+        reset = next(machine for machine in fleet.machines if resets(machine))
+        report.test("debian-data-disk", keeps_on_its_data_disk, fleet, reset, 1)
+        if not report.test("debian-second-disk-is-added", disk.is_added):
+            return
+        for writer in (*writers, disk):
             writer.start()
         report.test("debian-restart", writes_through_restarts, fleet, writers)
         report.test("debian-network-cut", writes_through_a_cut, fleet, writers)
+        report.test("debian-second-disk-was-right-all-the-time", disk.was_right_all_the_time)
         for writer in writers:
             report.test(f"debian-{name_of(writer.machine)}-met-no-error", met_no_error, fleet, writer)
-        for writer in writers:
+        for writer in (*writers, disk):
             writer.start()
         for writer in writers:
             writer.wait_more(3, RETURN_SECONDS)
@@ -426,6 +471,8 @@ def debian(options, report):
         fleet.start_all()
         for writer in writers:
             report.test(f"debian-{name_of(writer.machine)}-comes-back", comes_back, fleet, writer)
+        report.test("debian-second-disk-is-there-after-a-reset", disk.is_there_after_a_reset)
+        report.test("debian-data-disk-after-the-reset", keeps_on_its_data_disk, fleet, reset, 2)
         report.test("debian-master-unchanged", master_unchanged, fleet)
         report.test("no-panic-under-debian", no_panic, fleet.roost)
     finally:
@@ -465,7 +512,7 @@ def little_memory(options, report):
     """The memory that Roost takes for two clients of a large master."""
     fleet = Fleet(options, Path(options.disk) / "memory", ["bios", "uefi"], master_path(BULK_MIB))
     try:
-        assert bytes_on_host(fleet.master) >= 512 << 20, "the master holds too little to measure with"
+        assert bytes_on_host(fleet.masters[IMAGE]) >= 512 << 20, "the master holds too little to measure with"
         fleet.start_all()
         for machine in fleet.machines:
             report.test(f"{machine.mode}-boots-the-large-master", boots_to_its_marker, fleet, machine, 1)
@@ -481,7 +528,9 @@ def little_memory(options, report):
 def main():
     options = arguments()
     report = Report()
-    for part in (every_firmware, beside_another_host, beside_on_this_host, by_http, with_chap, debian, little_memory):
+    parts = (every_firmware, beside_another_host, beside_on_this_host, by_http, with_chap, debian, little_memory)
+    chosen = os.environ.get("ROOST_PARTS", "").split()
+    for part in [part for part in parts if not chosen or part.__name__ in chosen]:
         # Where one fleet cannot even be made, the other is still tested.
         report.part(part.__name__.replace("_", "-"), part, options, report)
     return report.exit_code()

@@ -39,6 +39,18 @@ TROUBLE = re.compile(
 LOST = "detected conn error"
 
 
+def kernel_log(machine):
+    """What its kernel said since power-on."""
+    code, log = machine.shell("dmesg")
+    assert code == 0 and "Linux version" in log, f"{machine.name} has no kernel log: {log[:200]}"
+    return log
+
+
+def trouble_of(machine):
+    """The lines of its kernel log that must not be there."""
+    return [line for line in kernel_log(machine).splitlines() if TROUBLE.search(line)]
+
+
 class Writer:
     """The program in one machine, and what it told."""
 
@@ -76,9 +88,7 @@ class Writer:
         """Neither the program nor the kernel under it met an error since power-on. Answers how often a connection was lost."""
         failures = [match.string for match in self.machine.matches(FAILED)]
         assert not failures, f"{self.machine.name}: {failures}"
-        code, log = self.machine.shell("dmesg")
-        assert code == 0 and "Linux version" in log, f"{self.machine.name} has no kernel log: {log[:200]}"
-        trouble = [line for line in log.splitlines() if TROUBLE.search(line)]
+        trouble, log = trouble_of(self.machine), kernel_log(self.machine)
         assert not trouble, f"{self.machine.name}'s kernel met trouble:\n" + "\n".join(trouble)
         return sum(LOST in line for line in log.splitlines())
 

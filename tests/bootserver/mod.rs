@@ -12,6 +12,7 @@ use roost::app::bootfiles::{BootContext, BootFiles};
 use roost::app::recorder::Recorder;
 use roost::fleet::{Client, DiskPolicy, Event, Fleet, Initiators, Mac, Naming, Stage};
 use roost::http::boot::{BootServer, router};
+use roost::http::files::Files;
 use roost::net::tftp::TftpServer;
 use roost::script::Server;
 use tempfile::TempDir;
@@ -43,6 +44,8 @@ impl Lab {
         let out = tempfile::tempdir().unwrap();
         let loaders = out.path().join("loaders");
         fs::create_dir(&loaders).unwrap();
+        let files = out.path().join("files");
+        fs::create_dir(&files).unwrap();
         fs::write(loaders.join("undionly.kpxe"), &undionly).unwrap();
         fs::write(loaders.join("snponly.efi"), &snponly).unwrap();
 
@@ -67,7 +70,7 @@ impl Lab {
             let tftp = server.address().port();
             let tasks = vec![
                 tokio::spawn(server.run(stopped(stop.subscribe()))),
-                tokio::spawn(web.run(router(boot), stopped(stop.subscribe()))),
+                tokio::spawn(web.run(Files::open(&files).unwrap().mount(router(boot)), stopped(stop.subscribe()))),
             ];
             (tftp, http, tasks)
         });
@@ -127,6 +130,8 @@ fn fleet() -> Fleet {
         title: None,
         note: None,
         limit: None,
+        start: Default::default(),
+        data: None,
     }])
     .unwrap()
 }

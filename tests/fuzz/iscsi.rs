@@ -3,7 +3,7 @@
 //! property test.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
 use roost::iscsi::login::{Agreed, Login, Next, Verdict, Who};
@@ -245,7 +245,7 @@ pub(crate) fn login(bytes: &[u8]) {
 /// An initiator, a session, and the disk behind it.
 struct Play {
     session: Session,
-    unit: Mutex<LogicalUnit>,
+    unit: Arc<Mutex<LogicalUnit>>,
     params: Params,
     disk: Vec<u8>,
     /// What the disk must hold.
@@ -262,7 +262,15 @@ impl Play {
         let agreed = Agreed { who, cid: 0, params: params.clone(), cmd_sn: u32::MAX - 2, stat_sn: 5 };
         let disk = vec![0x5A; BLOCKS as usize * BLOCK];
         let session = Session::new(Nexus(1), &agreed);
-        Self { session, unit: Mutex::new(unit), params, model: disk.clone(), disk, cmd_sn: u32::MAX - 2, itt: 0 }
+        Self {
+            session,
+            unit: Arc::new(Mutex::new(unit)),
+            params,
+            model: disk.clone(),
+            disk,
+            cmd_sn: u32::MAX - 2,
+            itt: 0,
+        }
     }
 
     /// Sends a PDU, spoilt by one bit of its data if so wanted, and does at once what the session asks for. The answers; `None`:
@@ -275,7 +283,7 @@ impl Play {
         }
         let mut input = BytesMut::from(&bytes[..]);
         let pdu = frame::next(&mut input, MAX_DATA_SEGMENT, self.params.digests).unwrap().unwrap();
-        self.session.receive(pdu, Some(&self.unit)).ok()?;
+        self.session.receive(pdu, std::slice::from_ref(&self.unit)).ok()?;
         let mut sent = Vec::new();
         while let Some(effect) = self.session.next_effect() {
             sent.append(self.session.output());
@@ -313,7 +321,7 @@ impl Play {
                     self.session.complete(task, Ok(()));
                 }
                 Effect::Abort(abort) => self.session.aborted(abort.request, abort.scope),
-                Effect::SendTargets(_) => self.session.targets(&["t".to_owned()], "192.0.2.1:3260,1"),
+                Effect::SendTargets(_) => self.session.targets(&["t".to_owned()], &["192.0.2.1:3260,1".to_owned()]),
                 // Only the last PDU, which is any bytes, may ask for more than that; and for the end.
                 _ => return None,
             }

@@ -84,6 +84,10 @@ pub(crate) struct Initiator {
     pub(crate) tsih: u16,
     /// Connection ID.
     pub(crate) cid: u16,
+    /// The logical unit that commands and functions are for.
+    pub(crate) lun: u8,
+    /// Bytes of a logical block of it.
+    pub(crate) block: u32,
     /// Both digests are in use.
     digests: bool,
 }
@@ -96,7 +100,17 @@ impl Initiator {
         let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, waiting: VecDeque::new(), cmd_sn: 1, last_itt: 0, tsih: 0, cid: 0, digests: false }
+        Self {
+            stream,
+            waiting: VecDeque::new(),
+            cmd_sn: 1,
+            last_itt: 0,
+            tsih: 0,
+            cid: 0,
+            lun: 0,
+            block: 512,
+            digests: false,
+        }
     }
 
     /// Sends these bytes as they are, be they a PDU or not.
@@ -188,7 +202,7 @@ impl Initiator {
     }
 
     pub(crate) fn read(&mut self, lba: u32, blocks: u16) -> Vec<u8> {
-        let length = u32::from(blocks) * 512;
+        let length = u32::from(blocks) * self.block;
         let itt = self.start(&cdb_read(lba, blocks), READ, length, &[]);
         let (answered, data) = self.take_read(length as usize);
         assert_eq!(answered, itt);
@@ -215,7 +229,7 @@ impl Initiator {
     }
 
     pub(crate) fn start_write(&mut self, lba: u32, data: &[u8]) -> u32 {
-        let blocks = u16::try_from(data.len() / 512).unwrap();
+        let blocks = u16::try_from(data.len() / self.block as usize).unwrap();
         self.start(&ten(0x2A, lba, blocks), WRITE, u32::try_from(data.len()).unwrap(), data)
     }
 
@@ -258,6 +272,7 @@ impl Initiator {
     /// Sends a command with all of its data; its tag.
     pub(crate) fn start(&mut self, cdb: &[u8], flags: u8, expected: u32, data: &[u8]) -> u32 {
         let mut header = self.header(0x01, 0x80 | flags);
+        header[9] = self.lun;
         header[20..24].copy_from_slice(&expected.to_be_bytes());
         header[32..32 + cdb.len()].copy_from_slice(cdb);
         self.number(&mut header);
@@ -266,13 +281,15 @@ impl Initiator {
     }
 
     pub(crate) fn start_lun_reset(&mut self) {
-        let header = self.header(0x42, 0x85);
+        let mut header = self.header(0x42, 0x85);
+        header[9] = self.lun;
         self.send(header, &[]);
     }
 
     /// CLEAR TASK SET, until it is done.
     pub(crate) fn clear_task_set(&mut self) {
-        let header = self.header(0x42, 0x84);
+        let mut header = self.header(0x42, 0x84);
+        header[9] = self.lun;
         self.send(header, &[]);
         assert_eq!(self.take_answer(0x22).header[2], 0, "function complete");
     }
@@ -280,6 +297,7 @@ impl Initiator {
     /// ABORT TASK, until it is done.
     pub(crate) fn abort(&mut self, task: u32) {
         let mut header = self.header(0x42, 0x81);
+        header[9] = self.lun;
         header[20..24].copy_from_slice(&task.to_be_bytes());
         self.send(header, &[]);
         assert_eq!(self.take_answer(0x22).header[2], 0, "function complete");

@@ -64,7 +64,7 @@ def everything(options, report):
     try:
         netboot.tests(options, roost, report)
         targets.tests(options, roost, report, DISK_MIB << 20)
-        chap.tests(options, report)
+        chap.tests(options, roost, report)
         writes.tests(options, roost, report, IMAGE, master)
         report.test("no-panic", no_panic, roost)
     finally:

@@ -1,9 +1,11 @@
 """libiscsi's conformance suite, iscsi-test-cu: every suite in a process of its own, against a record of what passes.
 
-Three runs: all suites on a disk that may be written; the multipath suite over two sessions on it; the read-only suite on a
-disk that may only be read. A test passes if it passes in one of them and fails in none. What came of each is kept in
-iscsi-test-cu.txt beside this file, with the reason of each that does not pass, and may not get worse. Where it got better:
-ROOST_BASELINE=write tests/run iscsi, and look at the difference.
+Three runs for each format of a client's disk: all suites on a disk that may be written; the multipath suite on it, by two
+portals; the read-only suite on a disk that may only be read. These disks have physical sectors of 512 bytes; where a format
+knows others, a fourth run is on a disk with 4,096, of the suites that have something to say of those. A test passes if it
+passes in one run and fails in none. What came of each is kept in iscsi-test-cu.FORMAT.txt beside this file, with the reason
+of each that does not pass, and may not get worse. Where it got better: ROOST_BASELINE=write tests/run iscsi, and look at
+the difference.
 
 A process of its own for each suite, because one that leaves a hook behind spoils the commands of all that follow it in
 its process. The exit code says nothing: it is 0 with failures too.
@@ -18,15 +20,19 @@ from pathlib import Path
 from report import run
 from server import ADDRESS, IQN
 
-BASELINE = Path(__file__).with_name("iscsi-test-cu.txt")
 # What the suite calls itself, first and second initiator.
 INITIATORS = tuple("iqn.2007-10.com.github:sahlberg:libiscsi:iscsi-test" + tail for tail in ("", "-2"))
 SUITE_SECONDS = 90
 # What is better stands first.
 ORDER = ["pass", "skip", "fail", "unknown"]
-# The suites that only say something on two paths, or on a disk that is read-only.
+# A second portal, beside `ADDRESS`.
+SECOND_ADDRESS = "10.77.0.2"
+# The suites that only say something on two paths (whose CompareAndWrite expects zeros in a block that it does not write
+# first, where an earlier suite left some), or on a disk that is read-only.
 MULTIPATH = "MultipathIO"
 READ_ONLY = "ReadOnly"
+# The suites with tests that are skipped where a physical block is one logical block.
+LARGE_SECTORS = ["CompareAndWrite", "WriteSame10", "WriteSame16"]
 
 
 def suites():
@@ -94,32 +100,37 @@ def union(results, more):
         results[test] = choose(both, key=ORDER.index)
 
 
-def lines():
-    text = BASELINE.read_text() if BASELINE.exists() else ""
+def record(kind):
+    """The file of what passes on disks of this format."""
+    return Path(__file__).with_name(f"iscsi-test-cu.{kind}.txt")
+
+
+def lines(kind):
+    text = record(kind).read_text() if record(kind).exists() else ""
     return [line.split(maxsplit=2) for line in text.splitlines() if line and not line.startswith("#")]
 
 
-def recorded():
+def recorded(kind):
     """`SUITE.TEST` -> verdict."""
-    return {test: verdict for verdict, test, *_ in lines()}
+    return {test: verdict for verdict, test, *_ in lines(kind)}
 
 
-def reasons():
+def reasons(kind):
     """`SUITE.TEST` -> why it does not pass."""
-    return {test: reason[0] for _, test, *reason in lines() if reason}
+    return {test: reason[0] for _, test, *reason in lines(kind) if reason}
 
 
-def write(results):
+def write(kind, results):
     counts = collections.Counter(results.values())
     head = ["# iscsi-test-cu against Roost: what may not get worse. Written by conformance.py (ROOST_BASELINE=write); behind",
             "# a test that does not pass stands the reason, which is kept.",
             "# " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in ORDER if counts[verdict])]  # fmt: skip
-    why = reasons()
+    why = reasons(kind)
     body = [
         f"{verdict} {test}" + (f" {why[test]}" if verdict != "pass" and test in why else "")
         for test, verdict in sorted(results.items())
     ]
-    BASELINE.write_text("\n".join(head + body) + "\n")
+    record(kind).write_text("\n".join(head + body) + "\n")
 
 
 def table(results):
@@ -136,39 +147,48 @@ def table(results):
     return total
 
 
-def not_worse(results):
+def not_worse(kind, results):
     """Against the record: nothing that passed may fail or be skipped, nothing that was skipped may fail."""
-    before = recorded()
+    before, name = recorded(kind), record(kind).name
     if os.environ.get("ROOST_BASELINE") == "write":
-        write(results)
-        return f"{BASELINE.name} written"
+        write(kind, results)
+        return f"{name} written"
     worse = [f"{test}: was {verdict}, is {results.get(test, 'missing')}"
              for test, verdict in before.items()
              if ORDER.index(results.get(test, "unknown")) > ORDER.index(verdict)]  # fmt: skip
-    assert before, f"{BASELINE.name} is not there; write it with ROOST_BASELINE=write"
+    assert before, f"{name} is not there; write it with ROOST_BASELINE=write"
     assert not worse, f"{len(worse)} tests got worse\n" + "\n".join(worse)
     better = [test for test, verdict in before.items() if ORDER.index(results[test]) < ORDER.index(verdict)]
     better += [test for test in results if test not in before]
     if better:
-        print(f"   better than {BASELINE.name} (ROOST_BASELINE=write records it): {', '.join(better)}")
+        print(f"   better than {name} (ROOST_BASELINE=write records it): {', '.join(better)}")
     total = collections.Counter(results.values())
     return ", ".join(f"{total[verdict]} {verdict}" for verdict in ORDER[:3])
 
 
-def everything_has_its_reason(results):
+def everything_has_its_reason(kind, results):
     """Nothing is skipped, and nothing fails, without somebody having said why."""
-    why = reasons()
+    why = reasons(kind)
     silent = [f"{test}: {verdict}" for test, verdict in results.items() if verdict != "pass" and test not in why]
-    assert not silent, f"{BASELINE.name} gives no reason for {len(silent)} tests\n" + "\n".join(silent)
+    assert not silent, f"{record(kind).name} gives no reason for {len(silent)} tests\n" + "\n".join(silent)
     groups = collections.Counter(f"{verdict}: {why[test]}" for test, verdict in results.items() if verdict != "pass")
     for group, count in groups.most_common():
         print(f"   {count} {group}")
 
 
-def tests(options, roost, report, writable, readonly):
-    """The three runs, the table, and the comparison."""
+def portals_are_listed(options):
+    """Whoever comes by one portal is told of both."""
+    for address, other in ((ADDRESS, SECOND_ADDRESS), (SECOND_ADDRESS, ADDRESS)):
+        listed = run(options.server, "iscsi-ls", "-i", INITIATORS[0], f"iscsi://{address}").stdout
+        told = set(re.findall(r"Portal:(\S+),1", listed))
+        assert told == {f"{address}:3260", f"{other}:3260"}, f"by {address}:\n{listed}"
+
+
+def tests(options, roost, report, kind, writable, readonly, large_sectors=None):
+    """The runs, the table, and the comparison, of these clients' disks, which are of one format."""
     results = {}
-    url = {client: f"iscsi://{ADDRESS}/{IQN}:{client}/0" for client in (writable, readonly)}
+    url = {client: f"iscsi://{ADDRESS}/{IQN}:{client}/0" for client in (writable, readonly, large_sectors)}
+    paths = [url[writable], url[writable].replace(ADDRESS, SECOND_ADDRESS)]
     only = os.environ.get("ROOST_SUITES", "").split()
 
     def all_suites():
@@ -178,18 +198,22 @@ def tests(options, roost, report, writable, readonly):
         return f"{len(results)} tests, no crash and no hang"
 
     def special(suite, urls):
+        if only and suite not in only:
+            return "not asked for"
         found = run_suite(options, roost, urls, suite)
         bad = [f"{test}: {verdict}" for test, verdict in found.items() if verdict != "pass"]
         union(results, found)
         assert found and not bad, "\n".join(bad)
         return f"{len(found)} tests"
 
-    if not report.test("iscsi-test-cu-runs-to-its-end", all_suites):
+    if not report.test(f"{kind}-iscsi-test-cu-runs-to-its-end", all_suites):
         return
-    report.test("iscsi-test-cu-over-two-paths", special, MULTIPATH, [url[writable]] * 2)
-    report.test("iscsi-test-cu-on-a-read-only-disk", special, READ_ONLY, [url[readonly]])
+    report.test(f"{kind}-iscsi-test-cu-by-two-portals", special, MULTIPATH, paths)
+    report.test(f"{kind}-iscsi-test-cu-on-a-read-only-disk", special, READ_ONLY, [url[readonly]])
+    for suite in LARGE_SECTORS if large_sectors else []:
+        report.test(f"{kind}-iscsi-test-cu-on-large-sectors-{suite}", special, suite, [url[large_sectors]])
     table(results)
     if only:
         return
-    report.test("iscsi-test-cu-is-not-worse-than-recorded", not_worse, results)
-    report.test("iscsi-test-cu-says-why-what-does-not-pass", everything_has_its_reason, results)
+    report.test(f"{kind}-iscsi-test-cu-is-not-worse-than-recorded", not_worse, kind, results)
+    report.test(f"{kind}-iscsi-test-cu-says-why-what-does-not-pass", everything_has_its_reason, kind, results)

@@ -2,17 +2,19 @@
 """The iSCSI target against other people's conformance suites (run by tests/iscsi/run)."""
 
 import random
+import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from report import TESTER, Report, arguments, no_panic  # noqa: E402
+from report import TESTER, Report, arguments, no_panic, run  # noqa: E402
 
 import conformance  # noqa: E402
-from server import Roost  # noqa: E402
+from server import INTERFACE, Roost  # noqa: E402
 
-IMAGE = "noise"
+# The formats of a client's disk, which are those of its master; by each `roost image import`s one.
+FORMATS = ["vhd", "vhdx"]
 DISK_MIB = 512
 # One MiB of noise in so many: a child's blocks then have their master's content, holes, and both.
 NOISE_EVERY_MIB = 8
@@ -24,10 +26,13 @@ def client(mac, *keys):
     return "{ " + ", ".join([f'mac = "{mac}"', f"initiators = [{names}]", *keys]) + " }"
 
 
-CLIENTS = {
-    "pc-writable": client("52:54:00:77:04:01"),
-    "pc-readonly": client("52:54:00:77:04:02", 'mode = "read-only"'),
-}
+def clients_of(kind, number):
+    """Two clients of an image of this format: name -> value."""
+    image = f'image = "{kind}"'
+    return {
+        f"pc-{kind}": client(f"52:54:00:77:04:{number}1", image),
+        f"pc-{kind}-readonly": client(f"52:54:00:77:04:{number}2", image, 'mode = "read-only"'),
+    }
 
 
 def noise(path):
@@ -44,13 +49,27 @@ def everything(options, report):
     """One Roost for all of it, with its state on a disk: reads and writes may wait there, as in real life."""
     folder = Path(options.disk)
     roost = Roost(options.roost, folder / "roost", options.server)
-    roost.configure(CLIENTS, IMAGE)
-    master = folder / "master.raw"
-    noise(master)
-    roost.cli("image", "import", str(master), "--name", IMAGE)
+    clients = {}
+    for number, kind in enumerate(FORMATS):
+        clients |= clients_of(kind, number)
+    clients["pc-vhdx-large"] = client("52:54:00:77:04:ff", 'image = "vhdx-large"')
+    roost.configure(clients, FORMATS[0])
+    raw = folder / "master.raw"
+    noise(raw)
+    roost.cli("image", "import", str(raw), "--name", "vhd")
+    # qemu-img's VHDX has physical sectors of 512 bytes, as a VHD has; Roost's own has 4,096.
+    vhdx = folder / "master.vhdx"
+    run(options.server, "qemu-img", "convert", "-O", "vhdx", raw, vhdx)
+    roost.cli("image", "import", str(vhdx), "--name", "vhdx", "--format", "vhdx")
+    roost.cli("image", "import", str(raw), "--name", "vhdx-large", "--format", "vhdx")
+    address = ["ip", "-n", options.server, "address", "add", f"{conformance.SECOND_ADDRESS}/24", "dev", INTERFACE]
+    subprocess.run(address, check=True)
     roost.start()
     try:
-        conformance.tests(options, roost, report, writable="pc-writable", readonly="pc-readonly")
+        report.test("discovery-lists-both-portals", conformance.portals_are_listed, options)
+        for kind in FORMATS:
+            large = {"vhdx": "pc-vhdx-large"}.get(kind)
+            conformance.tests(options, roost, report, kind, f"pc-{kind}", f"pc-{kind}-readonly", large)
         report.test("no-panic", no_panic, roost)
     finally:
         roost.kill()

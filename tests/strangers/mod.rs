@@ -70,3 +70,26 @@ pub(crate) fn sha256_by_7zip(kind: &str, path: &Path) -> String {
     assert!(output.status.success() && said.trim().is_empty(), "7zz refused {}: {said}", path.display());
     String::from_utf8(sum.stdout).unwrap()[..64].to_owned()
 }
+
+/// Reads disk files by wxtla, if tests/disks/run has built it (`tests/wxtla`) and says where it is.
+pub(crate) struct Wxtla(PathBuf);
+
+impl Wxtla {
+    pub(crate) fn find(test: &str) -> Option<Self> {
+        let found = std::env::var_os("ROOST_WXTLA").map(|path| Self(path.into()));
+        if found.is_none() {
+            println!("skip: {test} needs wxtla, which tests/disks/run builds where it reaches the registry of crates");
+        }
+        found
+    }
+
+    /// The SHA-256 of what it finds in a chain.
+    pub(crate) fn sha256(&self, path: &Path) -> String {
+        let mut child = Command::new(&self.0).arg(path).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let sum = Command::new("sha256sum").stdin(child.stdout.take().unwrap()).output().unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "wxtla refused {}: {said}", path.display());
+        String::from_utf8(sum.stdout).unwrap()[..64].to_owned()
+    }
+}

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::super::chain::Chain;
 use super::super::error::DiskError;
 use super::super::file::{Access, File, Media, read_vec};
+use super::super::names::Format;
 use super::super::vhd::create::{NewChild, write_child};
 use super::super::vhd::wire::{Footer, HEADER, Header, Kind, LocatorKind};
 use super::super::vhdx::{self, wire};
@@ -20,19 +21,14 @@ const PAGE: u64 = 4096;
 /// Bytes that are read at once in the search for zeros.
 const WINDOW: u64 = 256 * 1024;
 
-/// The formats in which a client's disk can be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
-    Vhd,
-    Vhdx,
-}
-
 /// What a file says of itself, its parents not asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) format: Format,
     /// What a child names it by.
     pub(super) id: Uuid,
+    /// What its pending map, and other notes of it, name it by: it never changes.
+    own: Uuid,
     /// The identity that its parent must have; a disk of its own has none.
     pub(super) parent: Option<Uuid>,
     pub(super) size: u64,
@@ -60,7 +56,8 @@ pub(super) fn look(path: &Path) -> Result<Seen, DiskError> {
         return look_at_vhdx(&file);
     }
     let (footer, _) = Footer::read(&file)?;
-    let mut seen = Seen { format: Format::Vhd, id: footer.id(), parent: None, size: footer.size(), relative: None };
+    let (id, size) = (footer.id(), footer.size());
+    let mut seen = Seen { format: Format::Vhd, id, own: id, parent: None, size, relative: None };
     if footer.kind() == Kind::Differencing {
         let at = footer.header_offset();
         let bytes = read_vec(&file, at, usize::try_from(HEADER).expect("1024"))?;
@@ -72,6 +69,22 @@ pub(super) fn look(path: &Path) -> Result<Seen, DiskError> {
     Ok(seen)
 }
 
+/// The identity of a disk file, as [`Chain::unique_id`] tells it: it stays whatever is written.
+///
+/// # Errors
+/// It cannot be read, or is no VHD or VHDX.
+pub fn identity(path: &Path) -> Result<Uuid, DiskError> {
+    look(path).map(|seen| seen.own)
+}
+
+/// The capacity of the disk that is in this file, in bytes. Somebody may be using it.
+///
+/// # Errors
+/// It cannot be read, or is no VHD or VHDX.
+pub fn size(path: &Path) -> Result<u64, DiskError> {
+    look(path).map(|seen| seen.size)
+}
+
 /// The same of a VHDX. None of it is ever changed by way of the log.
 fn look_at_vhdx(file: &File) -> Result<Seen, DiskError> {
     let (header, ..) = wire::Header::read(file)?;
@@ -81,6 +94,7 @@ fn look_at_vhdx(file: &File) -> Result<Seen, DiskError> {
     Ok(Seen {
         format: Format::Vhdx,
         id: header.data_write,
+        own: metadata.id,
         parent: locator.and_then(wire::ParentLocator::linkage),
         size: metadata.size,
         relative: locator.and_then(|locator| locator.value("relative_path")).map(str::to_owned),

@@ -7,7 +7,6 @@
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::UNIX_EPOCH;
@@ -17,8 +16,11 @@ use uuid::Uuid;
 
 use super::super::chain::Chain;
 use super::super::error::DiskError;
-use super::super::file::{Access, File, Media, close_later, folder_of, remove, sync_folder_of};
-use super::format::{Child, Format, Seen, look};
+use super::super::file::{
+    Access, File, Media, close_later, folder_of, link, remove, rename, sync_folder_of, write_whole,
+};
+use super::super::names::{self, Format};
+use super::format::{Child, Seen, look};
 
 /// Longest text of a note, in bytes: a sentence or two.
 pub const MAX_NOTE: usize = 1024;
@@ -55,7 +57,7 @@ pub struct Layer {
     pub note: Note,
 }
 
-/// Changes of a folder's entries; a double in the power-cut tests remembers them.
+/// Changes of a folder's entries; a double in the tests lets them fail.
 pub(super) trait Hands: Send + Sync + Debug {
     fn link(&self, from: &Path, to: &Path) -> Result<(), DiskError>;
     fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError>;
@@ -70,11 +72,11 @@ struct System;
 
 impl Hands for System {
     fn link(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
-        fs::hard_link(from, to).map_err(|source| DiskError::io(to, "link", source))
+        link(from, to)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
-        fs::rename(from, to).map_err(|source| DiskError::io(to, "rename into place", source))
+        rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> Result<(), DiskError> {
@@ -95,6 +97,9 @@ impl Hands for System {
 /// NAME.checkpoint-3.vhd     a frozen layer
 /// NAME.checkpoint-3.json    its note
 /// ```
+///
+/// All of it may be VHDX as well, and end in `vhdx`. A disk that is replaced by one of the other format
+/// leaves what it was, and its checkpoints, under their names: both kinds are found.
 #[derive(Debug, Clone)]
 pub struct Place {
     top: PathBuf,
@@ -148,6 +153,21 @@ impl Place {
         self.top.extension().map_or("vhd".into(), |extension| extension.to_string_lossy())
     }
 
+    /// The same place for a disk of this format.
+    fn in_format(&self, format: Format) -> Self {
+        if Format::of_name(&self.top).is_none_or(|named| named == format) {
+            return self.clone();
+        }
+        Self { top: names::path(&self.top, format), ..self.clone() }
+    }
+
+    /// The same place for disks of the other formats.
+    fn in_others(&self) -> impl Iterator<Item = Self> {
+        let own = Format::of_name(&self.top);
+        let others = Format::ALL.into_iter().filter(move |format| own.is_some_and(|own| own != *format));
+        others.map(|format| self.in_format(format))
+    }
+
     fn beside(&self, what: &str) -> PathBuf {
         self.top.with_extension(format!("{}.{what}", self.extension()))
     }
@@ -158,21 +178,32 @@ impl Place {
         self.beside("next")
     }
 
-    /// Where its predecessor is kept.
+    /// Where its predecessor is kept, of whichever format that is.
     #[must_use]
     pub fn previous(&self) -> PathBuf {
-        self.beside("previous")
+        let own = self.beside("previous");
+        if own.exists() {
+            return own;
+        }
+        self.in_others().map(|other| other.beside("previous")).find(|path| path.exists()).unwrap_or(own)
     }
 
-    /// The file of a frozen layer.
+    /// The file of a frozen layer, of whichever format it is.
     #[must_use]
     pub fn layer(&self, number: u32) -> PathBuf {
-        self.top.with_extension(format!("checkpoint-{number}.{}", self.extension()))
+        let of = |place: &Self| place.top.with_extension(format!("checkpoint-{number}.{}", place.extension()));
+        let own = of(self);
+        if own.exists() {
+            return own;
+        }
+        self.in_others().map(|other| of(&other)).find(|path| path.exists()).unwrap_or(own)
     }
 
     /// Where a layer and the one above it are merged into one.
     pub(super) fn merged(&self, number: u32) -> PathBuf {
-        self.top.with_extension(format!("checkpoint-{number}.{}.merged", self.extension()))
+        let mut name = self.layer(number).into_os_string();
+        name.push(".merged");
+        name.into()
     }
 
     pub(super) fn note(&self, number: u32) -> PathBuf {
@@ -188,12 +219,10 @@ impl Place {
     /// The number of a layer's file, by its name.
     fn number_of(&self, name: &str) -> Option<u32> {
         let stem = self.top.file_stem()?.to_str()?;
-        name.strip_prefix(stem)?
-            .strip_prefix(".checkpoint-")?
-            .strip_suffix(&*self.extension())?
-            .strip_suffix('.')?
-            .parse()
-            .ok()
+        let (number, extension) = name.strip_prefix(stem)?.strip_prefix(".checkpoint-")?.split_once('.')?;
+        let is_layer =
+            extension == self.extension() || Format::ALL.iter().any(|format| extension == format.extension());
+        number.parse().ok().filter(|_| is_layer)
     }
 
     pub(super) fn read_note(&self, number: u32) -> Note {
@@ -214,11 +243,7 @@ impl Place {
         let path = self.note(number);
         let temp = path.with_extension("json.new");
         let text = serde_json::to_string(note).expect("numbers and text");
-        let written = fs::File::create(&temp).and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        });
-        written.map_err(|source| DiskError::io(&temp, "write", source))?;
+        write_whole(&temp, text.as_bytes())?;
         self.hands.rename(&temp, &path)
     }
 
@@ -258,12 +283,13 @@ impl Place {
         let written = file.set_len(0).and_then(|()| format.write_child(&file, child));
         written.inspect_err(|_| {
             // It is of no use, and this error says more than another.
-            let _ = fs::remove_file(path);
+            let _ = remove(path);
         })
     }
 
     /// Replaces the disk by a new child of `parent`, which from here is at `relative`, as Windows spells it. The old disk
-    /// is at [`previous`](Place::previous) then, unless an older one is there. `at` is called at each [`Step`].
+    /// is at [`previous`](Place::previous) then, unless an older one is there. `at` is called at each [`Step`]. Where the
+    /// disk is from now on: its format is its parent's.
     ///
     /// # Errors
     /// The system's, or those of `at`; the disk is the old one, unless [`Step::Swapped`] was reached.
@@ -272,9 +298,11 @@ impl Place {
         parent: &Chain,
         relative: &str,
         at: &mut dyn FnMut(Step) -> Result<(), DiskError>,
-    ) -> Result<(), DiskError> {
+    ) -> Result<Self, DiskError> {
         use super::super::Disk;
-        let id = self.write_next(Format::of_child(parent), parent, (relative, parent.path()), parent.size())?;
+        let format = Format::of_child(parent);
+        let new = self.in_format(format);
+        let id = new.write_next(format, parent, (relative, parent.path()), parent.size())?;
         at(Step::Made(id))?;
         let previous = self.previous();
         // Nobody has used a disk that still has its predecessor: there is nothing on it to look at.
@@ -284,12 +312,30 @@ impl Place {
         at(Step::Linked)?;
         // Where it has no second name it goes with the rename, which must not take long.
         let old = fs::File::open(&self.top);
-        self.hands.rename(&self.next(), &self.top)?;
+        self.hands.rename(&new.next(), &new.top)?;
+        self.hands.sync(&new.top)?;
+        if new.top != self.top {
+            // Of the two the VHDX is the disk, see `names`: a new one is that already, an old one until now.
+            self.hands.remove(&self.top)?;
+            self.hands.sync(&self.top)?;
+        }
         if let Ok(old) = old {
             close_later(old);
         }
-        self.hands.sync(&self.top)?;
-        at(Step::Swapped)
+        at(Step::Swapped)?;
+        Ok(new)
+    }
+
+    /// Removes what a replacement by a disk of another format left that did not come to its end: this is the disk. What
+    /// was removed.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn remove_others(&self) -> Result<Vec<PathBuf>, DiskError> {
+        let left = self.in_others().flat_map(|other| [other.next(), other.top]);
+        let left: Vec<_> = left.filter(|path| path.exists()).collect();
+        left.iter().try_for_each(|path| self.hands.remove(path))?;
+        Ok(left)
     }
 
     /// Replaces the disk by a new child of a checkpoint, see [`replace`](Place::replace). The checkpoint stays.
@@ -301,7 +347,7 @@ impl Place {
         to: &Layer,
         base: &Arc<Chain>,
         at: &mut dyn FnMut(Step) -> Result<(), DiskError>,
-    ) -> Result<(), DiskError> {
+    ) -> Result<Self, DiskError> {
         let parent = {
             let _gate = self.layers_stay();
             open_layers(self, &Tree::read(self)?, to.id, base, &self.top)?

@@ -11,7 +11,6 @@
 //!
 //! Whoever has the two layers open goes on reading the old files, which say the same.
 
-use std::fs;
 use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -19,7 +18,7 @@ use std::sync::Arc;
 
 use super::super::chain::Chain;
 use super::super::error::DiskError;
-use super::super::file::{Access, File, Media};
+use super::super::file::{Access, File, Media, remove};
 use super::super::{Disk, SECTOR};
 use super::format::{Child, look};
 use super::layers::{Layer, Place, Tree, open_layer, open_layers};
@@ -94,7 +93,7 @@ struct Scratch<'a>(&'a Path);
 impl Drop for Scratch<'_> {
     fn drop(&mut self) {
         // What cannot be removed is overwritten by the next one.
-        let _ = fs::remove_file(self.0);
+        let _ = remove(self.0);
     }
 }
 

@@ -46,8 +46,10 @@ use uuid::Uuid;
 use super::chain::{Chain, PendingPath};
 use super::error::DiskError;
 use super::file::{Access, File, Media};
-use super::{Disk, Stretch};
-use format::{Format, Seen, look};
+use super::names::Format;
+use super::{Disk, Sectors, Stretch};
+use format::{Seen, look};
+pub use format::{identity, size};
 use layers::open_layers;
 pub use layers::{Layer, MAX_NOTE, Note, Place, Step, Tree};
 
@@ -443,6 +445,10 @@ impl Disk for Overlay {
         self.top().size()
     }
 
+    fn sectors(&self) -> Sectors {
+        self.top().sectors()
+    }
+
     fn try_read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
         self.top().try_read(offset, bufs)
     }
@@ -464,6 +470,11 @@ impl Disk for Overlay {
     fn flush(&self) -> Result<(), DiskError> {
         self.check_sound()?;
         self.top().flush()
+    }
+
+    fn close(&self) -> Result<(), DiskError> {
+        self.check_sound()?;
+        self.top().close()
     }
 
     fn read_only(&self) -> bool {

@@ -1,9 +1,10 @@
-//! Random histories of verbs against a model, and power cuts and deaths at every step of each verb, through the real way to
-//! open a disk.
+//! Random histories of verbs against a model; in [`cuts`], power cuts and deaths at every step of them.
+
+mod cuts;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{IoSlice, IoSliceMut, Seek, Write};
+use std::io::{IoSlice, IoSliceMut};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -11,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::super::chain::{Chain, PendingPath};
-use super::super::file::Access;
+use super::super::file::{Access, remove};
 use super::super::import::import;
 use super::super::model::{pattern, scratch};
 use super::super::vhd::{Builder, create_child};
@@ -131,6 +132,13 @@ impl Bench {
         read(&Chain::open(&self.place.layer(number), Access::Peek).unwrap())
     }
 
+    /// The same, by the identities in the files.
+    fn layer_by_tree(&self, number: u32) -> Vec<u8> {
+        let tree = self.tree();
+        let id = tree.checkpoint(number).unwrap().id;
+        read(&*super::open_layers(&self.place, &tree, id, &self.base, Path::new("test")).unwrap())
+    }
+
     fn roll_back(&self, number: u32) {
         let tree = self.tree();
         self.place.roll_back(tree.checkpoint(number).unwrap(), &self.base, &mut |_| Ok(())).unwrap();
@@ -191,10 +199,91 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// What the disk and each checkpoint hold.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 struct Model {
     disk: Vec<u8>,
-    checkpoints: BTreeMap<u32, Vec<u8>>,
+    checkpoints: BTreeMap<u32, Arc<Vec<u8>>>,
+}
+
+/// A disk, and what it and its checkpoints must hold.
+struct Running<'a> {
+    bench: &'a Bench,
+    /// `None` while nobody has it open.
+    disk: Option<Overlay>,
+    model: Model,
+    boot: u32,
+}
+
+impl<'a> Running<'a> {
+    fn new(bench: &'a Bench, content: Vec<u8>) -> Self {
+        let mut running = Self { bench, disk: None, model: Model { disk: content, ..Model::default() }, boot: 0 };
+        running.open();
+        running
+    }
+
+    fn open(&mut self) {
+        // A disk that is open has its lock.
+        self.disk = None;
+        // The first one is BOOT.
+        self.disk = Some(self.bench.open_at(&format!("{:08x}{}", 0x0f3c_1e62 + self.boot, &BOOT[8..])));
+    }
+
+    fn disk(&self) -> &Overlay {
+        self.disk.as_ref().unwrap()
+    }
+
+    fn act(&mut self, op: &Op) {
+        let (bench, size) = (self.bench, self.disk().size());
+        let sectors = size / SECTOR;
+        let clip = |start: u64, len: u64| (start.min(sectors - 1), len.min(sectors - start.min(sectors - 1)));
+        let model = &mut self.model;
+        let disk = self.disk.as_ref().unwrap();
+        match *op {
+            Op::Write(start, len, seed) => {
+                let (start, len) = clip(start, len);
+                write(disk, &mut model.disk, start, len, seed);
+            }
+            Op::Zero(start, len) => {
+                let (start, len) = clip(start, len);
+                disk.zero(start * SECTOR, len * SECTOR).unwrap();
+                model.disk[bytes(start)..bytes(start + len)].fill(0);
+            }
+            Op::Flush => disk.flush().unwrap(),
+            Op::Reopen => self.open(),
+            Op::NextBoot => {
+                disk.flush().unwrap();
+                self.boot += 1;
+                self.open();
+            }
+            Op::Checkpoint => match disk.checkpoint(&note("by the test")) {
+                Ok(number) => assert!(model.checkpoints.insert(number, Arc::new(model.disk.clone())).is_none()),
+                Err(error) => assert!(model.checkpoints.len() == MAX_CHECKPOINTS, "{error}"),
+            },
+            Op::RollBack(nth) => {
+                let Some((&number, content)) = model.checkpoints.iter().nth(nth) else { return };
+                model.disk.clone_from(content);
+                self.disk = None;
+                bench.roll_back(number);
+                self.open();
+                remove(&bench.place.previous()).unwrap();
+            }
+            Op::Delete(nth) => {
+                let Some((&number, _)) = model.checkpoints.iter().nth(nth) else { return };
+                bench.delete(disk, number);
+                model.checkpoints.remove(&number);
+            }
+            Op::Grow(units) => {
+                let size = size + units * SIZE_UNIT;
+                if size <= 8 * SIZE_UNIT {
+                    assert!(disk.resize(size, 9).unwrap());
+                    model.disk.resize(usize::try_from(size).unwrap(), 0);
+                }
+            }
+            Op::Compact => disk.compact(0, size).unwrap(),
+            Op::Settle => bench.settle(disk),
+            Op::Tidy => drop(bench.tidy()),
+        }
+    }
 }
 
 fn run(format: &str, ops: &[Op]) {
@@ -203,72 +292,19 @@ fn run(format: &str, ops: &[Op]) {
     let bench = Bench::new(dir.path(), base);
     // The locator leads out of a folder that is not there in this test; what looks for it finds it here.
     fs::copy(bench.base.path(), dir.path().join("master").with_extension(format)).unwrap();
-    let mut model = Model { disk: content, ..Model::default() };
-    let mut boot = 0;
-    let name = |boot: u32| format!("{boot:08}-9a34-4d2b-8a55-5d1f6f0f8f10");
-    let mut disk = bench.open_at(&name(boot));
-    for op in ops.iter().cloned() {
-        let sectors = disk.size() / SECTOR;
-        let clip = |start: u64, len: u64| (start.min(sectors - 1), len.min(sectors - start.min(sectors - 1)));
-        match op {
-            Op::Write(start, len, seed) => {
-                let (start, len) = clip(start, len);
-                write(&disk, &mut model.disk, start, len, seed);
-            }
-            Op::Zero(start, len) => {
-                let (start, len) = clip(start, len);
-                disk.zero(start * SECTOR, len * SECTOR).unwrap();
-                model.disk[bytes(start)..bytes(start + len)].fill(0);
-            }
-            Op::Flush => disk.flush().unwrap(),
-            Op::Reopen => {
-                drop(disk);
-                disk = bench.open_at(&name(boot));
-            }
-            Op::NextBoot => {
-                disk.flush().unwrap();
-                drop(disk);
-                boot += 1;
-                disk = bench.open_at(&name(boot));
-            }
-            Op::Checkpoint => match disk.checkpoint(&note("by the test")) {
-                Ok(number) => assert!(model.checkpoints.insert(number, model.disk.clone()).is_none()),
-                Err(error) => assert!(model.checkpoints.len() == MAX_CHECKPOINTS, "{error}"),
-            },
-            Op::RollBack(nth) => {
-                let Some((&number, content)) = model.checkpoints.iter().nth(nth) else { continue };
-                drop(disk);
-                bench.roll_back(number);
-                model.disk.clone_from(content);
-                disk = bench.open_at(&name(boot));
-                fs::remove_file(bench.place.previous()).unwrap();
-            }
-            Op::Delete(nth) => {
-                let Some((&number, _)) = model.checkpoints.iter().nth(nth) else { continue };
-                bench.delete(&disk, number);
-                model.checkpoints.remove(&number);
-            }
-            Op::Grow(units) => {
-                let size = disk.size() + units * SIZE_UNIT;
-                if size <= 8 * SIZE_UNIT {
-                    assert!(disk.resize(size, 9).unwrap());
-                    model.disk.resize(usize::try_from(size).unwrap(), 0);
-                }
-            }
-            Op::Compact => disk.compact(0, disk.size()).unwrap(),
-            Op::Settle => bench.settle(&disk),
-            Op::Tidy => {
-                bench.tidy();
-            }
-        }
-        assert!(read(&disk) == model.disk, "the disk differs");
+    let mut running = Running::new(&bench, content);
+    for op in ops {
+        running.act(op);
+        assert!(read(running.disk()) == running.model.disk, "the disk differs");
         let tree = bench.tree();
         assert!(tree.damaged.is_empty() && tree.unfinished.is_empty(), "{tree:?}");
         let listed: Vec<u32> = tree.checkpoints().map(|layer| layer.number).collect();
-        assert_eq!(listed, model.checkpoints.keys().copied().collect::<Vec<_>>());
+        assert_eq!(listed, running.model.checkpoints.keys().copied().collect::<Vec<_>>());
     }
+    let Running { disk, model, .. } = running;
+    let disk = disk.unwrap();
     for (number, content) in &model.checkpoints {
-        assert!(bench.layer(*number) == *content, "checkpoint {number} differs");
+        assert!(bench.layer(*number) == **content, "checkpoint {number} differs");
     }
     bench.settle(&disk);
     assert!(!is_untidy(&bench.place).unwrap());
@@ -278,7 +314,7 @@ fn run(format: &str, ops: &[Op]) {
     drop(disk);
     assert!(read(&Chain::open(bench.place.top(), Access::Read).unwrap()) == model.disk, "by the locators");
     for (number, content) in &model.checkpoints {
-        assert!(bench.layer(*number) == *content, "checkpoint {number} differs once it is settled");
+        assert!(bench.layer(*number) == **content, "checkpoint {number} differs once it is settled");
     }
     let tree = bench.tree();
     assert!(
@@ -300,192 +336,7 @@ proptest! {
     }
 }
 
-/// What a folder holds: names, and what lies behind them.
-type Folder = BTreeMap<String, Arc<Vec<u8>>>;
-
-fn snapshot(dir: &Path) -> Folder {
-    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
-    entries
-        .filter(|entry| entry.file_type().unwrap().is_file())
-        .map(|entry| (entry.file_name().into_string().unwrap(), Arc::new(fs::read(entry.path()).unwrap())))
-        .collect()
-}
-
-fn restore(folder: &Folder, dir: &Path) {
-    for (name, bytes) in folder {
-        let mut file = fs::File::create(dir.join(name)).unwrap();
-        file.set_len(bytes.len() as u64).unwrap();
-        for (n, page) in bytes.chunks(4096).enumerate() {
-            if page != &[0; 4096][..page.len()] {
-                file.seek(std::io::SeekFrom::Start(n as u64 * 4096)).unwrap();
-                file.write_all(page).unwrap();
-            }
-        }
-    }
-}
-
-/// A change of the folder, with the folder as it was right before.
-#[derive(Debug, Clone)]
-enum Change {
-    Link(String, String),
-    Rename(String, String),
-    Remove(String),
-    Sync,
-}
-
-/// Does what it is told to, and remembers it.
-#[derive(Debug)]
-struct Recorder {
-    dir: PathBuf,
-    changes: Mutex<Vec<(Folder, Change)>>,
-}
-
-fn name_of(path: &Path) -> String {
-    path.file_name().unwrap().to_str().unwrap().to_owned()
-}
-
-impl Recorder {
-    fn note(&self, change: Change) {
-        self.changes.lock().unwrap().push((snapshot(&self.dir), change));
-    }
-}
-
-impl Hands for Recorder {
-    fn link(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
-        self.note(Change::Link(name_of(from), name_of(to)));
-        fs::hard_link(from, to).map_err(|source| DiskError::io(to, "link", source))
-    }
-    fn rename(&self, from: &Path, to: &Path) -> Result<(), DiskError> {
-        self.note(Change::Rename(name_of(from), name_of(to)));
-        fs::rename(from, to).map_err(|source| DiskError::io(to, "rename", source))
-    }
-    fn remove(&self, path: &Path) -> Result<(), DiskError> {
-        if path.exists() {
-            self.note(Change::Remove(name_of(path)));
-            fs::remove_file(path).unwrap();
-        }
-        Ok(())
-    }
-    fn sync(&self, _: &Path) -> Result<(), DiskError> {
-        self.note(Change::Sync);
-        Ok(())
-    }
-}
-
-/// The folder after some changes of it; files behind names as they were at the cut.
-fn apply(folder: &mut Folder, change: &Change, now: &Folder) {
-    match change {
-        Change::Sync => {}
-        Change::Remove(name) => drop(folder.remove(name)),
-        Change::Link(from, to) => {
-            if let Some(bytes) = folder.get(from).or_else(|| now.get(from)).cloned() {
-                folder.insert(to.clone(), bytes);
-            }
-        }
-        Change::Rename(from, to) => {
-            if let Some(bytes) = folder.remove(from).or_else(|| now.get(from).cloned()) {
-                folder.insert(to.clone(), bytes);
-            }
-        }
-    }
-}
-
-/// Every folder that a cut of the power can leave: all changes up to the last flush of the folder before it, and any of those
-/// after. (New files are flushed, under a name that means nothing, before they are renamed.)
-fn possible_folders(changes: &[(Folder, Change)], last: &Folder) -> Vec<(usize, Folder)> {
-    let mut possible = Vec::new();
-    for cut in 0..=changes.len() {
-        let now = changes.get(cut).map_or(last, |(folder, _)| folder);
-        let synced = changes[..cut].iter().rposition(|(_, change)| matches!(change, Change::Sync));
-        let first = synced.map_or(0, |at| at + 1);
-        let since: Vec<&(Folder, Change)> = changes[first..cut].iter().collect();
-        let mut durable = changes.get(first).map_or(last, |(folder, _)| folder).clone();
-        let made: Vec<&String> = since
-            .iter()
-            .filter_map(|(_, change)| match change {
-                Change::Link(_, to) | Change::Rename(_, to) => Some(to),
-                _ => None,
-            })
-            .collect();
-        for (name, bytes) in since.iter().flat_map(|(folder, _)| folder).chain(now) {
-            if !durable.contains_key(name) && !made.contains(&name) {
-                durable.insert(name.clone(), Arc::clone(bytes));
-            }
-        }
-        assert!(since.len() <= 6, "too many changes without a flush: {since:?}");
-        for choice in 0..1u32 << since.len() {
-            let mut folder = durable.clone();
-            for (n, (before, change)) in since.iter().enumerate() {
-                if choice >> n & 1 == 1 {
-                    apply(&mut folder, change, before);
-                }
-            }
-            possible.push((cut, folder));
-        }
-    }
-    possible
-}
-
-/// Runs a verb on a disk with a history, and cuts the power and kills the process at every step of it. `check` is given what is
-/// found afterwards.
-fn cut_everywhere(prepare: impl Fn(&Bench) -> Vec<u8>, verb: impl Fn(&Bench), check: impl Fn(&Bench, &Overlay, &[u8])) {
-    for format in FORMATS {
-        let cases = cut_everywhere_in(format, &prepare, &verb, &check);
-        println!("power cuts: a verb, {format}: {cases} cases, none wrong");
-    }
-}
-
-/// The same in one format: the number of cases.
-fn cut_everywhere_in(
-    format: &str,
-    prepare: impl Fn(&Bench) -> Vec<u8>,
-    verb: impl Fn(&Bench),
-    check: impl Fn(&Bench, &Overlay, &[u8]),
-) -> usize {
-    let (masters, dir) = (scratch(), scratch());
-    let (base, _) = master_in(format, masters.path());
-    let mut bench = Bench::new(dir.path(), base);
-    let content = prepare(&bench);
-    let recorder = Arc::new(Recorder { dir: dir.path().to_owned(), changes: Mutex::default() });
-    bench.place.hands = Arc::clone(&recorder) as Arc<dyn Hands>;
-    verb(&bench);
-    let last = snapshot(dir.path());
-    let changes = std::mem::take(&mut *recorder.changes.lock().unwrap());
-    assert!(changes.len() > 1, "the verb does something: {}", changes.len());
-
-    let mut cases = 0;
-    let deaths = changes.iter().map(|(folder, _)| folder).chain([&last]).cloned().enumerate();
-    let deaths = deaths.map(|(cut, folder)| (cut, folder, BOOT));
-    let cuts = possible_folders(&changes, &last).into_iter().map(|(cut, folder)| (cut, folder, LATER));
-    for (cut, folder, boot) in deaths.chain(cuts) {
-        let dir = scratch();
-        restore(&folder, dir.path());
-        let after = Bench::in_folder(dir.path(), Arc::clone(&bench.base));
-        let what =
-            || format!("cut {cut} of {:?}: {:?}", changes.iter().map(|c| &c.1).collect::<Vec<_>>(), folder.keys());
-        let opened = Overlay::open(after.place.clone(), Arc::clone(&after.base), Some(&after.pending(boot)));
-        let disk = opened.unwrap_or_else(|error| panic!("{error}, {}", what()));
-        let tree = after.tree();
-        assert!(tree.damaged.is_empty() && tree.unfinished.is_empty(), "{tree:?}, {}", what());
-        check(&after, &disk, &content);
-        // And it goes on from there, whatever was left.
-        let mut model = read(&disk);
-        write(&disk, &mut model, 5, 3, 0x31);
-        let number = disk.checkpoint(&note("after")).unwrap_or_else(|error| panic!("{error}, {}", what()));
-        write(&disk, &mut model, 6, 3, 0x32);
-        after.settle(&disk);
-        assert!(read(&disk) == model, "{}", what());
-        drop(disk);
-        let disk = after.open_at(boot);
-        assert!(read(&disk) == model, "{}", what());
-        assert_eq!(after.tree().checkpoint(number).unwrap().note.text, "after");
-        cases += 1;
-    }
-    assert!(cases > changes.len());
-    cases
-}
-
-/// A disk with a checkpoint, and changes that were flushed and others that were not.
+/// A disk with a checkpoint and changes, flushed.
 fn worked(bench: &Bench) -> Vec<u8> {
     let disk = bench.open();
     let mut model = read(&disk);
@@ -494,98 +345,8 @@ fn worked(bench: &Bench) -> Vec<u8> {
     write(&disk, &mut model, 10, 30, 2);
     disk.zero(100 * SECTOR, 4 * SECTOR).unwrap();
     model[bytes(100)..bytes(104)].fill(0);
+    disk.flush().unwrap();
     model
-}
-
-#[test]
-fn a_checkpoint_is_there_or_not_whenever_the_power_goes_and_the_disk_is_always_there() {
-    let verb = |bench: &Bench| {
-        let disk = bench.open();
-        assert_eq!(disk.checkpoint(&note("second")).unwrap(), 2);
-    };
-    cut_everywhere(worked, verb, |bench, disk, content| {
-        assert!(read(disk) == content);
-        let tree = bench.tree();
-        let numbers: Vec<u32> = tree.checkpoints().map(|layer| layer.number).collect();
-        assert!(numbers == [1] || numbers == [1, 2], "{numbers:?}");
-        if let Some(second) = tree.checkpoint(2) {
-            assert_eq!(second.note.text, "second");
-            let opened = super::open_layers(&bench.place, &tree, second.id, &bench.base, Path::new("test")).unwrap();
-            assert!(read(&*opened) == content);
-        }
-    });
-}
-
-#[test]
-fn a_disk_has_its_old_size_or_its_new_one_whenever_the_power_goes() {
-    let verb = |bench: &Bench| assert!(bench.open().resize(3 * SIZE_UNIT, 8).unwrap());
-    cut_everywhere(worked, verb, |_, disk, content| {
-        let now = read(disk);
-        assert!(now.len() == content.len() || now.len() == 3 << 20, "{}", now.len());
-        assert!(now[..content.len()] == *content && now[content.len()..].iter().all(|&byte| byte == 0));
-    });
-}
-
-#[test]
-fn a_merge_changes_nothing_that_is_read_whenever_the_power_goes() {
-    let prepare = |bench: &Bench| {
-        let mut model = worked(bench);
-        let disk = bench.open();
-        disk.checkpoint(&note("second")).unwrap();
-        write(&disk, &mut model, 30, 30, 3);
-        disk.resize(2 * SIZE_UNIT, 8).unwrap();
-        model.resize(2 << 20, 0);
-        write(&disk, &mut model, 2048 + 5, 9, 4);
-        disk.checkpoint(&note("third")).unwrap();
-        disk.flush().unwrap();
-        let tree = bench.tree();
-        bench.place.disown(tree.checkpoint(2).unwrap()).unwrap();
-        model
-    };
-    let verb = |bench: &Bench| assert_eq!(bench.tidy(), 2);
-    cut_everywhere(prepare, verb, |bench, disk, content| {
-        assert!(read(disk) == content);
-        let tree = bench.tree();
-        assert_eq!(tree.checkpoints().map(|layer| layer.number).collect::<Vec<_>>(), [1, 4]);
-        let third = tree.checkpoint(4).unwrap();
-        let opened = super::open_layers(&bench.place, &tree, third.id, &bench.base, Path::new("test")).unwrap();
-        assert!(read(&*opened) == content);
-    });
-}
-
-#[test]
-fn a_deleted_checkpoint_and_a_thawed_disk_change_nothing_that_is_read_whenever_the_power_goes() {
-    let verb = |bench: &Bench| {
-        let disk = bench.open();
-        bench.delete(&disk, 1);
-        assert!(bench.tree().layers.is_empty(), "it is all one file again");
-    };
-    cut_everywhere(worked, verb, |bench, disk, content| {
-        assert!(read(disk) == content);
-        assert!(bench.tree().checkpoints().count() <= 1);
-    });
-}
-
-#[test]
-fn a_disk_is_rolled_back_or_not_whenever_the_power_goes() {
-    let first = |bench: &Bench| {
-        let tree = bench.tree();
-        let opened =
-            super::open_layers(&bench.place, &tree, tree.checkpoint(1).unwrap().id, &bench.base, Path::new("test"));
-        read(&*opened.unwrap())
-    };
-    cut_everywhere(
-        |bench| {
-            let content = worked(bench);
-            bench.open().flush().unwrap();
-            content
-        },
-        |bench| bench.roll_back(1),
-        |bench, disk, content| {
-            let now = read(disk);
-            assert!(now == content || now == first(bench));
-        },
-    );
 }
 
 #[test]
@@ -768,9 +529,16 @@ fn a_merge_that_is_told_to_stop_leaves_everything_and_can_be_done_later() {
     let disk = bench.open();
     bench.place.disown(bench.tree().checkpoint(1).unwrap()).unwrap();
     assert!(disk.loosen(9).unwrap());
-    let before = snapshot(dir.path());
+    let held = || {
+        let entries = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        entries
+            .map(|path| (fs::read(&path).unwrap(), path))
+            .map(|(bytes, path)| (path, bytes))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let before = held();
     assert!(tidy(&bench.place, &bench.base, &mut |_, _| ControlFlow::Break(())).is_err());
-    assert!(snapshot(dir.path()) == before);
+    assert!(held() == before);
     assert_eq!(bench.tidy(), 1);
     assert!(read(&disk) == model);
 }
@@ -903,7 +671,7 @@ fn times_of_a_disk_of_256_gib() {
             });
             time(3, &mut || assert!(disk.resize(disk.size() + SIZE_UNIT, 1).unwrap()));
             drop(disk);
-            time(4, &mut || place.replace(&base, r".\master.vhd", &mut |_| Ok(())).unwrap());
+            time(4, &mut || drop(place.replace(&base, r".\master.vhd", &mut |_| Ok(())).unwrap()));
             time(5, &mut || super::super::file::remove(&place.layer(1)).unwrap());
         }
         let names = ["create", "open", "checkpoint", "resize", "reset", "delete a file with 200 pages"];

@@ -19,11 +19,12 @@ use std::sync::Arc;
 
 use super::super::chain::Chain;
 use super::super::error::DiskError;
-use super::super::file::{Access, sync_folder_of};
+use super::super::file::{Access, remove, sync_folder_of};
 use super::super::import::{ImportError, Imported, import};
+use super::super::names::{self, Format};
 use super::super::vhd::create_child;
 use super::super::vhdx;
-use super::format::{Format, look};
+use super::format::look;
 
 /// Children that an error names; more are counted.
 const NAMED: usize = 5;
@@ -83,8 +84,14 @@ pub fn maintenance_path(folder: &Path) -> PathBuf {
 
 /// The file of this name that is there; a VHD's, if there is none.
 fn of_either_format(folder: &Path, stem: &str) -> PathBuf {
-    let vhdx = folder.join(format!("{stem}.vhdx"));
-    if vhdx.exists() { vhdx } else { folder.join(format!("{stem}.vhd")) }
+    let stem = folder.join(stem);
+    names::find(&stem).unwrap_or_else(|| names::path(&stem, Format::Vhd))
+}
+
+/// The number of a version's file, by its name.
+#[must_use]
+pub fn version_of(path: &Path) -> Option<u32> {
+    names::stem(path)?.parse().ok().filter(|version| *version > 0)
 }
 
 /// The versions of the image in this folder, oldest first.
@@ -92,19 +99,10 @@ fn of_either_format(folder: &Path, stem: &str) -> PathBuf {
 /// # Errors
 /// The folder cannot be read.
 pub fn versions(folder: &Path) -> Result<Vec<u32>, DiskError> {
-    let mut versions: Vec<u32> = files(folder)?
-        .iter()
-        .filter_map(|path| stem_of(path).and_then(|stem| stem.parse().ok()))
-        .filter(|version| *version > 0)
-        .collect();
+    let mut versions: Vec<u32> = files(folder)?.iter().filter_map(|path| version_of(path)).collect();
     versions.sort_unstable();
+    versions.dedup();
     Ok(versions)
-}
-
-/// The name of a disk file of either format, without its end.
-fn stem_of(path: &Path) -> Option<&str> {
-    let name = path.file_name()?.to_str()?;
-    name.strip_suffix(".vhd").or_else(|| name.strip_suffix(".vhdx"))
 }
 
 /// Merges a chain, whatever it stands on, into the next version of the image in this folder. The chain stays as it is, and must
@@ -119,8 +117,8 @@ pub fn publish(
 ) -> Result<(u32, Imported), VersionError> {
     let version = versions(folder)?.last().copied().unwrap_or(0).saturating_add(1);
     // What the source is is known by its contents; one that cannot be looked at is told of by the import.
-    let vhdx = look(source).is_ok_and(|seen| seen.format == Format::Vhdx);
-    let into = folder.join(format!("{version}.{}", if vhdx { "vhdx" } else { "vhd" }));
+    let format = look(source).map(|seen| seen.format).unwrap_or_default();
+    let into = names::path(&folder.join(version.to_string()), format);
     let imported = import(source, &into, progress)?;
     Ok((version, imported))
 }
@@ -138,12 +136,13 @@ pub fn maintain(folder: &Path, version: u32) -> Result<PathBuf, VersionError> {
         return Err(VersionError::NoVersion { path: master });
     }
     let parent = Chain::open(&master, Access::Read)?;
-    if parent.vhdx().is_some() {
-        let path = path.with_extension("vhdx");
-        vhdx::create_child(&path, &parent, &format!(r".\{version}.vhdx"))?;
-        return Ok(path);
-    }
-    create_child(&path, &parent, &format!(r".\{version}.vhd"))?;
+    let format = Format::of_child(&parent);
+    let path = names::path(&path, format);
+    let relative = format!(r".\{version}.{}", format.extension());
+    match format {
+        Format::Vhd => create_child(&path, &parent, &relative)?,
+        Format::Vhdx => vhdx::create_child(&path, &parent, &relative)?,
+    };
     Ok(path)
 }
 
@@ -162,7 +161,7 @@ pub fn open_maintenance(folder: &Path) -> Result<Arc<Chain>, DiskError> {
 pub fn publish_maintenance(folder: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<(u32, Imported), VersionError> {
     let path = maintenance_path(folder);
     let published = publish(&path, folder, progress)?;
-    fs::remove_file(&path).map_err(|source| DiskError::io(&path, "remove", source))?;
+    remove(&path)?;
     sync_folder_of(&path)?;
     Ok(published)
 }
@@ -187,7 +186,7 @@ pub fn delete_version(folder: &Path, version: u32, others: &[&Path]) -> Result<(
         children.sort();
         return Err(VersionError::HasChildren { version: path, children });
     }
-    fs::remove_file(&path).map_err(|source| DiskError::io(&path, "remove", source))?;
+    remove(&path)?;
     Ok(sync_folder_of(&path)?)
 }
 

@@ -1,94 +1,83 @@
 //! Which sectors of which blocks are in a file: the sector bitmaps, loaded as they are needed.
 //!
-//! A bit is one where the sector is in this file, most significant bit first. Only blocks that were touched take memory:
-//! a fresh child of a large disk costs one bit per block.
-
-use std::collections::HashMap;
+//! A bit is one where the sector is in this file, most significant bit first. How many stay in memory is the
+//! [cache](crate::disk::cache)'s business.
 
 use super::super::SECTOR;
+use super::super::cache::{Bitmap, Bitmaps, Cache};
 
-/// The bitmap of one block, short where all its sectors say the same.
-#[derive(Debug)]
-enum Bitmap {
-    AllHere,
-    Mixed(Box<[u8]>),
-}
-
-/// The bitmaps of a disk.
+/// The bitmaps of a disk, one for each block.
 #[derive(Debug)]
 pub(super) struct Bits {
     /// Sectors of a block.
     sectors: u32,
-    /// One bit per block: its bitmap has not been looked at.
-    unknown: Vec<u64>,
-    /// The blocks that have been and hold a sector. All others that were looked at have none.
-    known: HashMap<u32, Bitmap>,
+    pub(super) bitmaps: Bitmaps,
 }
 
 impl Bits {
     /// Bitmaps of `blocks` blocks, nothing known of any.
-    pub(super) fn new(blocks: u32, block_size: u64) -> Self {
+    pub(super) fn new(cache: &'static Cache, blocks: u32, block_size: u64) -> Self {
         let sectors = u32::try_from(block_size / SECTOR).expect("a block is at most 256 MiB");
-        Self { sectors, unknown: vec![u64::MAX; blocks.div_ceil(64) as usize], known: HashMap::new() }
+        Self { sectors, bitmaps: Bitmaps::new(cache, blocks, bitmap_size(sectors)) }
     }
 
     pub(super) fn is_known(&self, block: u32) -> bool {
-        self.unknown[block as usize / 64] >> (block % 64) & 1 == 0
+        self.bitmaps.is_known(block)
     }
 
-    /// Takes note of a block's bitmap as read from the file, unless it is known: memory is ahead of the file.
-    pub(super) fn learn(&mut self, block: u32, bytes: &[u8]) {
-        if self.is_known(block) {
-            return;
-        }
-        self.unknown[block as usize / 64] &= !(1 << (block % 64));
-        match run(bytes, 0, self.sectors) {
-            (false, len) if len == self.sectors => None,
-            (true, len) if len == self.sectors => self.known.insert(block, Bitmap::AllHere),
-            _ => self.known.insert(block, Bitmap::Mixed(bytes.into())),
-        };
+    /// Takes note of a block's bitmap as read from the file when [`Bitmaps::dropped`] was this; see [`Bitmaps::learn`].
+    pub(super) fn learn(&mut self, block: u32, bytes: &[u8], dropped: u64) -> bool {
+        let found = uniform(bytes, self.sectors).map_or(Bitmap::Mixed(bytes), Bitmap::All);
+        self.bitmaps.learn(block, found, dropped)
     }
 
-    /// Takes note that a block has no sector here.
-    pub(super) fn learn_empty(&mut self, block: u32) {
-        if !self.is_known(block) {
-            self.unknown[block as usize / 64] &= !(1 << (block % 64));
-        }
+    /// Takes note of the bitmap of a block that holds all of its sectors or none, as yet.
+    pub(super) fn learn_all(&mut self, block: u32, here: bool) {
+        self.bitmaps.learn(block, Bitmap::All(here), self.bitmaps.dropped());
     }
 
     /// Whether sector `from` of a known block is here, and for how many sectors before `to` the answer is the same.
     pub(super) fn run(&self, block: u32, from: u32, to: u32) -> (bool, u32) {
         debug_assert!(self.is_known(block) && from < to && to <= self.sectors);
-        match self.known.get(&block) {
-            None => (false, to - from),
-            Some(Bitmap::AllHere) => (true, to - from),
-            Some(Bitmap::Mixed(bytes)) => run(bytes, from, to),
+        match self.bitmaps.look(block) {
+            Bitmap::Mixed(bytes) => run(bytes, from, to),
+            all => (all == Bitmap::All(true), to - from),
         }
     }
 
-    /// Notes that sectors of a known block are here now.
+    /// Notes that sectors of a known block are here now. Its bitmap is then ahead of the file.
     pub(super) fn set(&mut self, block: u32, from: u32, to: u32) {
         debug_assert!(self.is_known(block) && from < to && to <= self.sectors);
-        let empty = || Bitmap::Mixed(vec![0; bitmap_size(self.sectors)].into());
-        let bitmap = self.known.entry(block).or_insert_with(empty);
-        if let Bitmap::Mixed(bytes) = bitmap {
+        if self.bitmaps.look(block) == Bitmap::All(true) {
+            return;
+        }
+        let sectors = self.sectors;
+        self.bitmaps.edit(block, |bytes| {
             for sector in from..to {
                 bytes[sector as usize / 8] |= 0x80 >> (sector % 8);
             }
-            if run(bytes, 0, self.sectors) == (true, self.sectors) {
-                *bitmap = Bitmap::AllHere;
-            }
-        }
+            uniform(bytes, sectors)
+        });
     }
 
     /// A known block's bitmap as it lies in the file.
     pub(super) fn bytes(&self, block: u32) -> Vec<u8> {
-        match self.known.get(&block) {
-            None => vec![0; bitmap_size(self.sectors)],
-            Some(Bitmap::AllHere) => vec![0xff; bitmap_size(self.sectors)],
-            Some(Bitmap::Mixed(bytes)) => bytes.to_vec(),
+        match self.bitmaps.look(block) {
+            Bitmap::Mixed(bytes) => bytes.to_vec(),
+            all => vec![if all == Bitmap::All(true) { 0xff } else { 0 }; bitmap_size(self.sectors)],
         }
     }
+
+    /// Takes note that the file says of a block what memory does.
+    pub(super) fn written(&mut self, block: u32) {
+        self.bitmaps.written(block);
+    }
+}
+
+/// What all of so many sectors say, if they say the same.
+fn uniform(bytes: &[u8], sectors: u32) -> Option<bool> {
+    let (here, same) = run(bytes, 0, sectors);
+    (same == sectors).then_some(here)
 }
 
 fn bitmap_size(sectors: u32) -> usize {
@@ -124,8 +113,8 @@ mod tests {
         fn runs_agree_with_bits_counted_one_by_one(
             sets in proptest::collection::vec((0u32..4096, 1u32..300), 0..12), from in 0u32..4096, len in 1u32..4096,
         ) {
-            let mut bits = Bits::new(3, 2 << 20);
-            bits.learn_empty(1);
+            let mut bits = Bits::new(Cache::current(), 3, 2 << 20);
+            bits.learn_all(1, false);
             let mut model = vec![false; 4096];
             for (start, len) in sets {
                 let end = (start + len).min(4096);
@@ -136,8 +125,8 @@ mod tests {
             let same = model[from as usize..to as usize].iter().take_while(|&&bit| bit == model[from as usize]).count();
             prop_assert_eq!(bits.run(1, from, to), (model[from as usize], u32::try_from(same).unwrap()));
 
-            let mut again = Bits::new(3, 2 << 20);
-            again.learn(1, &bits.bytes(1));
+            let mut again = Bits::new(Cache::current(), 3, 2 << 20);
+            again.learn(1, &bits.bytes(1), 0);
             prop_assert_eq!(again.run(1, from, to), bits.run(1, from, to));
             prop_assert!(!again.is_known(0) && !again.is_known(2));
         }
@@ -145,10 +134,10 @@ mod tests {
 
     #[test]
     fn memory_is_not_overwritten_by_what_a_late_reader_found() {
-        let mut bits = Bits::new(1, 2 << 20);
-        bits.learn(0, &[0; 512]);
+        let mut bits = Bits::new(Cache::current(), 1, 2 << 20);
+        bits.learn(0, &[0; 512], 0);
         bits.set(0, 5, 6);
-        bits.learn(0, &[0; 512]);
+        bits.learn(0, &[0; 512], 0);
         assert_eq!(bits.run(0, 5, 9), (true, 1));
     }
 }

@@ -19,7 +19,6 @@
 //! not, there is the other layout, *compact*: the same structures with an empty table, the footer right behind them, and blocks
 //! as they are needed. [`super::sparse`] says how both stay right when power is lost.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -27,7 +26,7 @@ use uuid::Uuid;
 use super::super::SECTOR;
 use super::super::chain::Chain;
 use super::super::error::DiskError;
-use super::super::file::{File, Media, sync_folder_of, write_all};
+use super::super::file::{File, Media, remove, rename, sync_folder_of, write_all};
 use super::sparse::ALIGN;
 use super::wire::{
     ABSENT, BLOCK_SIZE, FOOTER, Footer, HEADER, Header, Kind, Locator, LocatorKind, MAX_BLOCK_SIZE, MAX_BLOCKS,
@@ -354,7 +353,7 @@ impl TempFile {
 
     /// Renames a file that has been flushed into place, durably.
     pub(in crate::disk) fn keep(mut self) -> Result<(), DiskError> {
-        fs::rename(&self.temp, &self.path).map_err(|source| DiskError::io(&self.path, "rename into place", source))?;
+        rename(&self.temp, &self.path)?;
         self.kept = true;
         sync_folder_of(&self.path)
     }
@@ -369,7 +368,7 @@ impl Drop for TempFile {
     fn drop(&mut self) {
         if !self.kept {
             // It is of no use, and the error that brought us here says more than this one could.
-            let _ = fs::remove_file(&self.temp);
+            let _ = remove(&self.temp);
         }
     }
 }

@@ -16,7 +16,7 @@
 //! "nothing here": in a differencing disk its bitmap is zero and every sector is the parent's; in a dynamic one the bitmap
 //! is all ones and the data a hole, the zeros that were there before. So whichever of entry and data the power lets
 //! through, each sector is old or new. Entries and, in a dynamic disk, data need nothing but the flush's one barrier, and
-//! outlive the process at once. A thousand first writes to fresh blocks cost five barriers together; what is left of the
+//! outlive the process at once. A thousand first writes to fresh blocks cost a child one barrier, a dynamic disk five; what is left of the
 //! space when the disk is closed is cut off again, and what a power cut leaves is zeroed before it is used.
 //!
 //! While the footer is on its way to its new end, the copy at the front stands in for it. Disks made by
@@ -26,9 +26,10 @@ use std::collections::BTreeSet;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::super::SECTOR;
+use super::super::cache::{Bitmaps, Cache, Holds};
 use super::super::error::DiskError;
 use super::super::file::{Media, read_vec, write_all};
 use super::super::iovec::{self, Gather};
@@ -39,8 +40,9 @@ use super::wire::{ABSENT, FOOTER, Footer, HEADER, Header, Kind, MAX_FILE};
 /// Data of new blocks starts at a multiple of this, the page and block size of hosts.
 pub const ALIGN: u64 = 4096;
 
-/// Blocks that space is kept for at once, at the cost of one barrier: as many as there are, within these bounds, so that
-/// barriers become rarer while the file, of which the new part is a hole, at most doubles in length.
+/// Blocks that space is kept for at once, at the cost of one barrier. In a dynamic disk, where each gets a bitmap: as many as
+/// there are, within these bounds, so that barriers become rarer as the file grows. In a differencing disk the space is
+/// nothing but a hole: the most.
 pub const RESERVE_BLOCKS: RangeInclusive<u64> = 64..=1024;
 /// The most that a file grows ahead of its blocks: 1024 blocks of the usual 2 MiB.
 pub const RESERVE_BYTES: u64 = 1024 * (2 << 20) + 1024 * ALIGN;
@@ -106,6 +108,12 @@ struct Map {
     bits: Bits,
 }
 
+impl Holds for Map {
+    fn bitmaps(&mut self) -> &mut Bitmaps {
+        &mut self.bits.bitmaps
+    }
+}
+
 /// What only the one writer touches.
 #[derive(Debug)]
 struct Writer {
@@ -124,7 +132,8 @@ pub struct Sparse {
     media: Box<dyn Media>,
     footer: Footer,
     header: Header,
-    map: RwLock<Map>,
+    map: Arc<RwLock<Map>>,
+    cache: &'static Cache,
     writer: Mutex<Writer>,
     read_only: bool,
     /// A barrier failed: what the device holds is unknown.
@@ -145,11 +154,15 @@ impl Sparse {
         if !read_only {
             repair_footers(&*media, &footer, end)?;
         }
-        let mut bits = Bits::new(header.blocks(), header.block_size());
+        let cache = Cache::current();
+        let mut bits = Bits::new(cache, header.blocks(), header.block_size());
         skip_holes(&*media, &table, &header, &mut bits)?;
+        let map = Arc::new(RwLock::new(Map { table, bits }));
+        cache.join(&map);
         let writer = Writer { pending: None, dirty: BTreeSet::new(), end, reserved: 0 };
         Ok(Self {
-            map: RwLock::new(Map { table, bits }),
+            map,
+            cache,
             writer: Mutex::new(writer),
             media,
             footer,
@@ -181,8 +194,7 @@ impl Sparse {
             }
             for piece in self.pieces(run.start * SECTOR, (run.end - run.start) * SECTOR) {
                 if self.block_at(piece.block).is_some() {
-                    self.load(piece.block)?;
-                    self.map_mut().bits.set(piece.block, piece.from, piece.to);
+                    self.map_mut_with(piece.block)?.bits.set(piece.block, piece.from, piece.to);
                     writer.dirty.insert(piece.block);
                 }
             }
@@ -250,39 +262,32 @@ impl Sparse {
     /// The system's.
     pub fn map_range(&self, offset: u64, len: u64, wait: Wait) -> Result<Option<Vec<Run>>, DiskError> {
         let mut runs: Vec<Run> = Vec::new();
-        let mut push = |run: Run| match runs.last_mut() {
-            Some(last) if last.at.map(|at| at + last.len) == run.at && last.at.is_some() => last.len += run.len,
-            Some(last) if last.at.is_none() && run.at.is_none() => last.len += run.len,
-            _ => runs.push(run),
-        };
-        let mut map = self.map();
-        for piece in self.pieces(offset, len) {
-            let Some(bitmap_at) = map.table.at(piece.block) else {
-                push(Run { offset: piece.offset, len: piece.len(), at: None });
-                continue;
-            };
-            if !map.bits.is_known(piece.block) {
-                drop(map);
-                match wait {
-                    Wait::Block => self.load(piece.block)?,
-                    Wait::Never if self.try_load(piece.block, bitmap_at)? => {}
-                    Wait::Never => return Ok(None),
-                }
-                map = self.map();
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let Some(run) = self.run_at(at, end - at, wait)? else { return Ok(None) };
+            match runs.last_mut() {
+                Some(last) if last.at.map(|at| at + last.len) == run.at && last.at.is_some() => last.len += run.len,
+                Some(last) if last.at.is_none() && run.at.is_none() => last.len += run.len,
+                _ => runs.push(run),
             }
-            let data_at = bitmap_at + self.header.bitmap_size();
-            let mut from = piece.from;
-            while from < piece.to {
-                let (here, sectors) = map.bits.run(piece.block, from, piece.to);
-                push(Run {
-                    offset: piece.offset + u64::from(from - piece.from) * SECTOR,
-                    len: u64::from(sectors) * SECTOR,
-                    at: here.then(|| data_at + u64::from(from) * SECTOR),
-                });
-                from += sectors;
-            }
+            at += run.len;
         }
         Ok(Some(runs))
+    }
+
+    /// The same for as much of a range as one block's bitmap tells of alike.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(in crate::disk) fn run_at(&self, offset: u64, len: u64, wait: Wait) -> Result<Option<Run>, DiskError> {
+        let piece = self.pieces(offset, len).next().expect("the range is not empty");
+        let Some(map) = self.map_with(piece.block, wait)? else { return Ok(None) };
+        let Some(bitmap_at) = map.table.at(piece.block) else {
+            return Ok(Some(Run { offset, len: piece.len(), at: None }));
+        };
+        let (here, sectors) = map.bits.run(piece.block, piece.from, piece.to);
+        let at = here.then(|| bitmap_at + self.header.bitmap_size() + u64::from(piece.from) * SECTOR);
+        Ok(Some(Run { offset, len: u64::from(sectors) * SECTOR, at }))
     }
 
     /// Writes; the caller has checked the range.
@@ -296,7 +301,7 @@ impl Sparse {
         for piece in self.pieces(offset, iovec::len(bufs)) {
             let data_at = self.here(&mut writer, piece.block)? + u64::from(piece.from) * SECTOR;
             self.media.write(data_at, &gather.take(piece.len()))?;
-            self.collect_new(&piece, &mut new);
+            self.collect_new(&piece, &mut new)?;
         }
         self.acknowledge(&mut writer, &new)
     }
@@ -312,7 +317,7 @@ impl Sparse {
             let data_at = self.here(&mut writer, piece.block)? + u64::from(piece.from) * SECTOR;
             // Also where no bit is set: what an unacknowledged write left there must not come to light.
             self.media.zero(data_at, piece.len())?;
-            self.collect_new(&piece, &mut new);
+            self.collect_new(&piece, &mut new)?;
         }
         self.acknowledge(&mut writer, &new)
     }
@@ -340,7 +345,7 @@ impl Sparse {
         }
         self.write_bitmaps(&writer.dirty)?;
         self.barrier()?;
-        writer.dirty.clear();
+        self.mark_written(&mut writer.dirty);
         if let Some(pending) = &mut writer.pending {
             // A map that cannot be emptied tells again what is true already.
             let _ = pending.clear();
@@ -359,6 +364,14 @@ impl Sparse {
         Ok(())
     }
 
+    /// Lets go of bitmaps that the file has.
+    fn mark_written(&self, blocks: &mut BTreeSet<u32>) {
+        let mut map = self.map_mut();
+        while let Some(block) = blocks.pop_first() {
+            map.bits.written(block);
+        }
+    }
+
     /// Makes the bits of data that has just been written outlive the process, then shows them to readers.
     fn acknowledge(&self, writer: &mut Writer, new: &[(u32, u32, u32)]) -> Result<(), DiskError> {
         let per_block = self.header.block_size() / SECTOR;
@@ -373,29 +386,26 @@ impl Sparse {
                 }
                 None => Ok(false),
             };
-            {
-                let mut map = self.map_mut();
-                for &(block, from, to) in new {
-                    map.bits.set(block, from, to);
-                    writer.dirty.insert(block);
-                }
+            for &(block, from, to) in new {
+                self.map_mut_with(block)?.bits.set(block, from, to);
+                writer.dirty.insert(block);
             }
             match recorded {
-                Ok(false) if writer.pending.is_some() => {}
-                Ok(false) => {
+                Ok(false) if writer.pending.is_none() => {
                     self.write_bitmaps(&writer.dirty)?;
-                    writer.dirty.clear();
+                    self.mark_written(&mut writer.dirty);
                 }
-                // Full, or it cannot grow: what a flush does is as good as a record.
-                Ok(true) | Err(_) => self.settle(writer)?,
+                Ok(false) if !self.cache.is_crowded() => {}
+                // Full, or it cannot grow, or memory is full of bits: what a flush does is as good as a record.
+                Ok(_) | Err(_) => self.settle(writer)?,
             }
         }
         Ok(())
     }
 
     /// Adds the parts of a piece whose bits are not set: block, first sector, end.
-    fn collect_new(&self, piece: &Piece, new: &mut Vec<(u32, u32, u32)>) {
-        let map = self.map();
+    fn collect_new(&self, piece: &Piece, new: &mut Vec<(u32, u32, u32)>) -> Result<(), DiskError> {
+        let map = self.map_with(piece.block, Wait::Block)?.expect("it waits");
         let mut from = piece.from;
         while from < piece.to {
             let (here, sectors) = map.bits.run(piece.block, from, piece.to);
@@ -404,15 +414,15 @@ impl Sparse {
             }
             from += sectors;
         }
+        Ok(())
     }
 
-    /// Where a block's data lies, its bitmap loaded; a block that is not in the file is put there first.
+    /// Where a block's data lies; a block that is not in the file is put there first.
     fn here(&self, writer: &mut Writer, block: u32) -> Result<u64, DiskError> {
         let at = match self.block_at(block) {
             Some(at) => at,
             None => self.allocate(writer, block)?,
         };
-        self.load(block)?;
         let data_at = at + self.header.bitmap_size();
         if self.footer.kind() == Kind::Dynamic {
             self.fill_gaps(block, at, data_at)?;
@@ -435,7 +445,8 @@ impl Sparse {
         if let Table::Entries(entries) = &mut map.table {
             entries[block as usize] = entry;
         }
-        map.bits.learn(block, &bitmap);
+        let here = bitmap[0] != 0;
+        map.bits.learn_all(block, here);
         Ok(at)
     }
 
@@ -447,7 +458,10 @@ impl Sparse {
         let first = self.first_place(writer.end);
         let present = u64::from(self.blocks_present());
         let absent = u64::from(self.header.blocks()) - present;
-        let wanted = present.clamp(*RESERVE_BLOCKS.start(), *RESERVE_BLOCKS.end());
+        let wanted = match self.footer.kind() {
+            Kind::Dynamic => present.clamp(*RESERVE_BLOCKS.start(), *RESERVE_BLOCKS.end()),
+            _ => *RESERVE_BLOCKS.end(),
+        };
         let wanted = wanted.min(RESERVE_BYTES / stride).clamp(1, absent.max(1));
         // The last place whose sector number the table can hold, with a footer behind it.
         let room = (MAX_FILE - FOOTER).saturating_sub(first) / stride;
@@ -498,7 +512,9 @@ impl Sparse {
         let start = u64::from(block) * self.header.block_size();
         let len = self.header.block_size().min(self.size() - start);
         let mut gaps = Vec::new();
-        self.pieces(start, len).for_each(|piece| self.collect_new(&piece, &mut gaps));
+        for piece in self.pieces(start, len) {
+            self.collect_new(&piece, &mut gaps)?;
+        }
         if gaps.is_empty() {
             return Ok(());
         }
@@ -509,32 +525,49 @@ impl Sparse {
         let bitmap = self.empty_bitmap();
         write_all(&*self.media, bitmap_at, &bitmap)?;
         let sectors = u32::try_from(self.header.block_size() / SECTOR).expect("a block is at most 256 MiB");
-        self.map_mut().bits.set(block, 0, sectors);
+        self.map_mut_with(block)?.bits.set(block, 0, sectors);
         Ok(())
     }
 
-    /// Loads a block's bitmap if it is not known.
-    fn load(&self, block: u32) -> Result<(), DiskError> {
-        let at = {
-            let map = self.map();
-            match map.table.at(block) {
-                Some(at) if !map.bits.is_known(block) => at,
-                _ => return Ok(()),
-            }
-        };
-        let bytes = read_vec(&*self.media, at, usize::try_from(self.header.bitmap_size()).expect("at most 64 KiB"))?;
-        self.map_mut().bits.learn(block, &bytes);
-        Ok(())
-    }
-
-    /// The same without waiting; `false` if it is not in memory.
-    fn try_load(&self, block: u32, at: u64) -> Result<bool, DiskError> {
-        let mut bytes = vec![0; usize::try_from(self.header.bitmap_size()).expect("at most 64 KiB")];
-        let read = self.media.try_read(at, &mut [IoSliceMut::new(&mut bytes)])?;
-        if read {
-            self.map_mut().bits.learn(block, &bytes);
+    /// The map with the bitmap of a block in it, if the block is in the file; `None` if that would have to wait.
+    fn map_with(&self, block: u32, wait: Wait) -> Result<Option<RwLockReadGuard<'_, Map>>, DiskError> {
+        let map = self.map();
+        if map.bits.is_known(block) || map.table.at(block).is_none() {
+            return Ok(Some(map));
         }
-        Ok(read)
+        drop(map);
+        Ok(self.load(block, wait)?.map(RwLockWriteGuard::downgrade))
+    }
+
+    /// The same for a change, with room for a bitmap that becomes a mixture.
+    fn map_mut_with(&self, block: u32) -> Result<RwLockWriteGuard<'_, Map>, DiskError> {
+        Ok(self.load(block, Wait::Block)?.expect("it waits"))
+    }
+
+    /// The same, reading the bitmap if it is not known. The lock is not given up between learning a bitmap and using it, for others may
+    /// need its room.
+    fn load(&self, block: u32, wait: Wait) -> Result<Option<RwLockWriteGuard<'_, Map>>, DiskError> {
+        let size = usize::try_from(self.header.bitmap_size()).expect("at most 64 KiB");
+        loop {
+            self.cache.make_room(size);
+            let map = self.map_mut();
+            let dropped = map.bits.bitmaps.dropped();
+            let at = match map.table.at(block) {
+                Some(at) if !map.bits.is_known(block) => at,
+                _ => return Ok(Some(map)),
+            };
+            drop(map);
+            let mut bytes = vec![0; size];
+            match wait {
+                Wait::Block => self.media.read(at, &mut [IoSliceMut::new(&mut bytes)])?,
+                Wait::Never if self.media.try_read(at, &mut [IoSliceMut::new(&mut bytes)])? => {}
+                Wait::Never => return Ok(None),
+            }
+            let mut map = self.map_mut();
+            if map.bits.learn(block, &bytes, dropped) {
+                return Ok(Some(map));
+            }
+        }
     }
 
     fn barrier(&self) -> Result<(), DiskError> {
@@ -562,11 +595,11 @@ impl Sparse {
         self.writer.lock().expect("no writer panicked")
     }
 
-    fn map(&self) -> std::sync::RwLockReadGuard<'_, Map> {
+    fn map(&self) -> RwLockReadGuard<'_, Map> {
         self.map.read().expect("no writer panicked")
     }
 
-    fn map_mut(&self) -> std::sync::RwLockWriteGuard<'_, Map> {
+    fn map_mut(&self) -> RwLockWriteGuard<'_, Map> {
         self.map.write().expect("no writer panicked")
     }
 
@@ -586,7 +619,6 @@ impl Sparse {
             let len = (block_size - within).min(end - at);
             let sectors = |bytes: u64| u32::try_from(bytes / SECTOR).expect("a block is at most 256 MiB");
             let piece = Piece {
-                offset: at,
                 block: u32::try_from(block).expect("the range lies on the disk"),
                 from: sectors(within),
                 to: sectors(within + len),
@@ -612,8 +644,6 @@ impl Drop for Sparse {
 /// A part of a request within one block.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
-    /// First byte on the disk.
-    offset: u64,
     block: u32,
     /// First sector within the block.
     from: u32,
@@ -739,7 +769,7 @@ fn skip_holes(media: &dyn Media, table: &Table, header: &Header, bits: &mut Bits
             hole = at..media.next_data(at)?.unwrap_or(u64::MAX);
         }
         if at + header.bitmap_size() <= hole.end {
-            bits.learn_empty(block);
+            bits.learn_all(block, false);
         }
     }
     Ok(())

@@ -1,39 +1,18 @@
-//! Which sectors are in a file: the pages of its sector bitmap blocks, loaded as they are needed and dropped when they
-//! are many.
+//! Which sectors are in a file: the pages of its sector bitmap blocks, loaded as they are needed.
 //!
 //! A bit is one where the sector is in this file, *least* significant bit first. A page of 4 KiB tells of 32,768
-//! neighbouring sectors, whatever the size of blocks.
-
-use std::collections::HashMap;
+//! neighbouring sectors, whatever the size of blocks. How many stay in memory is the [cache](crate::disk::cache)'s business.
 
 use super::wire::{PAGE, PAGE_BYTES};
+use crate::disk::cache::{Bitmap, Bitmaps, Cache};
 
 /// Sectors that one page tells of.
 pub(super) const SECTORS: u64 = PAGE * 8;
-/// Pages with bytes of their own that one disk keeps: 16 MiB, which tell of 64 GiB of 512-byte sectors.
-const MAX_MIXED: usize = 4096;
 
-type Bytes = Box<[u8; PAGE_BYTES]>;
-
-/// One page, short where all its sectors say the same.
+/// The bitmap pages of a disk.
 #[derive(Debug)]
-enum Bitmap {
-    NoneHere,
-    AllHere,
-    /// `ahead`: the file does not say so yet, so it must not be dropped.
-    Mixed {
-        bytes: Bytes,
-        ahead: bool,
-    },
-}
-
-/// The bitmap pages of a disk that are in memory.
-#[derive(Debug, Default)]
 pub(super) struct Bits {
-    pages: HashMap<u32, Bitmap>,
-    mixed: usize,
-    /// How often pages were dropped: what was read from the file before that may be old.
-    dropped: u64,
+    pub(super) pages: Bitmaps,
 }
 
 /// The page of a sector.
@@ -46,116 +25,81 @@ pub(super) fn pages_of(from: u64, to: u64) -> std::ops::RangeInclusive<u32> {
     page_of(from)..=page_of(to - 1)
 }
 
+/// Cuts a run of sectors where pages end.
+pub(super) fn by_page(from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
+    pages_of(from, to).map(move |page| {
+        let start = u64::from(page) * SECTORS;
+        (from.max(start), to.min(start + SECTORS))
+    })
+}
+
 impl Bits {
+    /// The pages of a disk of so many sectors, nothing known of any.
+    pub(super) fn new(cache: &'static Cache, sectors: u64) -> Self {
+        let pages = u32::try_from(sectors.div_ceil(SECTORS)).expect("64 TiB have 2^22 pages");
+        Self { pages: Bitmaps::new(cache, pages, PAGE_BYTES) }
+    }
+
     pub(super) fn is_known(&self, page: u32) -> bool {
-        self.pages.contains_key(&page)
+        self.pages.is_known(page)
     }
 
-    /// A number to read before a page is read from the file, for [`learn`](Bits::learn).
-    pub(super) fn dropped(&self) -> u64 {
-        self.dropped
-    }
-
-    /// Takes note of a page as read from the file, unless it is known or `dropped` says that it may be old.
-    pub(super) fn learn(&mut self, page: u32, bytes: &[u8; PAGE_BYTES], dropped: u64) {
-        if self.is_known(page) || self.dropped != dropped {
-            return;
-        }
-        let bitmap = match run(bytes, 0, SECTORS) {
-            (here, SECTORS) => {
-                if here {
-                    Bitmap::AllHere
-                } else {
-                    Bitmap::NoneHere
-                }
-            }
-            _ => {
-                self.make_room();
-                self.mixed += 1;
-                Bitmap::Mixed { bytes: Box::new(*bytes), ahead: false }
-            }
-        };
-        self.pages.insert(page, bitmap);
-    }
-
-    /// Drops half of the pages that the file knows as well, if there are too many.
-    fn make_room(&mut self) {
-        if self.mixed < MAX_MIXED {
-            return;
-        }
-        let mut excess = self.mixed - MAX_MIXED / 2;
-        self.pages.retain(|_, bitmap| {
-            let goes = excess > 0 && matches!(bitmap, Bitmap::Mixed { ahead: false, .. });
-            excess -= usize::from(goes);
-            !goes
-        });
-        self.mixed = self.pages.values().filter(|bitmap| matches!(bitmap, Bitmap::Mixed { .. })).count();
-        self.dropped += 1;
+    /// Takes note of a page as read from the file when [`Bitmaps::dropped`] was this; see [`Bitmaps::learn`].
+    pub(super) fn learn(&mut self, page: u32, bytes: &[u8; PAGE_BYTES], dropped: u64) -> bool {
+        let found = uniform(bytes).map_or(Bitmap::Mixed(bytes), Bitmap::All);
+        self.pages.learn(page, found, dropped)
     }
 
     /// Whether a sector of a known page is here, and for how many sectors before `to` and the page's end that is the same.
     pub(super) fn run(&self, from: u64, to: u64) -> (bool, u64) {
+        debug_assert!(self.is_known(page_of(from)));
         let start = from - from % SECTORS;
         let to = to.min(start + SECTORS);
-        match &self.pages[&page_of(from)] {
-            Bitmap::NoneHere => (false, to - from),
-            Bitmap::AllHere => (true, to - from),
-            Bitmap::Mixed { bytes, .. } => run(bytes, from - start, to - start),
+        match self.pages.look(page_of(from)) {
+            Bitmap::Mixed(bytes) => run(bytes, from - start, to - start),
+            all => (all == Bitmap::All(true), to - from),
         }
     }
 
-    /// Notes that sectors of known pages are here now, or are not.
+    /// Notes that sectors of one known page are here now, or are not. The page is then ahead of the file.
     pub(super) fn set(&mut self, from: u64, to: u64, here: bool) {
-        let mut at = from;
-        while at < to {
-            let start = at - at % SECTORS;
-            let end = to.min(start + SECTORS);
-            let page = self.pages.get_mut(&page_of(at)).expect("the page is known");
-            let fill = match page {
-                Bitmap::NoneHere => Some(0),
-                Bitmap::AllHere => Some(0xff),
-                Bitmap::Mixed { .. } => None,
-            };
-            if let Some(fill) = fill {
-                *page = Bitmap::Mixed { bytes: Box::new([fill; PAGE_BYTES]), ahead: true };
-                self.mixed += 1;
-            }
-            if let Bitmap::Mixed { bytes, ahead } = page {
-                *ahead = true;
-                for sector in at - start..end - start {
-                    let (byte, bit) = (usize::try_from(sector / 8).expect("under 4096"), 1 << (sector % 8));
-                    bytes[byte] = if here { bytes[byte] | bit } else { bytes[byte] & !bit };
-                }
-            }
-            at = end;
+        let page = page_of(from);
+        debug_assert!(self.is_known(page) && from < to && page_of(to - 1) == page);
+        if self.pages.look(page) == Bitmap::All(here) {
+            return;
         }
+        let start = from - from % SECTORS;
+        self.pages.edit(page, |bytes| {
+            for sector in from - start..to - start {
+                let (byte, bit) = (usize::try_from(sector / 8).expect("under 4096"), 1 << (sector % 8));
+                bytes[byte] = if here { bytes[byte] | bit } else { bytes[byte] & !bit };
+            }
+            uniform(bytes)
+        });
     }
 
     /// A known page as it lies in the file.
     pub(super) fn bytes(&self, page: u32) -> [u8; PAGE_BYTES] {
-        match &self.pages[&page] {
-            Bitmap::NoneHere => [0; PAGE_BYTES],
-            Bitmap::AllHere => [0xff; PAGE_BYTES],
-            Bitmap::Mixed { bytes, .. } => **bytes,
+        match self.pages.look(page) {
+            Bitmap::Mixed(bytes) => bytes.try_into().expect("a page"),
+            all => [if all == Bitmap::All(true) { 0xff } else { 0 }; PAGE_BYTES],
         }
     }
 
     /// Takes note that the file says of a page what memory does.
     pub(super) fn written(&mut self, page: u32) {
-        let Some(bitmap) = self.pages.get_mut(&page) else { return };
-        if let Bitmap::Mixed { bytes, ahead } = bitmap {
-            *ahead = false;
-            let (here, sectors) = run(bytes, 0, SECTORS);
-            if sectors == SECTORS {
-                *bitmap = if here { Bitmap::AllHere } else { Bitmap::NoneHere };
-                self.mixed -= 1;
-            }
-        }
+        self.pages.written(page);
     }
 }
 
+/// What all sectors of a page say, if they say the same.
+fn uniform(bytes: &[u8]) -> Option<bool> {
+    let (here, same) = run(bytes, 0, SECTORS);
+    (same == SECTORS).then_some(here)
+}
+
 /// The value of bit `from` and how many bits before `to` have it, 64 at a time.
-fn run(bytes: &[u8; PAGE_BYTES], from: u64, to: u64) -> (bool, u64) {
+fn run(bytes: &[u8], from: u64, to: u64) -> (bool, u64) {
     let index = |bit: u64| usize::try_from(bit / 8).expect("under 4096");
     let here = bytes[index(from)] >> (from % 8) & 1 != 0;
     let mut at = from;
@@ -187,20 +131,20 @@ mod tests {
             sets in proptest::collection::vec((32_000u64..33_600, 1u64..300, any::<bool>()), 0..12),
             from in 32_000u64..33_600, len in 1u64..900,
         ) {
-            let mut bits = Bits::default();
+            let mut bits = Bits::new(Cache::current(), 2 * SECTORS);
             bits.learn(0, &ZEROS, 0);
             bits.learn(1, &ZEROS, 0);
             let mut model = vec![false; 35_000];
             for (start, len, here) in sets {
-                bits.set(start, start + len, here);
+                by_page(start, start + len).for_each(|(from, to)| bits.set(from, to, here));
                 model[usize::try_from(start).unwrap()..usize::try_from(start + len).unwrap()].fill(here);
             }
             let page_end = if from < SECTORS { SECTORS } else { 2 * SECTORS };
             let (at, to) = (usize::try_from(from).unwrap(), usize::try_from((from + len).min(page_end)).unwrap());
             let same = model[at..to].iter().take_while(|&&bit| bit == model[at]).count();
             prop_assert_eq!(bits.run(from, from + len), (model[at], same as u64));
-            let mut again = Bits::default();
-            [0, 1].iter().for_each(|&page| again.learn(page, &bits.bytes(page), 0));
+            let mut again = Bits::new(Cache::current(), 2 * SECTORS);
+            [0, 1].iter().for_each(|&page| assert!(again.learn(page, &bits.bytes(page), 0)));
             prop_assert_eq!(again.run(from, from + len), bits.run(from, from + len));
             [0, 1].iter().for_each(|&page| bits.written(page));
             prop_assert_eq!(again.run(from, from + len), bits.run(from, from + len));
@@ -208,28 +152,8 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_the_file_knows_are_dropped_when_they_are_many_and_late_readers_are_not_believed() {
-        let mut bits = Bits::default();
-        let mut page = ZEROS;
-        page[7] = 1;
-        bits.learn(0, &page, 0);
-        bits.set(5, 6, true);
-        let before = bits.dropped();
-        for n in 1..=u32::try_from(MAX_MIXED).unwrap() {
-            bits.learn(n, &page, bits.dropped());
-        }
-        assert!(bits.mixed <= MAX_MIXED && bits.dropped() > before);
-        assert!(bits.is_known(0), "what the file does not know yet stays");
-        let gone = (1..).find(|&page| !bits.is_known(page)).unwrap();
-        bits.learn(gone, &ZEROS, before);
-        assert!(!bits.is_known(gone));
-        bits.learn(gone, &page, bits.dropped());
-        assert_eq!(bits.run(u64::from(gone) * SECTORS + 56, u64::from(gone) * SECTORS + 60), (true, 1));
-    }
-
-    #[test]
     fn memory_is_not_overwritten_by_what_a_late_reader_found() {
-        let mut bits = Bits::default();
+        let mut bits = Bits::new(Cache::current(), 2 * SECTORS);
         bits.learn(0, &ZEROS, 0);
         bits.set(5, 6, true);
         bits.learn(0, &ZEROS, 0);

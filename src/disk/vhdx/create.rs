@@ -19,14 +19,14 @@ use uuid::Uuid;
 use super::engine::Vhdx;
 use super::log::MAX_LOG;
 use super::wire::{
-    BLOCK_SIZES, Entry, HEADERS, Header, MAX_SIZE, MIB, Metadata, ParentLocator, REGION_TABLES, Regions, State,
+    BLOCK_SIZES, Entry, HEADERS, Header, MAX_SIZE, MIB, Metadata, PAGE, ParentLocator, REGION_TABLES, Regions, State,
     identifier,
 };
-use crate::disk::Disk;
 use crate::disk::chain::Chain;
 use crate::disk::error::DiskError;
-use crate::disk::file::{File, Media, write_all};
+use crate::disk::file::{File, Media, read_vec, write_all};
 use crate::disk::vhd::create::TempFile;
+use crate::disk::{Disk, SECTOR};
 
 /// Four times what Windows makes: so many more allocations go by before the log must be emptied.
 const LOG_LENGTH: u32 = 4 << 20;
@@ -58,7 +58,19 @@ impl Spec {
         Self { size, fixed: false, block_size: 32 << 20, logical_sector: 512, physical_sector: 4096 }
     }
 
-    /// The same, fixed.
+    /// A dynamic disk of `size` bytes for a copy of this one: with its sectors, if it is a VHDX. (What other formats do not
+    /// say of theirs is as Windows makes it.)
+    #[must_use]
+    pub fn of(disk: &Chain, size: u64) -> Self {
+        match disk.vhdx().map(Vhdx::metadata) {
+            Some(&Metadata { logical_sector, physical_sector, .. }) => {
+                Self { logical_sector, physical_sector, ..Self::dynamic(size) }
+            }
+            None => Self::dynamic(size),
+        }
+    }
+
+    /// A fixed disk of this kind.
     #[must_use]
     pub fn fixed(size: u64) -> Self {
         Self { fixed: true, ..Self::dynamic(size) }
@@ -76,11 +88,24 @@ pub fn create(path: &Path, spec: &Spec) -> Result<Uuid, DiskError> {
     Ok(id)
 }
 
+/// The same with a table that has room for a disk of any size, see [`place_of_size`].
+pub(in crate::disk) fn create_roomy(path: &Path, spec: &Spec) -> Result<Uuid, DiskError> {
+    let temp = TempFile::beside(path)?;
+    let id = create_for(&temp.file, spec, MAX_SIZE)?;
+    temp.keep()?;
+    Ok(id)
+}
+
 /// Writes an empty disk into an empty file. The disk's identity.
 ///
 /// # Errors
 /// As [`create`].
 pub fn create_on(media: &dyn Media, spec: &Spec) -> Result<Uuid, DiskError> {
+    create_for(media, spec, spec.size)
+}
+
+/// The same with a table for `room` bytes.
+fn create_for(media: &dyn Media, spec: &Spec, room: u64) -> Result<Uuid, DiskError> {
     let refuse = |what: String| Err(DiskError::Unsupported { path: media.path().into(), what });
     let sectors = [spec.logical_sector, spec.physical_sector];
     if sectors.iter().any(|size| ![512, 4096].contains(size)) || spec.physical_sector < spec.logical_sector {
@@ -104,7 +129,7 @@ pub fn create_on(media: &dyn Media, spec: &Spec) -> Result<Uuid, DiskError> {
         physical_sector: spec.physical_sector,
         parent: None,
     };
-    write_structures(media, &metadata, Uuid::new_v4())?;
+    write_structures(media, &metadata, Uuid::new_v4(), room)?;
     Ok(metadata.id)
 }
 
@@ -180,7 +205,7 @@ pub(in crate::disk) fn write_child(
         physical_sector: below.metadata().physical_sector,
         parent: Some(locator),
     };
-    write_structures(media, &metadata, new.data_write)?;
+    write_structures(media, &metadata, new.data_write, size)?;
     Ok(metadata.id)
 }
 
@@ -212,14 +237,63 @@ pub(in crate::disk) fn copy_structures(media: &dyn Media, of: &Vhdx, parent: Opt
     };
     let metadata =
         Metadata { block_size: CHILD_BLOCK, leave_allocated: false, parent: locator, ..of.metadata().clone() };
-    write_structures(media, &metadata, of.header().data_write)
+    write_structures(media, &metadata, of.header().data_write, metadata.size)
 }
 
-fn write_structures(media: &dyn Media, metadata: &Metadata, data_write: Uuid) -> Result<(), DiskError> {
+/// Where the capacity of a disk stands in its file, once its table is found fit for `size` bytes, which are more than it has.
+/// No log is in the file, and nobody writes to it.
+///
+/// # Errors
+/// A disk that cannot have so many bytes, a damaged file, or the system's error.
+pub(in crate::disk) fn place_of_size(file: &dyn Media, size: u64) -> Result<u64, DiskError> {
+    let refuse = |what: String| Err(DiskError::Unsupported { path: file.path().into(), what });
+    let (header, ..) = Header::read(file)?;
+    let (regions, _) = Regions::read(file, &header)?;
+    let metadata = Metadata::read(file, &regions.metadata)?;
+    if size > MAX_SIZE || !size.is_multiple_of(metadata.logical_sector.into()) {
+        return refuse(format!("a VHDX of {size} bytes cannot be: whole sectors, at most 64 TiB"));
+    }
+    let table = |metadata: &Metadata| regions.bat.start + u64::from(metadata.bat_entries()) * 8;
+    let (used, needed) = (table(&metadata), table(&Metadata { size, ..metadata.clone() }));
+    if needed.next_multiple_of(PAGE) > regions.bat.end {
+        let room = (regions.bat.end - regions.bat.start) / 8 * u64::from(metadata.block_size);
+        return refuse(format!(
+            "its table has room for a disk of about {} GiB: copy what is on it to a new file",
+            room >> 30
+        ));
+    }
+    // What lies in the table behind the last entry meant nothing so far.
+    let mut at = used;
+    while let Some(data) = file.next_data(at)?.filter(|data| *data < needed) {
+        at = data.max(at);
+        let step = usize::try_from((needed - at).min(TABLE_STEP as u64)).expect("1 MiB");
+        if read_vec(file, at, step)?.iter().any(|&byte| byte != 0) {
+            return refuse("its table is followed by something else, and cannot grow".to_owned());
+        }
+        at += step as u64;
+    }
+    // The block that was the last one need not have been in the file to its end.
+    let last = regions.bat.start + u64::from(metadata.payload_entry(metadata.blocks() - 1)) * 8;
+    let entry = read_vec(file, last, 8)?.try_into().expect("8 bytes");
+    if let Some(at) = Entry(u64::from_le_bytes(entry)).at()
+        && file.len()? < at + u64::from(metadata.block_size)
+    {
+        file.set_len(at + u64::from(metadata.block_size))?;
+    }
+    let place = Metadata::place_of_size(file, &regions.metadata)?;
+    match place % SECTOR + 8 > SECTOR {
+        true => refuse("its capacity stands across two sectors, and cannot be changed at once".to_owned()),
+        false => Ok(place),
+    }
+}
+
+/// The table is made for a disk of `room` bytes.
+fn write_structures(media: &dyn Media, metadata: &Metadata, data_write: Uuid, room: u64) -> Result<(), DiskError> {
     let log_offset = MIB;
     let metadata_at = log_offset + u64::from(LOG_LENGTH);
     let bat_at = metadata_at + MIB;
-    let bat = bat_at..bat_at + (u64::from(metadata.bat_entries()) * 8).next_multiple_of(MIB);
+    let entries = Metadata { size: room, ..metadata.clone() }.bat_entries();
+    let bat = bat_at..bat_at + (u64::from(entries) * 8).next_multiple_of(MIB);
     let block_size = u64::from(metadata.block_size);
     let blocks = if metadata.leave_allocated { u64::from(metadata.blocks()) } else { 0 };
     media.set_len(bat.end + blocks * block_size)?;

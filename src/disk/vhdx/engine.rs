@@ -22,7 +22,7 @@ use std::collections::BTreeSet;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use uuid::Uuid;
 
@@ -30,6 +30,7 @@ use super::bits::{self, Bits};
 use super::log::{self, Log, Page};
 use super::overlay::Overlay;
 use super::wire::{CHUNK_SECTORS, Entry, HEADERS, Header, MIB, Metadata, PAGE, PAGE_BYTES, Regions, State};
+use crate::disk::cache::{Bitmaps, Cache, Holds};
 use crate::disk::error::DiskError;
 use crate::disk::file::{Media, read_vec, write_all};
 use crate::disk::iovec::{self, Gather};
@@ -44,6 +45,9 @@ const MAX_WAITING: usize = 2048;
 const MAX_APPEND: usize = 4096;
 /// Bytes between two blocks that are taken for new ones; more is no trace of blocks that went, and may take long to clear.
 const MAX_GAP: u64 = 1 << 30;
+/// How far a file grows beyond its blocks at once, a hole that closing cuts off: lengthening it is dearer than the write that
+/// needs it.
+const AHEAD: u64 = 256 * MIB;
 /// Pages of the table that are read at once.
 const TABLE_STEP: usize = 256;
 
@@ -92,6 +96,16 @@ enum Change {
 const RECORD_BLOCK: u64 = 1 << 60;
 const RECORD_BITMAP: u64 = 2 << 60;
 
+/// How many sectors a record of a pending map tells of at most, in a disk whose blocks have so many.
+#[must_use]
+pub fn recorded_sectors(record: &Range<u64>, block: u64) -> u64 {
+    match Change::from_record(record) {
+        Change::Bits { from, to } => to - from,
+        Change::Block { entry, .. } if entry.state() == Ok(State::Full) => block,
+        Change::Block { .. } | Change::Bitmap { .. } => 0,
+    }
+}
+
 impl Change {
     fn record(self) -> Range<u64> {
         match self {
@@ -124,6 +138,12 @@ struct Map {
     /// Pages of the table; those without any entry take no memory.
     table: Vec<Option<Box<[u64; ENTRIES]>>>,
     bits: Bits,
+}
+
+impl Holds for Map {
+    fn bitmaps(&mut self) -> &mut Bitmaps {
+        &mut self.bits.pages
+    }
 }
 
 impl Map {
@@ -190,7 +210,8 @@ pub struct Vhdx {
     media: Box<dyn Media>,
     metadata: Metadata,
     regions: Regions,
-    map: RwLock<Map>,
+    map: Arc<RwLock<Map>>,
+    cache: &'static Cache,
     writer: Mutex<Writer>,
     read_only: bool,
     /// Nothing waits for the device: what is written outlives the process, not the power.
@@ -231,9 +252,12 @@ impl Vhdx {
         warnings.extend(passed_over.map(|why| format!("the first region table is bad ({why}); the second is used")));
         let metadata = Metadata::read(&*media, &regions.metadata)?;
         let table = read_table(&*media, &metadata, &regions.bat)?;
-        let map = Map { table, bits: Bits::default() };
+        let cache = Cache::current();
+        let map = Map { table, bits: Bits::new(cache, metadata.size / u64::from(metadata.logical_sector)) };
         let len = media.len()?;
         let space = survey(&*media, &metadata, &regions, &map, len)?;
+        let map = Arc::new(RwLock::new(map));
+        cache.join(&map);
         let writer = Writer {
             header,
             slot,
@@ -251,7 +275,8 @@ impl Vhdx {
             media,
             metadata,
             regions,
-            map: RwLock::new(map),
+            map,
+            cache,
             writer: Mutex::new(writer),
             read_only,
             volatile: AtomicBool::new(false),
@@ -391,50 +416,49 @@ impl Vhdx {
     /// The system's.
     pub fn map_range(&self, offset: u64, len: u64, wait: Wait) -> Result<Option<Vec<Run>>, DiskError> {
         let mut runs: Vec<Run> = Vec::new();
-        let mut push = |run: Run| match runs.last_mut() {
-            Some(Run { at: At::Here(at), len, .. }) if At::Here(*at + *len) == run.at => *len += run.len,
-            Some(last) if last.at == run.at && !matches!(run.at, At::Here(_)) => last.len += run.len,
-            _ => runs.push(run),
-        };
-        let sector = u64::from(self.metadata.logical_sector);
-        let mut map = self.map();
-        for piece in self.pieces(offset, len) {
-            let entry = map.entry(self.metadata.payload_entry(piece.block));
-            let whole = |at| Run { offset: piece.offset, len: piece.len, at };
-            let block_at = match (entry.known(), entry.at()) {
-                (State::Full, Some(at)) => {
-                    push(whole(At::Here(at + piece.within)));
-                    continue;
-                }
-                (State::Partial, Some(at)) => at,
-                (State::Zero, _) => {
-                    push(whole(At::Zero));
-                    continue;
-                }
-                _ => {
-                    push(whole(At::Below));
-                    continue;
-                }
-            };
-            let (mut at, end) = (piece.offset, piece.offset + piece.len);
-            while at < end {
-                let page = bits::page_of(at / sector);
-                if !map.bits.is_known(page) {
-                    drop(map);
-                    if !self.load(page, wait)? {
-                        return Ok(None);
-                    }
-                    map = self.map();
-                    continue;
-                }
-                let (here, sectors) = map.bits.run(at / sector, end.div_ceil(sector));
-                let run_end = ((at / sector + sectors) * sector).min(end);
-                let place = if here { At::Here(block_at + (at - piece.offset) + piece.within) } else { At::Below };
-                push(Run { offset: at, len: run_end - at, at: place });
-                at = run_end;
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let Some(run) = self.run_at(at, end - at, wait)? else { return Ok(None) };
+            match runs.last_mut() {
+                Some(Run { at: At::Here(at), len, .. }) if At::Here(*at + *len) == run.at => *len += run.len,
+                Some(last) if last.at == run.at && !matches!(run.at, At::Here(_)) => last.len += run.len,
+                _ => runs.push(run),
             }
+            at += run.len;
         }
         Ok(Some(runs))
+    }
+
+    /// The same for as much of a range as one table entry or page of bits tells of alike.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(in crate::disk) fn run_at(&self, offset: u64, len: u64, wait: Wait) -> Result<Option<Run>, DiskError> {
+        let piece = self.pieces(offset, len).next().expect("the range is not empty");
+        let index = self.metadata.payload_entry(piece.block);
+        let whole = |at| Ok(Some(Run { offset, len: piece.len, at }));
+        let sector = u64::from(self.metadata.logical_sector);
+        let (mut map, page) = (self.map(), bits::page_of(offset / sector));
+        loop {
+            let entry = map.entry(index);
+            let block_at = match (entry.known(), entry.at()) {
+                (State::Full, Some(at)) => return whole(At::Here(at + piece.within)),
+                (State::Partial, Some(at)) => at,
+                (State::Zero, _) => return whole(At::Zero),
+                _ => return whole(At::Below),
+            };
+            if map.bits.is_known(page) {
+                let end = offset + piece.len;
+                let (here, sectors) = map.bits.run(offset / sector, end.div_ceil(sector));
+                let run_end = ((offset / sector + sectors) * sector).min(end);
+                let at = if here { At::Here(block_at + piece.within) } else { At::Below };
+                return Ok(Some(Run { offset, len: run_end - offset, at }));
+            }
+            // The entry is looked at again then: it may be another by now.
+            drop(map);
+            let Some(loaded) = self.load(page, wait)? else { return Ok(None) };
+            map = RwLockWriteGuard::downgrade(loaded);
+        }
     }
 
     /// Writes whole logical sectors; the caller has checked the range.
@@ -516,6 +540,12 @@ impl Vhdx {
             writer.log = None;
             self.barrier(&mut writer)?;
         }
+        // No sooner: the entries of a log tell how long the file was, and a shorter one would be refused.
+        if writer.renewed && writer.len > writer.space.end {
+            self.media.set_len(writer.space.end)?;
+            writer.len = writer.space.end;
+            writer.durable_len = writer.durable_len.min(writer.len);
+        }
         Ok(())
     }
 
@@ -580,8 +610,8 @@ impl Vhdx {
             return Err(DiskError::Unsupported { path: self.media.path().into(), what });
         }
         if writer.len < end {
-            self.media.set_len(end)?;
-            writer.len = end;
+            self.media.set_len(end + AHEAD)?;
+            writer.len = end + AHEAD;
         }
         space.end = end;
         Ok(at)
@@ -632,7 +662,7 @@ impl Vhdx {
         if writer.pending.is_none() && !settle {
             settle = !self.log_now(writer)?;
         }
-        if settle || writer.unlogged.len() + writer.unapplied.len() > MAX_WAITING {
+        if settle || self.cache.is_crowded() || writer.unlogged.len() + writer.unapplied.len() > MAX_WAITING {
             self.settle(writer)?;
         }
         Ok(())
@@ -653,48 +683,35 @@ impl Vhdx {
             let (first, end) = (u64::from(block) * self.block_size(), (u64::from(block) + 1) * self.block_size());
             (first / sector, end / sector)
         };
-        // The pages that are changed, loaded before anything is shown.
-        let pages = changes.iter().filter_map(|change| match *change {
-            Change::Bits { from, to } => Some(bits::pages_of(from, to)),
-            Change::Block { block, entry } if entry.known() == State::Partial => {
-                let (from, to) = sectors_of(block);
-                Some(bits::pages_of(from, to))
-            }
-            _ => None,
-        });
-        let pages: BTreeSet<u32> = pages.flatten().collect();
-        let mut map = loop {
-            let map = self.map_mut();
-            // A reader may have made room for others since the last look.
-            let Some(&page) = pages.iter().find(|&&page| !map.bits.is_known(page)) else { break map };
-            drop(map);
-            self.load(page, Wait::Block)?;
-        };
         for change in changes {
             match *change {
                 Change::Bitmap { .. } => {}
                 Change::Block { block, entry } => {
-                    let index = metadata.payload_entry(block);
-                    let old = map.entry(index);
-                    freed.extend(old.at().filter(|&at| entry.at() != Some(at)).map(|at| at..at + self.block_size()));
                     if entry.known() == State::Partial {
                         // What the bits said of a block that was not there means nothing.
-                        let (mut at, end) = sectors_of(block);
-                        while at < end {
-                            let (here, sectors) = map.bits.run(at, end);
-                            if here {
-                                map.bits.set(at, at + sectors, false);
-                                writer.unlogged.insert(Meta::Bitmap(bits::page_of(at)));
+                        let (from, to) = sectors_of(block);
+                        for (from, to) in bits::by_page(from, to) {
+                            let page = bits::page_of(from);
+                            let mut map = self.map_mut_with(page)?;
+                            if map.bits.run(from, to) != (false, to - from) {
+                                map.bits.set(from, to, false);
+                                writer.unlogged.insert(Meta::Bitmap(page));
                             }
-                            at += sectors;
                         }
                     }
+                    let index = metadata.payload_entry(block);
+                    let mut map = self.map_mut();
+                    let old = map.entry(index).at().filter(|&at| entry.at() != Some(at));
+                    freed.extend(old.map(|at| at..at + self.block_size()));
                     map.set_entry(index, entry);
                     writer.unlogged.insert(table_page(index));
                 }
                 Change::Bits { from, to } => {
-                    map.bits.set(from, to, true);
-                    writer.unlogged.extend(bits::pages_of(from, to).map(Meta::Bitmap));
+                    for (from, to) in bits::by_page(from, to) {
+                        let page = bits::page_of(from);
+                        self.map_mut_with(page)?.bits.set(from, to, true);
+                        writer.unlogged.insert(Meta::Bitmap(page));
+                    }
                 }
             }
         }
@@ -771,7 +788,10 @@ impl Vhdx {
             write_all(&*self.media, at, &bytes)?;
         }
         for meta in std::mem::take(&mut writer.unapplied) {
-            if let Meta::Bitmap(page) = meta {
+            // One that was changed again since it was logged stays in memory until that is logged too.
+            if let Meta::Bitmap(page) = meta
+                && !writer.unlogged.contains(&meta)
+            {
                 self.map_mut().bits.written(page);
             }
         }
@@ -831,36 +851,43 @@ impl Vhdx {
         Ok(())
     }
 
-    /// Loads a bitmap page if it is not known; `false` if that would have to wait.
-    fn load(&self, page: u32, wait: Wait) -> Result<bool, DiskError> {
+    /// The map with a bitmap page in it.
+    fn map_with(&self, page: u32) -> Result<RwLockReadGuard<'_, Map>, DiskError> {
+        let map = self.map();
+        if map.bits.is_known(page) {
+            return Ok(map);
+        }
+        drop(map);
+        Ok(RwLockWriteGuard::downgrade(self.map_mut_with(page)?))
+    }
+
+    /// The same for a change, with room for a page that becomes a mixture.
+    fn map_mut_with(&self, page: u32) -> Result<RwLockWriteGuard<'_, Map>, DiskError> {
+        Ok(self.load(page, Wait::Block)?.expect("it waits"))
+    }
+
+    /// The same, reading the page if it is not known; `None` if that would have to wait. The lock is not given up between
+    /// learning a page and using it, for others may need its room.
+    fn load(&self, page: u32, wait: Wait) -> Result<Option<RwLockWriteGuard<'_, Map>>, DiskError> {
         loop {
-            let (at, dropped) = {
-                let map = self.map();
-                if map.bits.is_known(page) {
-                    return Ok(true);
-                }
-                let at = self.bitmap_page_at(&map, page).expect("checked as the table was read");
-                (at, map.bits.dropped())
-            };
+            self.cache.make_room(PAGE_BYTES);
+            let map = self.map_mut();
+            if map.bits.is_known(page) {
+                return Ok(Some(map));
+            }
+            let at = self.bitmap_page_at(&map, page).expect("checked as the table was read");
+            let dropped = map.bits.pages.dropped();
+            drop(map);
             let mut bytes = [0; PAGE_BYTES];
             match wait {
                 Wait::Block => self.media.read(at, &mut [IoSliceMut::new(&mut bytes)])?,
                 Wait::Never if self.media.try_read(at, &mut [IoSliceMut::new(&mut bytes)])? => {}
-                Wait::Never => return Ok(false),
+                Wait::Never => return Ok(None),
             }
-            self.map_mut().bits.learn(page, &bytes, dropped);
-        }
-    }
-
-    /// The map with a bitmap page in it.
-    fn map_with(&self, page: u32) -> Result<RwLockReadGuard<'_, Map>, DiskError> {
-        loop {
-            let map = self.map();
-            if map.bits.is_known(page) {
-                return Ok(map);
+            let mut map = self.map_mut();
+            if map.bits.learn(page, &bytes, dropped) {
+                return Ok(Some(map));
             }
-            drop(map);
-            self.load(page, Wait::Block)?;
         }
     }
 

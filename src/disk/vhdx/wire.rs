@@ -462,6 +462,16 @@ impl Metadata {
         Ok(Self { block_size, leave_allocated, size, id, logical_sector, physical_sector, parent })
     }
 
+    /// Where in the file the capacity stands, of a region that was [read](Metadata::read).
+    pub(super) fn place_of_size(media: &dyn Media, region: &Range<u64>) -> Result<u64, DiskError> {
+        let table = read_vec(media, region.start, TABLE)?;
+        let items = table[size_of::<MetadataFront>()..].chunks_exact(size_of::<ItemBytes>());
+        let items = items.map(|bytes| ItemBytes::read_from_bytes(bytes).expect("an item's bytes"));
+        let found = items.take(MAX_ENTRIES).find(|item| Uuid::from_bytes_le(item.id) == DISK_SIZE);
+        let missing = || DiskError::corrupt(media.path(), region.start, "metadata table: no virtual disk size");
+        found.map(|item| region.start + u64::from(item.offset.get())).ok_or_else(missing)
+    }
+
     /// A metadata region for a new file, cut behind its last item.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let flags = if self.leave_allocated { LEAVE_ALLOCATED } else { 0 };

@@ -80,14 +80,16 @@ impl Session {
         }
     }
 
-    /// The answer to [`Effect::SendTargets`]: target names, and the address that they are reached at, as `ip:port,group`.
-    pub fn targets(&mut self, names: &[String], address: &str) {
+    /// The answer to [`Effect::SendTargets`]: target names, and the addresses that they are reached at, as `ip:port,group`.
+    pub fn targets(&mut self, names: &[String], addresses: &[String]) {
         let Some(mut exchange) = self.exchange.take_if(|exchange| exchange.waits) else { return };
         exchange.waits = false;
         let mut reply = Vec::new();
         for name in names {
             text::push(&mut reply, "TargetName", name);
-            text::push(&mut reply, "TargetAddress", address);
+            for address in addresses {
+                text::push(&mut reply, "TargetAddress", address);
+            }
         }
         self.say(exchange, &reply);
     }

@@ -12,7 +12,7 @@ mod task;
 mod tests;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -23,7 +23,7 @@ use super::{LOGIN_DATA_SEGMENT, MAX_DATA_SEGMENT};
 use crate::scsi::Sense;
 use crate::scsi::command::Check;
 use crate::scsi::copy::Copy;
-use crate::scsi::unit::{LUNS, LogicalUnit, Nexus};
+use crate::scsi::unit::{LogicalUnit, Nexus, Units};
 use crate::scsi::unmap::ByteRange;
 pub use data_in::Layout;
 use exchange::Exchange;
@@ -42,11 +42,17 @@ const MAX_FUNCTIONS: usize = 8;
 /// hold in memory, together with [`WINDOW`] first bursts that may come unasked.
 const MAX_SOLICITED: u32 = 4 * 1_048_576;
 
-/// A task's number, never used twice in a session (its initiator task tag is).
+/// A task, and where what it asks for is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TaskId(pub u64);
+pub struct TaskId {
+    /// Its number, never used twice in a session (its initiator task tag is).
+    pub number: u64,
+    /// The place of its logical unit among the session's. (One for a unit that does not exist needs nothing done.)
+    pub lun: u8,
+}
 
-/// What the session needs done. Every effect with a task is answered once, unless the task was aborted before.
+/// What the session needs done, on the logical unit that the task names. Every effect with a task is answered once, unless the
+/// task was aborted before.
 #[derive(Debug)]
 pub enum Effect {
     /// Read these whole blocks, as many as the layout's data needs; answer by [`Session::data_in`], or by
@@ -178,11 +184,13 @@ pub struct Abort {
 pub enum Scope {
     /// This session's tasks only.
     Session,
-    /// The tasks of every session on the logical unit; others that had some get a unit attention.
-    TaskSet,
-    /// The tasks of every session on the logical unit, which is reset; the others get a unit attention.
-    Unit,
-    /// As `Unit`, and all sessions end.
+    /// The tasks of every session on this logical unit; others that had some get a unit attention.
+    TaskSet(u8),
+    /// The tasks of every session on this logical unit, which is reset; the others get a unit attention.
+    Unit(u8),
+    /// The same on every logical unit.
+    Units,
+    /// As `Units`, and all sessions end.
     Sessions,
 }
 
@@ -238,6 +246,7 @@ pub struct Session {
     /// Nothing that still comes counts.
     closing: bool,
     rejects: u64,
+    bad_digests: u64,
     effects: VecDeque<Effect>,
     out: Vec<u8>,
 }
@@ -287,6 +296,7 @@ impl Session {
             logout: None,
             closing: false,
             rejects: 0,
+            bad_digests: 0,
             effects: VecDeque::new(),
             out: Vec::new(),
         }
@@ -314,6 +324,12 @@ impl Session {
         self.rejects
     }
 
+    /// Those of them whose data did not match its digest.
+    #[must_use]
+    pub fn bad_digests(&self) -> u64 {
+        self.bad_digests
+    }
+
     /// Tasks that have no response yet.
     #[must_use]
     pub fn tasks(&self) -> usize {
@@ -326,11 +342,11 @@ impl Session {
         self.params.digests
     }
 
-    /// A PDU came. `unit` is the session's logical unit, `None` in a discovery session.
+    /// A PDU came. `units` are the session's logical units, the same ones every time; none in a discovery session.
     ///
     /// # Errors
     /// The connection must be closed.
-    pub fn receive(&mut self, pdu: Pdu, unit: Option<&Mutex<LogicalUnit>>) -> Result<(), ProtocolError> {
+    pub fn receive(&mut self, pdu: Pdu, units: &Units) -> Result<(), ProtocolError> {
         let header = pdu.header;
         if self.closing {
             return Ok(());
@@ -355,9 +371,9 @@ impl Session {
             opcode::SCSI_COMMAND | opcode::TASK_MANAGEMENT | opcode::DATA_OUT if self.discovery => {
                 self.reject(&header, reject::COMMAND_NOT_SUPPORTED);
             }
-            opcode::SCSI_COMMAND => self.scsi_command(pdu, unit),
-            opcode::DATA_OUT => self.data_out(pdu, unit),
-            opcode::TASK_MANAGEMENT => self.task_management(&header),
+            opcode::SCSI_COMMAND => self.scsi_command(pdu, units),
+            opcode::DATA_OUT => self.data_out(pdu, units),
+            opcode::TASK_MANAGEMENT => self.task_management(&header, units.len()),
             opcode::SNACK => self.reject(&header, reject::SNACK),
             opcode::LOGIN => self.reject(&header, reject::PROTOCOL_ERROR),
             0x1C..=0x1E => self.reject(&header, reject::COMMAND_NOT_SUPPORTED), // vendor specific
@@ -444,6 +460,7 @@ impl Session {
         let mut rejection = Header::new(opcode::REJECT, FINAL).with(16, NO_TAG);
         rejection.0[2] = reason;
         self.rejects += 1;
+        self.bad_digests += u64::from(reason == reject::DATA_DIGEST);
         self.send(rejection, &header.0);
     }
 
@@ -540,7 +557,7 @@ impl Session {
         }
     }
 
-    fn task_management(&mut self, header: &Header) {
+    fn task_management(&mut self, header: &Header, units: usize) {
         let itt = header.itt();
         if self.tasks.contains_key(&itt) || itt == NO_TAG {
             return self.reject(header, reject::TASK_IN_PROGRESS);
@@ -549,30 +566,33 @@ impl Session {
             return self.function_done(itt, function::REJECTED);
         }
         let lun = header.lun();
-        let ours = is_unit(lun);
+        let unit = unit_number(lun, units);
+        let same_unit = |task: &Task| lun_number(task.lun()) == lun_number(lun);
         // From here on no response of these tasks is sent (RFC 7143 §11.5.1, TAS = 0).
         let (scope, tasks) = match header.flags() & 0x7F {
             1 => {
                 let named = header.word(20);
                 let tasks = self.forget(|task| task.itt() == named && task.lun() == lun);
                 if tasks.is_empty() {
-                    let response = match ours {
-                        false => function::NO_SUCH_UNIT,
-                        true if self.skip(header.word(32), header.word(24)) => function::COMPLETE,
-                        true => function::NO_SUCH_TASK,
+                    let response = match unit {
+                        None => function::NO_SUCH_UNIT,
+                        Some(_) if self.skip(header.word(32), header.word(24)) => function::COMPLETE,
+                        Some(_) => function::NO_SUCH_TASK,
                     };
                     return self.function_done(itt, response);
                 }
                 (Scope::Session, tasks)
             }
-            2 | 4 | 5 if !ours => return self.function_done(itt, function::NO_SUCH_UNIT),
-            // ABORT TASK SET
-            2 => (Scope::Session, self.forget(|task| lun_number(task.lun()) == lun_number(lun))),
-            // CLEAR TASK SET
-            4 => (Scope::TaskSet, self.forget(|task| lun_number(task.lun()) == lun_number(lun))),
-            // LOGICAL UNIT RESET
-            5 => (Scope::Unit, self.forget(|task| lun_number(task.lun()) == lun_number(lun))),
-            6 => (Scope::Unit, self.forget(|_| true)),     // TARGET WARM RESET
+            function @ (2 | 4 | 5) => {
+                let Some(unit) = unit else { return self.function_done(itt, function::NO_SUCH_UNIT) };
+                let scope = match function {
+                    2 => Scope::Session,       // ABORT TASK SET
+                    4 => Scope::TaskSet(unit), // CLEAR TASK SET
+                    _ => Scope::Unit(unit),    // LOGICAL UNIT RESET
+                };
+                (scope, self.forget(same_unit))
+            }
+            6 => (Scope::Units, self.forget(|_| true)), // TARGET WARM RESET
             7 => (Scope::Sessions, self.forget(|_| true)), // TARGET COLD RESET
             8 => return self.function_done(itt, function::REASSIGNMENT_NOT_SUPPORTED),
             _ => return self.function_done(itt, function::NOT_SUPPORTED),
@@ -585,10 +605,10 @@ impl Session {
         self.effects.push_back(Effect::Abort(Abort { request, tasks, scope }));
     }
 
-    /// Another session's reset stops all of this session's tasks, without a response (TAS = 0). Returns them, for the
-    /// caller to keep from the disk.
-    pub fn abort_all(&mut self) -> Vec<TaskId> {
-        self.forget(|_| true)
+    /// Another session's reset stops all of this session's tasks on a logical unit (or on all, where none is named), without
+    /// a response (TAS = 0). Returns them, for the caller to keep from the disk.
+    pub fn abort_all(&mut self, lun: Option<u8>) -> Vec<TaskId> {
+        self.forget(|task| lun.is_none_or(|lun| lun_number(task.lun()) == Some(lun.into())))
     }
 
     /// Drops the tasks that this is true of, and says which. What they had asked for is not on its way any more.
@@ -622,9 +642,9 @@ impl Session {
     }
 }
 
-/// Whether there is such a logical unit.
-fn is_unit(lun: [u8; 8]) -> bool {
-    lun_number(lun).is_some_and(|number| LUNS.iter().any(|known| u16::from(*known) == number))
+/// The number of a logical unit, if it is one of so many.
+fn unit_number(lun: [u8; 8], units: usize) -> Option<u8> {
+    lun_number(lun).and_then(|number| u8::try_from(number).ok()).filter(|number| usize::from(*number) < units)
 }
 
 /// The number in a LUN's eight bytes, by peripheral device or flat space addressing of one level (SAM-5 §4.7).

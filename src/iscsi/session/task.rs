@@ -6,7 +6,7 @@ use super::*;
 use crate::scsi::BLOCK;
 use crate::scsi::command::{CDB_LENGTH, Command};
 use crate::scsi::reservation::Refusal;
-use crate::scsi::unit::{Plan, Taken, cut, plan_without_unit};
+use crate::scsi::unit::{Plan, Taken, cut, plan_report_luns, plan_without_unit};
 
 /// R and W in a SCSI Command's byte 1: data is expected from, or to, the target.
 const READ: u8 = 0x40;
@@ -56,6 +56,8 @@ pub(super) struct Task {
     segment: usize,
     /// Sense data is in the descriptor format.
     descriptor_sense: bool,
+    /// Bytes of a logical block.
+    block: u64,
     plan: Plan,
     pub(super) phase: Phase,
     data: Collected,
@@ -88,13 +90,18 @@ pub(super) enum Phase {
     Executing,
 }
 
+/// The logical unit of this number, for a moment.
+fn unit(units: &Units, number: u8) -> Option<MutexGuard<'_, LogicalUnit>> {
+    Some(units.get(usize::from(number))?.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
 /// Bytes that a task collects at most: what it needs, or what was announced, whichever is less.
 fn wanted(task: &Task) -> u32 {
-    u32::try_from(task.plan.data_out()).unwrap_or(u32::MAX).min(task.write_length)
+    u32::try_from(task.plan.data_out(task.block)).unwrap_or(u32::MAX).min(task.write_length)
 }
 
 impl Session {
-    pub(super) fn scsi_command(&mut self, pdu: Pdu, unit: Option<&Mutex<LogicalUnit>>) {
+    pub(super) fn scsi_command(&mut self, pdu: Pdu, units: &Units) {
         let header = pdu.header;
         let itt = header.itt();
         if self.tasks.contains_key(&itt) || itt == NO_TAG {
@@ -108,15 +115,16 @@ impl Session {
         cdb.copy_from_slice(&header.0[32..48]);
         // Additional headers carry longer CDBs and bidirectional lengths; no command of ours has either.
         let command = if !pdu.ahs.is_empty() { Err(Sense::INVALID_OPCODE) } else { Command::parse(&cdb) };
-        let unit = unit.filter(|_| is_unit(header.lun()));
-        let mut descriptor_sense = false;
-        let plan = match (command, unit) {
+        let number = unit_number(header.lun(), units.len());
+        let (mut descriptor_sense, mut block) = (false, BLOCK);
+        let plan = match (command, number.and_then(|number| unit(units, number))) {
             (Err(_), None) => Plan::Check(Sense::NO_SUCH_UNIT),
+            (Ok(Command::ReportLuns { select, allocation }), None) => plan_report_luns(units.len(), select, allocation),
             (Ok(command), None) => plan_without_unit(command),
-            (command, Some(unit)) => {
-                let mut unit = unit.lock().unwrap_or_else(PoisonError::into_inner);
-                descriptor_sense = unit.descriptor_sense();
+            (command, Some(mut unit)) => {
+                (descriptor_sense, block) = (unit.descriptor_sense(), unit.geometry().block());
                 match command {
+                    Ok(Command::ReportLuns { select, allocation }) => plan_report_luns(units.len(), select, allocation),
                     Ok(command) => unit.plan(self.nexus, command),
                     Err(sense) => unit.refuse(self.nexus, cdb[0], sense),
                 }
@@ -126,7 +134,7 @@ impl Session {
         let expected = header.word(20);
         let flags = header.flags();
         let mut task = Task {
-            id: TaskId(self.next_id),
+            id: TaskId { number: self.next_id, lun: number.unwrap_or_default() },
             itt,
             lun: header.lun(),
             read_length: if flags & READ == 0 { 0 } else { expected },
@@ -134,6 +142,7 @@ impl Session {
             immediate: header.immediate(),
             segment: self.segment(),
             descriptor_sense,
+            block,
             plan,
             phase: Phase::WaitingForR2t,
             data: Collected::default(),
@@ -156,10 +165,10 @@ impl Session {
         }
         self.by_id.insert(task.id, itt);
         self.tasks.insert(itt, task);
-        self.advance(itt, unit);
+        self.advance(itt, units);
     }
 
-    pub(super) fn data_out(&mut self, pdu: Pdu, unit: Option<&Mutex<LogicalUnit>>) {
+    pub(super) fn data_out(&mut self, pdu: Pdu, units: &Units) {
         let header = pdu.header;
         let itt = header.itt();
         // Data for a task that is gone: aborted tasks leave stragglers, which are no error.
@@ -197,11 +206,11 @@ impl Session {
             task.fail(Sense::INCORRECT_AMOUNT_OF_DATA);
         }
         task.phase = Phase::WaitingForR2t;
-        self.advance(itt, unit);
+        self.advance(itt, units);
     }
 
     /// Moves a task on as far as it goes: fails it, asks for its data, or executes it.
-    fn advance(&mut self, itt: u32, unit: Option<&Mutex<LogicalUnit>>) {
+    fn advance(&mut self, itt: u32, units: &Units) {
         let Some(task) = self.tasks.get_mut(&itt) else { return };
         if task.phase != Phase::WaitingForR2t {
             return;
@@ -214,7 +223,7 @@ impl Session {
             return self.ask_for_more();
         }
         task.phase = Phase::Executing;
-        self.execute(itt, unit);
+        self.execute(itt, units);
     }
 
     /// Lets tasks ask for their data, in their order, while [`MAX_SOLICITED`] allows. Room is set aside for all that a
@@ -257,7 +266,7 @@ impl Session {
         self.waiting_for_r2t.retain(|waiting| *waiting != task.itt);
     }
 
-    fn execute(&mut self, itt: u32, unit: Option<&Mutex<LogicalUnit>>) {
+    fn execute(&mut self, itt: u32, units: &Units) {
         let Some(task) = self.tasks.get_mut(&itt) else { return };
         let id = task.id;
         let data = task.data.take();
@@ -306,7 +315,8 @@ impl Session {
                 Effect::Verify { task: id, range: *range, expected: Vec::new(), repeat: false }
             }
             Plan::Verify { range, check } => {
-                let (expected, length) = whole_blocks(data, u64::from(task.received).min(task.plan.data_out()));
+                let (expected, length) =
+                    whole_blocks(data, u64::from(task.received).min(task.plan.data_out(task.block)), task.block);
                 let repeat = *check == Check::OneBlock;
                 let range = ByteRange { length: if repeat { range.length } else { length }, ..*range };
                 if length == 0 {
@@ -315,22 +325,23 @@ impl Session {
                 Effect::Verify { task: id, range, expected, repeat }
             }
             Plan::WriteSame { range, .. } if range.length == 0 => return self.complete(id, Ok(())),
-            Plan::WriteSame { range, no_data: true } => Effect::Zero(id, vec![*range]),
-            Plan::WriteSame { range, no_data: false } => {
+            Plan::WriteSame { range, no_data: true, .. } => Effect::Zero(id, vec![*range]),
+            Plan::WriteSame { range, no_data: false, unmap } => {
                 let block = data.concat();
-                let one_block = block.len() as u64 == BLOCK && u64::from(task.write_length) == BLOCK;
+                let one_block = block.len() as u64 == task.block && u64::from(task.write_length) == task.block;
                 if !one_block {
                     return self.complete(id, Err(Sense::INVALID_FIELD_IN_CDB));
                 }
-                let zeros = block.iter().all(|byte| *byte == 0);
+                // With UNMAP the block's content is not looked at, as other targets have it: who asks for it sends
+                // zeros. (SBC-4 would also let a target write the block wherever it does not unmap.)
+                let zeros = *unmap || block.iter().all(|byte| *byte == 0);
                 if zeros { Effect::Zero(id, vec![*range]) } else { Effect::Fill(id, *range, block.into()) }
             }
             Plan::Unmap(length) => {
                 let mut list = data.concat();
                 list.truncate((*length).into());
-                let Some(unit) = unit else { return self.complete(id, Err(Sense::NO_SUCH_UNIT)) };
-                let ranges = unit.lock().unwrap_or_else(PoisonError::into_inner).unmap(&list);
-                match ranges {
+                let Some(unit) = unit(units, id.lun) else { return self.complete(id, Err(Sense::NO_SUCH_UNIT)) };
+                match unit.unmap(&list) {
                     Ok(ranges) if ranges.is_empty() => return self.complete(id, Ok(())),
                     Ok(ranges) => Effect::Zero(id, ranges),
                     Err(sense) => return self.complete(id, Err(sense)),
@@ -339,9 +350,8 @@ impl Session {
             Plan::List(kind, length) => {
                 let mut list = data.concat();
                 list.truncate(usize::try_from(*length).unwrap_or(usize::MAX));
-                let Some(unit) = unit else { return self.complete(id, Err(Sense::NO_SUCH_UNIT)) };
-                let taken = unit.lock().unwrap_or_else(PoisonError::into_inner).take_list(self.nexus, *kind, &list);
-                match taken {
+                let Some(mut unit) = unit(units, id.lun) else { return self.complete(id, Err(Sense::NO_SUCH_UNIT)) };
+                match unit.take_list(self.nexus, *kind, &list) {
                     Ok(Taken::Done) => return self.complete(id, Ok(())),
                     Ok(Taken::Reserved { keep: false, abort }) if abort.is_empty() => return self.complete(id, Ok(())),
                     Ok(Taken::Reserved { keep, abort }) => Effect::Reserved { task: id, keep, abort },
@@ -360,9 +370,8 @@ impl Session {
             Plan::Flush => Effect::Flush(id),
             Plan::Erase { length, immediate } => {
                 let (range, immediate) = (ByteRange { offset: 0, length: *length }, *immediate);
-                let Some(unit) = unit else { return self.complete(id, Err(Sense::NO_SUCH_UNIT)) };
-                let begun = unit.lock().unwrap_or_else(PoisonError::into_inner).sanitize();
-                if let Err(sense) = begun {
+                let Some(mut unit) = unit(units, id.lun) else { return self.complete(id, Err(Sense::NO_SUCH_UNIT)) };
+                if let Err(sense) = unit.sanitize() {
                     return self.complete(id, Err(sense));
                 }
                 self.effects.push_back(Effect::Erase(id, range));
@@ -520,7 +529,7 @@ impl Task {
 
     /// Of its data the whole blocks that came and that it writes; `None` where that is nothing.
     fn data_of(&self, data: Vec<Bytes>, most: u64) -> Option<Vec<Bytes>> {
-        let (data, length) = whole_blocks(data, u64::from(self.received).min(most));
+        let (data, length) = whole_blocks(data, u64::from(self.received).min(most), self.block);
         (length > 0).then_some(data)
     }
 
@@ -557,7 +566,7 @@ impl Task {
         let (moves, expected) = match &self.plan {
             Plan::Read(range) => (range.length, self.read_length),
             Plan::Data(data) => (data.len() as u64, self.read_length),
-            plan => (plan.data_out(), self.write_length.max(self.read_length)),
+            plan => (plan.data_out(self.block), self.write_length.max(self.read_length)),
         };
         let expected = u64::from(expected);
         let residual = u32::try_from(moves.abs_diff(expected)).unwrap_or(u32::MAX);
@@ -577,9 +586,9 @@ impl Task {
     }
 }
 
-/// The first `length` bytes of the data, rounded down to whole blocks, and how many those are.
-fn whole_blocks(data: Vec<Bytes>, length: u64) -> (Vec<Bytes>, u64) {
-    let length = length - length % BLOCK;
+/// The first `length` bytes of the data, rounded down to whole blocks of so many bytes, and how many those are.
+fn whole_blocks(data: Vec<Bytes>, length: u64, block: u64) -> (Vec<Bytes>, u64) {
+    let length = length - length % block;
     let mut left = usize::try_from(length).expect("a command moves at most 1 MiB");
     let mut pieces = data;
     for piece in &mut pieces {

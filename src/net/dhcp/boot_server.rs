@@ -48,7 +48,7 @@ impl BootServer {
             };
             let arrival = Arrival { from: received.from, to: received.to };
             let outcome = proxy::asked(&app.fleet(), &site, &arrival, &buffer[..received.len]);
-            tell(&app, received.from, &outcome, is_neighbour);
+            tell(&app, &site.guide, received.from, &outcome, is_neighbour);
             alarms.sound(&outcome, now());
             if let Some(reply) = outcome.reply
                 && let Destination::Asker(to) = reply.to

@@ -28,8 +28,8 @@ use super::udp::{BindError, Udp};
 use crate::app::App;
 use crate::app::recorder::now;
 use crate::dhcp::{
-    self, Around, Arrival, Asker, CLIENT_PORT, Destination, Kind, LeaseChange, Leases, Outcome, PROBE, Reason, Reply,
-    Role, SERVER_PORT, Scope, ScopeError, Site, Wire,
+    self, Around, Arrival, Asker, CLIENT_PORT, Destination, Guide, Kind, LeaseChange, Leases, Outcome, PROBE, Reason,
+    Reply, Role, SERVER_PORT, Scope, ScopeError, Site, Wire,
 };
 use crate::fleet::{Mac, Naming, Pool, Stage, Subnet, Timestamp};
 use crate::sys::{self, ArpSocket, Interface, Local, PacketSocket};
@@ -149,6 +149,14 @@ impl<D: Durable + 'static> Server<D> {
         Ok(Self { app, leases, durable, ports })
     }
 
+    /// The same, with these loaders.
+    #[must_use]
+    pub fn with_guide(mut self, guide: &Guide) -> Self {
+        let with = |port: Port| Port { wire: port.wire.with_guide(guide), ..port };
+        self.ports = self.ports.into_iter().map(with).collect();
+        self
+    }
+
     /// Our addresses on wires whose own machines get none.
     pub fn without_pool(&self) -> impl Iterator<Item = Ipv4Addr> {
         self.ports.iter().filter(|port| port.wire.local().is_none()).map(|port| port.local.address)
@@ -193,7 +201,8 @@ fn wires(
     let mut wires = Vec::new();
     for place in places {
         let naming = naming.clone();
-        let site = Site { server: place.address, http_port, naming: naming.clone(), role: Role::Server };
+        let guide = Guide::default();
+        let site = Site { server: place.address, http_port, naming: naming.clone(), role: Role::Server, guide };
         let prefix = prefix(place).ok_or_else(|| DhcpError::NoAddress(place.interface.name.clone()))?;
         let mut local = None;
         if let Some(pool) = pool {
@@ -327,7 +336,9 @@ impl Serving {
             dhcp::handle(&mut lock(&self.leases), around, now, &arrival, bytes)
         };
         // An address that we give is its machine's; what an INFORM says of one, anybody can say.
-        tell(&self.app, arrival.from, &outcome, |asker| asker.kind != Kind::Inform || is_neighbour(asker));
+        tell(&self.app, &self.port.wire.site().guide, arrival.from, &outcome, |asker| {
+            asker.kind != Kind::Inform || is_neighbour(asker)
+        });
         self.alarms.sound(&outcome, now);
         let Outcome { persist, reply, probe, asker, .. } = outcome;
         let mac = asker.map(|asker| asker.mac);
@@ -445,7 +456,7 @@ fn lock(leases: &Mutex<Leases>) -> MutexGuard<'_, Leases> {
 
 /// Says what came of a packet: to the log, and to the recorder what it told about a machine. `proven` says whether the asker
 /// uses the address that it says it does.
-fn tell(app: &App, from: SocketAddrV4, outcome: &Outcome, proven: impl Fn(&Asker) -> bool) {
+fn tell(app: &App, guide: &Guide, from: SocketAddrV4, outcome: &Outcome, proven: impl Fn(&Asker) -> bool) {
     let left_out = outcome.reply.as_ref().map(|reply| reply.left_out.as_slice()).unwrap_or_default();
     match &outcome.asker {
         // Who sent it, no field of it can be believed to say.
@@ -471,9 +482,12 @@ fn tell(app: &App, from: SocketAddrV4, outcome: &Outcome, proven: impl Fn(&Asker
             if !matches!(outcome.reason, Reason::Stranger) {
                 app.recorder.saw(asker.mac, asker.address.filter(|_| proven(asker)));
             }
+            if asker.machine.ipxe && outcome.reply.is_some() {
+                app.booting.saw(asker.mac, now());
+            }
         }
     }
-    if let Some(note) = &outcome.note {
+    for note in outcome.note.iter().chain(&guide.learn(outcome)) {
         app.recorder.note(Some(note.mac), note.client.as_ref(), note.stage, &note.detail);
     }
 }

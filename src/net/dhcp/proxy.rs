@@ -94,7 +94,7 @@ impl Proxy {
                 }
             };
             // Nobody vouches for an address that a relay's packet names; on this wire it will be seen in use, or not.
-            tell(&app, from, &outcome, |asker| asker.address.is_some_and(|address| !on_link(address)));
+            tell(&app, &site.guide, from, &outcome, |asker| asker.address.is_some_and(|address| !on_link(address)));
             alarms.sound(&outcome, now());
             if let Some(reply) = outcome.reply
                 && let Err(error) = match reply.to {

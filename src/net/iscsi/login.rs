@@ -9,9 +9,11 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::INPUT;
 use super::serve::breaks_protocol;
 use crate::app::App;
 use crate::app::access::Refusal;
+use crate::app::disks::{ClientDisks, ServeError};
 use crate::app::recorder::now;
 use crate::app::report::SessionKind;
 use crate::app::secrets::nonce;
@@ -95,6 +97,9 @@ impl Arrival<'_> {
         let (mut login, mut out) = (Login::default(), Vec::new());
         loop {
             let Some(pdu) = frame::next(input, LOGIN_DATA_SEGMENT, Digests::NONE)? else {
+                // Who says nothing holds nothing.
+                stream.readable().await?;
+                input.reserve(INPUT);
                 if stream.read_buf(input).await? == 0 {
                     bail!("closed before it had logged in");
                 }
@@ -223,11 +228,11 @@ impl Arrival<'_> {
         };
         let door = self.app.sessions.door(&client.name).await;
         // First: a disk that cannot be opened is no reason to end anybody's session.
-        let disk = self.app.disks.open(&client, &target.to_ascii_lowercase()).await.map_err(|error| {
+        let disks = self.open(&client, &target.to_ascii_lowercase()).await.map_err(|error| {
             self.why = Some(error.to_string());
             Status::TargetError
         })?;
-        let place = self.app.sessions.enter(&door, newcomer, disk).await.map_err(|full| {
+        let place = self.app.sessions.enter(&door, newcomer, disks).await.map_err(|full| {
             self.why = Some(format!("{}: {full}", who.initiator));
             Status::OutOfResources
         })?;
@@ -239,6 +244,13 @@ impl Arrival<'_> {
             status
         })?;
         Ok(tsih)
+    }
+
+    /// The client's disks, by their logical unit numbers.
+    async fn open(&self, client: &Client, target: &str) -> Result<ClientDisks, ServeError> {
+        let first = self.app.disks.open(client, target).await?;
+        let second = self.app.disks.open_data(client, target).await?;
+        Ok(std::iter::once(first).chain(second).collect())
     }
 
     fn note_refusal(&mut self, status: Status, chap: Option<chap::Refusal>) {

@@ -5,6 +5,7 @@
 
 mod login;
 mod output;
+mod portals;
 mod serve;
 mod waiting;
 
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use ipnetwork::Ipv4Network;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -20,6 +22,7 @@ use tokio::task::JoinSet;
 use crate::app::App;
 use crate::app::sessions::MAX_SESSIONS;
 use crate::sys::{Taken, Transport};
+use portals::{Listeners, Portals};
 use waiting::{MAX_WAITING, Ticket, Waiting};
 
 /// Connections in all: each is a file descriptor.
@@ -54,13 +57,15 @@ impl Default for Limits {
     }
 }
 
-/// The first read of a connection asks for this many bytes: a login request is smaller.
-const INPUT: usize = 16 * 1024;
+/// The first read of a connection asks for this many bytes: most login requests are smaller. Anybody can make us hold
+/// them, for each of [`MAX_WAITING`] connections.
+const INPUT: usize = 1024;
 
-/// The listening socket.
+/// The listening sockets.
 #[derive(Debug)]
 pub struct Server {
-    listener: TcpListener,
+    listeners: Listeners,
+    portals: Portals,
     app: Arc<App>,
     limits: Limits,
 }
@@ -93,7 +98,33 @@ impl Server {
             }
             _ => BindError::Other { address, source },
         })?;
-        Ok(Self { listener, app, limits: Limits::default() })
+        Ok(Self { listeners: Listeners::new(listener), portals: Portals::default(), app, limits: Limits::default() })
+    }
+
+    /// Listens on more addresses, on the same port. `networks` are this host's addresses on the clients' wire, each in its
+    /// network: initiators in such a network are told of its address. The address that is listened on already may be
+    /// among them.
+    ///
+    /// An address at which somebody else has the port is left to them.
+    ///
+    /// # Errors
+    /// None that a listening socket is known to give.
+    pub async fn with_portals(mut self, networks: impl IntoIterator<Item = Ipv4Network>) -> std::io::Result<Self> {
+        let first = self.address()?;
+        for network in networks {
+            let address = SocketAddr::from((network.ip(), first.port()));
+            if address != first {
+                match TcpListener::bind(address).await {
+                    Ok(listener) => self.listeners.push(listener),
+                    Err(error) => {
+                        tracing::warn!("no iSCSI on {address}, beside {first}: {error}");
+                        continue;
+                    }
+                }
+            }
+            self.portals.push(address, network);
+        }
+        Ok(self)
     }
 
     /// With other limits than the usual ones.
@@ -102,18 +133,19 @@ impl Server {
         Self { limits, ..self }
     }
 
-    /// The address that is listened on.
+    /// The first address that is listened on.
     ///
     /// # Errors
     /// None that a listening socket is known to give.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.listeners.first().local_addr()
     }
 
     /// Serves until `stop` is done; then sessions are asked to log out, and after a moment every connection is dropped.
     /// Initiators log in again once they find a server.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { listener, app, limits } = self;
+        let Self { mut listeners, portals, app, limits } = self;
+        let portals = Arc::new(portals);
         let waiting = Arc::<Waiting>::default();
         let mut connections = JoinSet::new();
         let (stopping, _) = watch::channel(());
@@ -122,16 +154,16 @@ impl Server {
             tokio::select! {
                 () = &mut stop => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
-                accepted = listener.accept() => match accepted {
+                accepted = listeners.accept() => match accepted {
                     Ok((stream, peer)) => {
                         let Some(ticket) = waiting.admit(peer.ip()) else {
                             app.tally.turned_away.one();
                             tracing::debug!("{peer}: refused, {MAX_WAITING} connections have not logged in yet");
                             continue;
                         };
-                        let (app, stopping) = (Arc::clone(&app), stopping.subscribe());
+                        let (app, portals, stopping) = (Arc::clone(&app), Arc::clone(&portals), stopping.subscribe());
                         connections.spawn(async move {
-                            if let Err(error) = connection(app, stream, peer, ticket, limits, stopping).await {
+                            if let Err(error) = connection(app, stream, peer, ticket, &portals, limits, stopping).await {
                                 tracing::debug!("{peer}: {error:#}");
                             }
                         });
@@ -144,7 +176,7 @@ impl Server {
                 },
             }
         }
-        drop(listener);
+        drop(listeners);
         drop(stopping);
         app.sessions.ask_to_leave();
         if tokio::time::timeout(LOGOUT_GRACE, all(&mut connections)).await.is_err() {
@@ -165,6 +197,7 @@ async fn connection(
     mut stream: TcpStream,
     peer: SocketAddr,
     mut ticket: Ticket,
+    portals: &Portals,
     limits: Limits,
     mut stopping: watch::Receiver<()>,
 ) -> anyhow::Result<()> {
@@ -173,7 +206,7 @@ async fn connection(
     let socket = socket2::SockRef::from(&stream);
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-    let mut input = BytesMut::with_capacity(INPUT);
+    let mut input = BytesMut::new();
     let entered = tokio::select! {
         entered = login::log_in(&app, &mut stream, peer, &mut input, limits.login) => entered?,
         () = ticket.shown_out() => {
@@ -185,13 +218,13 @@ async fn connection(
     match entered {
         // Whoever only lists targets goes on waiting, as it were.
         Some(login::Entered::Discovery(session, initiator)) => tokio::select! {
-            ended = serve::discovery(&app, stream, peer, input, *session, &initiator) => ended,
+            ended = serve::discovery(&app, stream, portals, input, *session, &initiator) => ended,
             () = ticket.shown_out() => Ok(()),
             _ = stopping.changed() => Ok(()),
         },
         Some(login::Entered::Normal(seat)) => {
             drop(ticket);
-            serve::normal(&app, stream, input, *seat, limits.silence).await
+            serve::normal(&app, stream, portals, input, *seat, limits.silence).await
         }
         None => Ok(()),
     }

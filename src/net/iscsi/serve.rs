@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::LOGOUT_GRACE;
 use super::login::Seat;
 use super::output::Output;
+use super::portals::Portals;
 use crate::app::App;
 use crate::app::disks::ClientDisk;
 use crate::app::lanes::Lane;
@@ -31,10 +32,10 @@ use crate::iscsi::frame::FrameError;
 use crate::iscsi::login::LoginError;
 use crate::iscsi::pdu::{NO_TAG, Pdu, opcode};
 use crate::iscsi::session::{Effect, Layout, ProtocolError, Report, Scope, Session, TaskId, Which};
-use crate::iscsi::{MAX_DATA_SEGMENT, PORTAL_GROUP, frame};
+use crate::iscsi::{MAX_DATA_SEGMENT, frame};
 use crate::scsi::copy::Copy;
 use crate::scsi::unmap::ByteRange;
-use crate::scsi::{BLOCK, Nexus, Sense, provisioning};
+use crate::scsi::{LogicalUnit, Nexus, Sense, provisioning};
 
 /// While more than this waits to be sent, nothing new is begun: a slow reader holds no more of our memory, and other
 /// sessions get their turn.
@@ -81,8 +82,10 @@ struct Running {
     output: Output,
     finished: mpsc::UnboundedReceiver<Finished>,
     finish: mpsc::UnboundedSender<Finished>,
-    /// Writes of this wake-up, which make one hop together.
-    writes: Vec<(Ticket, Job, Done)>,
+    /// The logical units of the place's disks.
+    units: Vec<Arc<Mutex<LogicalUnit>>>,
+    /// Writes of this wake-up to each disk, which make one hop together.
+    writes: Vec<Vec<(Ticket, Job, Done)>>,
     /// Reads that wait for the device, and those that wait for [`MAX_MISSES`] or [`MAX_MISSED_BYTES`].
     deferred: VecDeque<(TaskId, ByteRange)>,
     misses: usize,
@@ -95,8 +98,8 @@ struct Running {
     heard: Heard,
     /// It has answered a ping. iPXE never does, which means nothing.
     answers_pings: bool,
-    /// Where the initiator reached us, as SendTargets tells it.
-    portal: String,
+    /// Where the initiator reaches us, as SendTargets tells it.
+    portals: Vec<String>,
     read_yet: bool,
     last_busy: Instant,
     settled: bool,
@@ -117,6 +120,7 @@ enum Heard {
 pub(super) async fn normal(
     app: &Arc<App>,
     stream: TcpStream,
+    portals: &Portals,
     input: BytesMut,
     seat: Seat,
     silence: Duration,
@@ -128,7 +132,8 @@ pub(super) async fn normal(
         output: Output::default(),
         finished,
         finish,
-        writes: Vec::new(),
+        units: place.disks.iter().map(|disk| Arc::clone(&disk.unit)).collect(),
+        writes: place.disks.iter().map(|_| Vec::new()).collect(),
         deferred: VecDeque::new(),
         misses: 0,
         missed_bytes: 0,
@@ -137,7 +142,7 @@ pub(super) async fn normal(
         closing: None,
         heard: Heard::Something,
         answers_pings: false,
-        portal: portal(&stream)?,
+        portals: portals.told(&stream)?,
         read_yet: false,
         last_busy: Instant::now(),
         settled: place.entry.kind != SessionKind::System,
@@ -152,6 +157,9 @@ pub(super) async fn normal(
         && breaks_protocol(error)
     {
         app.tally.broken.one();
+        if matches!(error.downcast_ref(), Some(FrameError::HeaderDigest)) {
+            app.tally.bad_digests.one();
+        }
         let why = format!("{}: its session was ended: {error}; it may log in again", running.place.entry.initiator);
         running.note(Stage::Refused, &why);
     }
@@ -264,9 +272,9 @@ impl Running {
                         }
                         return Ok(End { why, done: Some(done) });
                     }
-                    Control::Reset(done) => {
-                        let tasks = self.forget_all();
-                        let cancelled = self.place.disk.writes.cancel(self.place.entry.nexus, Some(&tasks));
+                    Control::Reset(lun, done) => {
+                        let tasks = self.forget_all(lun);
+                        let cancelled = self.cancel(&tasks);
                         tokio::spawn(async move {
                             cancelled.await;
                             let _ = done.send(!tasks.is_empty());
@@ -335,6 +343,7 @@ impl Running {
     /// Counts what was rejected, and says so once.
     fn count_rejects(&self) {
         let rejects = self.session.rejects();
+        self.app.tally.bad_digests.add(self.session.bad_digests());
         if rejects > 0 {
             self.app.tally.rejected.add(rejects);
             let entry = &self.place.entry;
@@ -357,7 +366,9 @@ impl Running {
             }
         }
         self.start_misses();
-        self.place.disk.writes.submit(self.writes.drain(..));
+        for (disk, writes) in self.place.disks.iter().zip(&mut self.writes) {
+            disk.writes.submit(writes.drain(..));
+        }
         Ok(())
     }
 
@@ -375,7 +386,7 @@ impl Running {
             }
             _ => {}
         }
-        self.session.receive(pdu, Some(&self.place.disk.unit))
+        self.session.receive(pdu, &self.units)
     }
 
     /// Less waits to be sent than may.
@@ -453,7 +464,7 @@ impl Running {
             Effect::Fill(task, range, block) => self.change(task, Job::Fill(range, block)),
             Effect::Flush(task) => self.change(task, Job::Flush),
             Effect::Verify { task, range, expected, repeat } => {
-                let (disk, finish) = (Arc::clone(&self.place.disk), self.finish.clone());
+                let (disk, finish) = (Arc::clone(self.disk(task)), self.finish.clone());
                 let lanes = Arc::clone(&self.app.lanes);
                 tokio::spawn(async move {
                     let bytes = usize::try_from(range.length).unwrap_or(usize::MAX);
@@ -463,22 +474,29 @@ impl Running {
                 });
             }
             Effect::Abort(abort) => {
-                let (disk, app) = (Arc::clone(&self.place.disk), Arc::clone(&self.app));
+                let (disks, app) = (Arc::clone(&self.place.disks), Arc::clone(&self.app));
                 let (entry, finish) = (Arc::clone(&self.place.entry), self.finish.clone());
                 // Writes of this wake-up are not queued yet; those of the aborted tasks never will be.
-                self.writes.retain(|(ticket, ..)| !abort.tasks.contains(&TaskId(ticket.task)));
-                let tasks: Vec<u64> = abort.tasks.iter().map(|task| task.0).collect();
-                let own = disk.writes.cancel(entry.nexus, Some(&tasks));
+                for writes in &mut self.writes {
+                    writes.retain(|(ticket, ..)| !abort.tasks.iter().any(|task| task.number == ticket.task));
+                }
+                let own = self.cancel(&abort.tasks);
                 tokio::spawn(async move {
+                    let lun = match abort.scope {
+                        Scope::TaskSet(lun) | Scope::Unit(lun) => Some(lun),
+                        Scope::Session | Scope::Units | Scope::Sessions => None,
+                    };
                     if abort.scope == Scope::Session {
                         own.await;
                     } else {
                         // At once: while one session's write is waited for, the others' must not go on.
-                        let others = app.sessions.reset_others(&entry, abort.scope == Scope::Sessions);
+                        let others = app.sessions.reset_others(&entry, lun, abort.scope == Scope::Sessions);
                         let ((), stopped) = tokio::join!(own, others);
-                        match abort.scope {
-                            Scope::TaskSet => disk.unit().cleared(&stopped),
-                            _ => disk.unit().reset(),
+                        for (_, disk) in (0..).zip(&*disks).filter(|(number, _)| lun.is_none_or(|lun| lun == *number)) {
+                            match abort.scope {
+                                Scope::TaskSet(_) => disk.unit().cleared(&stopped),
+                                _ => disk.unit().reset(),
+                            }
                         }
                     }
                     let _ = finish.send(Finished::Aborted(abort.request, abort.scope));
@@ -490,9 +508,27 @@ impl Running {
                     Which::One(name) if !name.is_empty() && !name.eq_ignore_ascii_case(&own) => Vec::new(),
                     _ => vec![own],
                 };
-                self.session.targets(&names, &self.portal);
+                self.session.targets(&names, &self.portals);
             }
             Effect::Close => self.closing = Some(Instant::now() + FAREWELL),
+        }
+    }
+
+    /// The disk that a task is about.
+    fn disk(&self, task: TaskId) -> &Arc<ClientDisk> {
+        &self.place.disks[usize::from(task.lun)]
+    }
+
+    /// Forgets at once what waits of these tasks. The future is done when none of them can touch a disk any more.
+    fn cancel(&self, tasks: &[TaskId]) -> impl Future<Output = ()> + Send + use<> {
+        let of = |lun: u8| tasks.iter().filter(|task| task.lun == lun).map(|task| task.number).collect::<Vec<_>>();
+        let nexus = self.place.entry.nexus;
+        let cancelled = (0..).zip(&*self.place.disks).map(|(lun, disk)| disk.writes.cancel(nexus, Some(&of(lun))));
+        let cancelled: Vec<_> = cancelled.collect();
+        async move {
+            for cancelled in cancelled {
+                cancelled.await;
+            }
         }
     }
 
@@ -503,7 +539,7 @@ impl Running {
         let mut out = std::mem::take(session.output());
         let start = out.len();
         out.resize(start + layout.wire_length(), 0);
-        let disk = &self.place.disk;
+        let disk = &self.place.disks[usize::from(task.lun)];
         let read = match disk.writes.try_reading() {
             Some(_reading) => read_into(&*disk.disk, range, layout, &mut out[start..], false),
             None => Ok(false),
@@ -538,7 +574,7 @@ impl Running {
         let bytes = layout.length;
         self.misses += 1;
         self.missed_bytes += bytes;
-        let (disk, lanes) = (Arc::clone(&self.place.disk), Arc::clone(&self.app.lanes));
+        let (disk, lanes) = (Arc::clone(self.disk(task)), Arc::clone(&self.app.lanes));
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         tokio::spawn(async move {
             let work = move || {
@@ -561,7 +597,8 @@ impl Running {
         let done = move |result: Result<(), Failed>| {
             let _ = finish.send(troubles.end_of(task, result));
         };
-        self.writes.push((Ticket { nexus: self.place.entry.nexus, task: task.0 }, job, Box::new(done)));
+        let ticket = Ticket { nexus: self.place.entry.nexus, task: task.number };
+        self.writes[usize::from(task.lun)].push((ticket, job, Box::new(done)));
     }
 
     fn note_write(&self, data: &[Bytes]) {
@@ -573,18 +610,18 @@ impl Running {
     /// Nobody can cancel it: a unit that is half erased would stay so.
     fn erase(&mut self, task: TaskId, range: ByteRange) {
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
-        let disk = Arc::clone(&self.place.disk);
+        let disk = Arc::clone(self.disk(task));
         let done = move |result: Result<(), Failed>| {
             disk.unit().sanitized();
             let _ = finish.send(troubles.end_of(task, result));
         };
-        self.place.disk.writes.submit([(OWN, Job::Erase(range), Box::new(done) as Done)]);
+        self.disk(task).writes.submit([(OWN, Job::Erase(range), Box::new(done) as Done)]);
     }
 
     fn copy(&mut self, task: TaskId, copy: Copy) {
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         let nexus = self.place.entry.nexus;
-        let mut record = CopyRecord { disk: Arc::clone(&self.place.disk), nexus, list: copy.list, done: false };
+        let mut record = CopyRecord { disk: Arc::clone(self.disk(task)), nexus, list: copy.list, done: false };
         let done = move |result: Result<(), Failed>| {
             record.done = result.is_ok();
             drop(record);
@@ -598,20 +635,22 @@ impl Running {
             };
             let _ = finish.send(told);
         };
-        self.writes.push((Ticket { nexus, task: task.0 }, Job::Copy(copy.ranges), Box::new(done)));
+        let ticket = Ticket { nexus, task: task.number };
+        self.writes[usize::from(task.lun)].push((ticket, Job::Copy(copy.ranges), Box::new(done)));
     }
 
     /// Which parts of the disk take space. To find out may wait for the device.
     fn look_up(&mut self, task: TaskId, range: ByteRange, most: usize, report: Report) {
-        let (disk, lanes) = (Arc::clone(&self.place.disk.disk), Arc::clone(&self.app.lanes));
+        let (disk, lanes) = (Arc::clone(&self.disk(task).disk), Arc::clone(&self.app.lanes));
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
+        let block = u64::from(disk.sectors().logical);
         tokio::spawn(async move {
             let work = move || disk.provisioning(range.offset, range.length, most);
             let found = match lanes.run(Lane::Miss { bytes: 0 }, work).await {
                 Some(Ok(stretches)) => Finished::Data(
                     task,
                     match report {
-                        Report::LbaStatus => provisioning::lba_status(range.offset / BLOCK, &stretches),
+                        Report::LbaStatus => provisioning::lba_status(block, range.offset / block, &stretches),
                         Report::LogPage => {
                             let mapped = stretches.iter().filter(|stretch| stretch.mapped);
                             provisioning::resources(mapped.map(|stretch| stretch.len).sum())
@@ -629,14 +668,14 @@ impl Running {
     }
 
     fn reserved(&mut self, task: TaskId, keep: bool, abort: Vec<Nexus>) {
-        let (disk, app) = (Arc::clone(&self.place.disk), Arc::clone(&self.app));
+        let (disk, app) = (Arc::clone(self.disk(task)), Arc::clone(&self.app));
         let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
         let entry = Arc::clone(&self.place.entry);
         // Of its own tasks only those before it are meant, and this one is their end.
         let abort: Vec<Nexus> = abort.into_iter().filter(|nexus| *nexus != self.place.entry.nexus).collect();
         tokio::spawn(async move {
             let kept = if keep { disk.keep_reservations(&app.lanes).await } else { Ok(()) };
-            app.sessions.stop_tasks(&entry.client, &abort).await;
+            app.sessions.stop_tasks(&entry.client, &abort, task.lun).await;
             let told = kept.map_err(|error| {
                 troubles.tell(&error);
                 Sense::of_disk(&error, true)
@@ -645,14 +684,16 @@ impl Running {
         });
     }
 
-    /// Another session's reset: every task is gone without an answer.
-    fn forget_all(&mut self) -> Vec<u64> {
-        self.writes.clear();
-        self.deferred.clear();
-        let tasks = self.session.abort_all();
+    /// Another session's reset: every task on this logical unit (on all, where none is named) is gone without an answer.
+    fn forget_all(&mut self, lun: Option<u8>) -> Vec<TaskId> {
+        for (_, writes) in (0..).zip(&mut self.writes).filter(|(number, _)| lun.is_none_or(|lun| lun == *number)) {
+            writes.clear();
+        }
+        self.deferred.retain(|(task, _)| lun.is_some_and(|lun| lun != task.lun));
+        let tasks = self.session.abort_all(lun);
         // No answer of theirs will tell the initiator that its command window is open again; this does.
         self.session.ping();
-        tasks.into_iter().map(|task| task.0).collect()
+        tasks
     }
 
     fn note(&self, stage: Stage, detail: &str) {
@@ -747,14 +788,14 @@ fn verify(disk: &ClientDisk, range: ByteRange, expected: &[u8], repeat: bool) ->
 pub(super) async fn discovery(
     app: &Arc<App>,
     stream: TcpStream,
-    peer: SocketAddr,
+    portals: &Portals,
     mut input: BytesMut,
     mut session: Session,
     initiator: &str,
 ) -> anyhow::Result<()> {
     /// A discovery takes milliseconds.
     const PATIENCE: Duration = Duration::from_secs(60);
-    let address = portal(&stream)?;
+    let (peer, addresses) = (stream.peer_addr()?, portals.told(&stream)?);
     let until = Instant::now() + PATIENCE;
     let mut output = Output::default();
     let mut closing = false;
@@ -764,10 +805,10 @@ pub(super) async fn discovery(
             && !closing
             && let Some(pdu) = frame::next(&mut input, MAX_DATA_SEGMENT, session.digests())?
         {
-            session.receive(pdu, None)?;
+            session.receive(pdu, &[])?;
             while let Some(effect) = session.next_effect() {
                 match effect {
-                    Effect::SendTargets(which) => session.targets(&usable(app, peer, initiator, &which), &address),
+                    Effect::SendTargets(which) => session.targets(&usable(app, peer, initiator, &which), &addresses),
                     Effect::Close => closing = true,
                     other => tracing::error!("a discovery session asked for {other:?}"),
                 }
@@ -793,11 +834,6 @@ pub(super) async fn discovery(
             () = tokio::time::sleep_until(until) => return Ok(()),
         }
     }
-}
-
-/// Where the initiator reached us, as `ip:port,group` (RFC 7143 §13.8).
-fn portal(stream: &TcpStream) -> io::Result<String> {
-    Ok(format!("{},{PORTAL_GROUP}", stream.local_addr()?))
 }
 
 /// The targets that an initiator may use, of those that it asks for.

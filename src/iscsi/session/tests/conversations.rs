@@ -1,7 +1,7 @@
 //! What known initiators say, from their login on, and what they must hear.
 
 use std::fmt::Write as _;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
 
@@ -50,7 +50,7 @@ fn line(pdu: &Pdu) -> String {
 struct Conversation {
     login: Login,
     session: Option<Session>,
-    unit: Mutex<LogicalUnit>,
+    unit: Arc<Mutex<LogicalUnit>>,
     cmd_sn: u32,
     itt: u32,
     heard: String,
@@ -64,7 +64,7 @@ impl Conversation {
         Self {
             login: Login::default(),
             session: None,
-            unit: Mutex::new(unit),
+            unit: Arc::new(Mutex::new(unit)),
             cmd_sn: 1,
             itt: 1,
             heard: String::new(),
@@ -111,7 +111,7 @@ impl Conversation {
     fn send(&mut self, header: Header, data: &[u8]) {
         let session = self.session.as_mut().expect("logged in");
         let mut wire = Vec::new();
-        session.receive(Self::pdu(header, data), Some(&self.unit)).unwrap();
+        session.receive(Self::pdu(header, data), std::slice::from_ref(&self.unit)).unwrap();
         while let Some(effect) = session.next_effect() {
             match effect {
                 Effect::Read(id, _) => {
@@ -229,7 +229,7 @@ fn open_iscsi_logs_in_looks_around_and_writes_without_asking() {
     linux.heard(
         "SCSI Response status=02 residual=32 ITT=3 StatSN=2 Exp=3 Max=66 | 6/29/00
          Data-In flags=81 DataSN=0 offset=0 length=32 ITT=4 StatSN=3 Exp=4 Max=67 | [00, 00, 00, 00, 00, 00, 0f, ff, 00, \
-         00, 02, 00, 00, 03, c0, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00]
+         00, 02, 00, 00, 00, c0, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00]
          Data-In flags=81 DataSN=0 offset=0 length=24 ITT=5 StatSN=4 Exp=5 Max=68 | [17, 00, 10, 00, 08, 12, 04, 00, 00, \
          00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00, 00]",
     );

@@ -93,8 +93,8 @@ proptest! {
                 pdu.ahs = Bytes::copy_from_slice(&header.0[8..20]);
             }
             pdu.intact = header.0[46] > 8 || data.is_empty();
-            let unit = (!discovery).then_some(&pair.unit);
-            let verdict = pair.session.receive(pdu, unit);
+            let units = if discovery { &[] } else { &pair.units[..] };
+            let verdict = pair.session.receive(pdu, units);
             pair.cmd_sn = pair.session.exp_cmd_sn;
             pair.pump();
             check(&pair.session, sent)?;
@@ -106,7 +106,7 @@ proptest! {
                 check(&pair.session, sent)?;
             }
         }
-        let stopped = pair.session.abort_all();
+        let stopped = pair.session.abort_all(None);
         pair.stop(&stopped);
         pair.run();
         check(&pair.session, 0)?;

@@ -29,6 +29,7 @@ enum Kind {
         lba: u32,
         count: u16,
         no_data: bool,
+        unmap: bool,
     },
     Unmap(Vec<(u32, u16)>),
     Flush,
@@ -129,8 +130,8 @@ impl Model {
                 cdb[1] = if *one { 6 } else { 2 };
                 (cdb.to_vec(), bytes(if *one { (*count).min(1) } else { *count }), WRITE)
             }
-            Kind::WriteSame { lba, count, no_data } => {
-                let mut cdb = vec![0x93, u8::from(*no_data), 0, 0, 0, 0];
+            Kind::WriteSame { lba, count, no_data, unmap } => {
+                let mut cdb = vec![0x93, u8::from(*no_data) | u8::from(*unmap) << 3, 0, 0, 0, 0];
                 cdb.extend(lba.to_be_bytes());
                 cdb.extend(u32::from(*count).to_be_bytes());
                 cdb.extend([0, 0]);
@@ -242,7 +243,7 @@ impl Model {
 
     fn reset_by_another(&mut self) {
         self.live.clear();
-        let stopped = self.pair.session.abort_all();
+        let stopped = self.pair.session.abort_all(None);
         self.pair.stop(&stopped);
         self.pair.pump();
         self.absorb();
@@ -392,13 +393,15 @@ impl Model {
                     must = Some([0xE, 0x1D, 0]);
                 }
             }
-            Kind::WriteSame { lba, count, no_data } => {
+            Kind::WriteSame { lba, count, no_data, unmap } => {
                 let end = if *count == 0 { self.disk.len() } else { bytes_of(*lba + u32::from(*count), 0).start };
                 let found = &mut self.disk[bytes_of(*lba, 0).start..end];
                 if *no_data || found.is_empty() {
                     found.fill(0);
                 } else if issued.expected as usize != block {
                     must = Some([5, 0x24, 0]);
+                } else if *unmap {
+                    found.fill(0);
                 } else {
                     found.chunks_mut(block).for_each(|found| found.copy_from_slice(&issued.data[..block]));
                 }
@@ -455,8 +458,8 @@ fn small_kinds() -> BoxedStrategy<Kind> {
         4 => range.clone().prop_map(|(lba, count)| Kind::Read { lba, count }),
         5 => range.clone().prop_map(|(lba, count)| Kind::Write { lba, count }),
         2 => (range.clone(), any::<bool>()).prop_map(|((lba, count), one)| Kind::Verify { lba, count, one }),
-        2 => (range.clone(), any::<bool>())
-            .prop_map(|((lba, count), no_data)| Kind::WriteSame { lba, count, no_data }),
+        2 => (range.clone(), any::<bool>(), any::<bool>())
+            .prop_map(|((lba, count), no_data, unmap)| Kind::WriteSame { lba, count, no_data, unmap }),
         2 => prop::collection::vec(range, 0..40).prop_map(Kind::Unmap),
         1 => Just(Kind::Flush),
         1 => Just(Kind::Ready),

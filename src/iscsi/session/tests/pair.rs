@@ -1,7 +1,7 @@
 //! An initiator's end of the wire, a session at the other end, and a disk in memory behind it.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
 
@@ -24,7 +24,9 @@ pub(super) const TEST_UNIT_READY: [u8; 6] = [0; 6];
 /// Every PDU crosses as bytes, and of each one that the session sends the numbers are checked.
 pub(super) struct Pair {
     pub(super) session: Session,
-    pub(super) unit: Mutex<LogicalUnit>,
+    pub(super) unit: Arc<Mutex<LogicalUnit>>,
+    /// All units of the target, that one first.
+    pub(super) units: Vec<Arc<Mutex<LogicalUnit>>>,
     pub(super) disk: Vec<u8>,
     /// What the disk has still to do, in the order in which it was asked.
     pub(super) pending: Vec<Effect>,
@@ -52,9 +54,11 @@ impl Pair {
         };
         let mut unit = LogicalUnit::new(TARGET, BLOCKS * BLOCK, false);
         unit.attach(NEXUS, port());
+        let unit = Arc::new(Mutex::new(unit));
         Self {
             session: Session::new(NEXUS, &Agreed { who, cid: CID, params: params.clone(), cmd_sn, stat_sn }),
-            unit: Mutex::new(unit),
+            units: vec![Arc::clone(&unit)],
+            unit,
             disk: pattern(0xA5, (BLOCKS * BLOCK) as usize),
             pending: Vec::new(),
             closed: false,
@@ -87,8 +91,8 @@ impl Pair {
         append(&mut bytes, header, data, self.params.digests);
         let mut input = BytesMut::from(&bytes[..]);
         let pdu = frame::next(&mut input, MAX_DATA_SEGMENT, self.params.digests).unwrap().expect("a whole PDU");
-        let unit = (!self.session.discovery).then_some(&self.unit);
-        let verdict = self.session.receive(pdu, unit);
+        let units = if self.session.discovery { &[] } else { &self.units[..] };
+        let verdict = self.session.receive(pdu, units);
         self.pump();
         verdict
     }
@@ -284,18 +288,18 @@ impl Pair {
             Effect::Reserved { task, .. } => self.session.complete(task, Ok(())),
             Effect::Flush(task) => self.session.complete(task, Ok(())),
             Effect::Abort(Abort { request, scope, .. }) => {
-                if matches!(scope, Scope::Unit | Scope::Sessions) {
+                if matches!(scope, Scope::Unit(_) | Scope::Units | Scope::Sessions) {
                     self.unit.lock().unwrap().reset();
                 }
                 self.session.aborted(request, scope);
             }
             Effect::SendTargets(Which::All) => {
                 let names: Vec<_> = (0..40).map(|number| format!("{TARGET}-{number}")).collect();
-                self.session.targets(&names, "192.0.2.1:3260,1");
+                self.session.targets(&names, &["192.0.2.1:3260,1".to_owned()]);
             }
             Effect::SendTargets(Which::One(name)) => {
                 let names = if name.is_empty() { vec![TARGET.to_owned()] } else { vec![name] };
-                self.session.targets(&names, "192.0.2.1:3260,1");
+                self.session.targets(&names, &["192.0.2.1:3260,1".to_owned()]);
             }
             Effect::Close => unreachable!("taken up before"),
         }

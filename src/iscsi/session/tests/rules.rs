@@ -1,8 +1,10 @@
 //! The rules of RFC 7143 that a command, a function or a text can break, one by one.
 
+use std::sync::{Arc, Mutex};
+
 use super::super::*;
 use super::pair::*;
-use crate::scsi::BLOCK;
+use crate::scsi::{BLOCK, InitiatorPort};
 
 /// Data may come with the command and after it, up to 2048 bytes.
 fn eager() -> Params {
@@ -347,7 +349,7 @@ fn additional_headers_of_a_command_are_not_supported_and_others_are_rejected() {
         header.0[4] = u8::try_from(ahs.len() / 4).unwrap();
         pair.cmd_sn = cmd_sn.wrapping_add(1);
         let pdu = Pdu { header, ahs: Bytes::copy_from_slice(ahs), data: Bytes::new(), intact: true };
-        pair.session.receive(pdu, Some(&pair.unit)).unwrap();
+        pair.session.receive(pdu, &pair.units).unwrap();
         pair.pump();
         if sound {
             assert_eq!(sense(&pair.one()), Some([5, 0x20, 0]), "{ahs:?}");
@@ -364,7 +366,7 @@ fn spoilt(pair: &mut Pair, header: Header, data: &[u8]) {
     *bytes.last_mut().unwrap() ^= 1;
     let mut input = bytes::BytesMut::from(&bytes[..]);
     let pdu = crate::iscsi::frame::next(&mut input, MAX_DATA_SEGMENT, pair.params.digests).unwrap().unwrap();
-    pair.session.receive(pdu, Some(&pair.unit)).unwrap();
+    pair.session.receive(pdu, &pair.units).unwrap();
     pair.pump();
 }
 
@@ -536,7 +538,7 @@ fn a_unit_reset_stops_every_task_and_is_answered_after_they_stopped() {
     let request = pair.function(5, NO_TAG, LUN_0);
     pair.silence();
     assert!(
-        matches!(&pair.pending[..], [Effect::Abort(abort)] if abort.tasks.len() == 2 && abort.scope == Scope::Unit)
+        matches!(&pair.pending[..], [Effect::Abort(abort)] if abort.tasks.len() == 2 && abort.scope == Scope::Unit(0))
     );
     pair.run();
     assert_eq!(function_response(&mut pair, request), function::COMPLETE);
@@ -544,6 +546,103 @@ fn a_unit_reset_stops_every_task_and_is_answered_after_they_stopped() {
     assert_eq!(sense(&pair.one()), Some([6, 0x29, 0x03]), "who resets is told, too");
     let told = pair.unit.lock().unwrap().plan(other, crate::scsi::Command::TestUnitReady);
     assert_eq!(told, crate::scsi::Plan::Check(Sense::DEVICE_RESET));
+}
+
+/// A session with a second unit, which a block larger than the first, and of which its initiator knows that it was powered on.
+fn with_a_second_unit() -> Pair {
+    let mut pair = Pair::ready(patient());
+    let mut second = LogicalUnit::numbered(TARGET, 1, (BLOCKS + 1) * BLOCK, false);
+    second.attach(NEXUS, port());
+    pair.units.push(Arc::new(Mutex::new(second)));
+    assert_eq!(sense(&on_second(&mut pair, FINAL, 0, &TEST_UNIT_READY).1), Some([6, 0x29, 0]));
+    pair
+}
+
+/// Sends a command to LUN 1 that is answered at once: its tag, and the answer.
+fn on_second(pair: &mut Pair, flags: u8, expected: u32, cdb: &[u8]) -> (u32, Pdu) {
+    let itt = pair.new_itt();
+    pair.numbered(Pair::header(itt, flags, LUN_1, expected, cdb), &[]);
+    (itt, pair.one())
+}
+
+#[test]
+fn a_target_of_two_units_lists_both_and_each_is_its_own() {
+    const REPORT_LUNS: [u8; 12] = [0xA0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0];
+    let mut pair = with_a_second_unit();
+    let both = [0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for lun in [LUN_0, LUN_1, [0, 2, 0, 0, 0, 0, 0, 0]] {
+        let itt = pair.new_itt();
+        pair.numbered(Pair::header(itt, FINAL | READ, lun, 64, &REPORT_LUNS), &[]);
+        assert_eq!(pair.one().data[..], both, "{lun:?}");
+    }
+    let capacity = |pdu: &Pdu| u32::from_be_bytes(pdu.data[..4].try_into().unwrap());
+    let first = pair.command(FINAL | READ, 8, &ten(0x25, 0, 0), &[]);
+    let answer = pair.one();
+    assert_eq!((answer.header.itt(), u64::from(capacity(&answer))), (first, BLOCKS - 1));
+    assert_eq!(u64::from(capacity(&on_second(&mut pair, FINAL | READ, 8, &ten(0x25, 0, 0)).1)), BLOCKS);
+    let serial = |pdu: Pdu| pdu.data[4..20].to_vec();
+    let page = [0x12, 1, 0x80, 0, 64, 0];
+    pair.command(FINAL | READ, 64, &page, &[]);
+    assert_ne!(serial(pair.one()), serial(on_second(&mut pair, FINAL | READ, 64, &page).1));
+
+    // What one of them has reserved is free on the other.
+    let other = Nexus(2);
+    let theirs = InitiatorPort { isid: [9; 6], ..port() };
+    for unit in &pair.units {
+        unit.lock().unwrap().attach(other, theirs.clone());
+        let _ = unit.lock().unwrap().plan(other, crate::scsi::Command::TestUnitReady);
+    }
+    assert_eq!(sense(&on_second(&mut pair, FINAL, 0, &[0x16, 0, 0, 0, 0, 0]).1), None, "RESERVE (6)");
+    let read = crate::scsi::Command::Read(crate::scsi::command::Blocks { lba: 0, count: 1 });
+    let plans = pair.units.iter().map(|unit| unit.lock().unwrap().plan(other, read));
+    assert!(matches!(plans.collect::<Vec<_>>()[..], [crate::scsi::Plan::Read(_), crate::scsi::Plan::Conflict]));
+}
+
+#[test]
+fn task_management_of_one_unit_leaves_the_tasks_of_the_other() {
+    let all = |pair: &mut Pair| {
+        let first = pair.command(FINAL, 0, &ten(0x35, 0, 0), &[]);
+        let second = pair.new_itt();
+        pair.numbered(Pair::header(second, FINAL, LUN_1, 0, &ten(0x35, 0, 0)), &[]);
+        (first, second)
+    };
+    for (function, lun, scope, stopped) in [
+        (2, LUN_1, Scope::Session, [false, true]),
+        (2, LUN_0, Scope::Session, [true, false]),
+        (4, LUN_1, Scope::TaskSet(1), [false, true]),
+        (5, LUN_1, Scope::Unit(1), [false, true]),
+        (5, LUN_0, Scope::Unit(0), [true, false]),
+        (6, LUN_0, Scope::Units, [true, true]),
+        (7, LUN_1, Scope::Sessions, [true, true]),
+    ] {
+        let mut pair = with_a_second_unit();
+        let (first, second) = all(&mut pair);
+        let luns: Vec<u8> = pair.pending.iter().filter_map(task_of).map(|task| task.lun).collect();
+        assert_eq!(luns, [0, 1], "effects say where");
+        pair.function(function, NO_TAG, lun);
+        let Some(Effect::Abort(abort)) = pair.pending.iter().find(|effect| matches!(effect, Effect::Abort(_))) else {
+            panic!("{:?}", pair.pending)
+        };
+        assert_eq!(abort.scope, scope);
+        let mut gone: Vec<u8> = abort.tasks.iter().map(|task| task.lun).collect();
+        gone.sort_unstable();
+        let must: Vec<u8> = (0..2).filter(|lun| stopped[usize::from(*lun)]).collect();
+        assert_eq!(gone, must, "{function} {lun:?}");
+        pair.run();
+        let answered: Vec<u32> = pair.take().iter().map(|pdu| pdu.header.itt()).collect();
+        assert_eq!([answered.contains(&first), answered.contains(&second)], stopped.map(|stopped| !stopped));
+    }
+
+    // ABORT TASK names its task by its unit, too; and another session's reset stops the one unit's only.
+    let mut pair = with_a_second_unit();
+    let (first, second) = all(&mut pair);
+    let request = pair.function(1, second, LUN_0);
+    assert_eq!(function_response(&mut pair, request), function::NO_SUCH_TASK);
+    let stopped = pair.session.abort_all(Some(1));
+    assert_eq!(stopped.iter().map(|task| task.lun).collect::<Vec<_>>(), [1]);
+    pair.stop(&stopped);
+    pair.run();
+    assert_eq!(pair.one().header.itt(), first);
 }
 
 #[test]
