@@ -141,15 +141,15 @@ fn lease(config: &Config, taken: &[Lease], known: &Known, expires: Timestamp, no
         return Err("its lease is over".to_owned());
     }
     let client = config.fleet.by_mac(known.mac);
-    let fixed = client.and_then(|client| client.ip) == Some(known.address);
-    let mut pools = settings.pool.iter().chain(settings.pools.iter().map(|subnet| &subnet.pool));
-    if !(fixed || pools.any(|pool| (pool.first..=pool.last).contains(&known.address))) {
-        return Err("the address is in no pool".to_owned());
-    }
     if let Some(owner) =
         config.fleet.by_ip(known.address).filter(|owner| Some(owner.name.clone()) != client.map(|c| c.name.clone()))
     {
         return Err(format!("it is the fixed address of `{}`", owner.name));
+    }
+    let fixed = client.and_then(|client| client.ip) == Some(known.address);
+    let mut pools = settings.pool.iter().chain(settings.pools.iter().map(|subnet| &subnet.pool));
+    if !(fixed || pools.any(|pool| (pool.first..=pool.last).contains(&known.address))) {
+        return Err("the address is in no pool".to_owned());
     }
     let holder = client.map_or(Holder::Stranger(known.mac), |client| Holder::Client(client.name.clone()));
     if let Some(ours) = taken.iter().find(|lease| lease.holder == holder || lease.address == known.address) {

@@ -14,9 +14,7 @@ use super::server::{PoolSection, Server, unknown_word};
 use super::values::{self, Refusal, bad_name};
 use super::walk::{Given, Located, Section, Walker, type_word};
 use super::{DhcpMode, Group, MAX_CLIENTS, MAX_MACS, MAX_WINDOWS_NAME};
-use crate::fleet::{
-    Client, ClientName, DiskPolicy, ExtraOption, Fleet, ImageName, Initiators, Mac, Port, Pxe, Start,
-};
+use crate::fleet::{Client, ClientName, DiskPolicy, ExtraOption, Fleet, ImageName, Initiators, Mac, Port, Pxe, Start};
 
 /// What may stand at each of the three levels, defaults, group and client.
 #[derive(Debug, Clone)]

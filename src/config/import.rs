@@ -345,7 +345,13 @@ fn words(text: &str) -> Vec<(usize, &str)> {
                 '{' | '}' | ';' | ',' => 1,
                 '"' => {
                     let text = &rest[1..];
-                    let end = text.find('"').unwrap_or(text.len());
+                    let mut escaped = false;
+                    let ends = |c: char| {
+                        let end = c == '"' && !escaped;
+                        escaped = c == '\\' && !escaped;
+                        end
+                    };
+                    let end = text.find(ends).unwrap_or(text.len());
                     words.push((index + 1, &text[..end]));
                     rest = text.get(end + 1..).unwrap_or_default().trim_start();
                     continue;
@@ -449,7 +455,7 @@ mod tests {
     fn leases_and_hosts_of_isc_dhcpd() {
         let text = "# The format of this file is documented\nauthoring-byte-order little-endian;\n\
             lease 10.20.0.101 {\n  starts 1 2026/11/23 08:00:00;\n  ends 1 2026/11/23 20:00:00;\n  binding state active;\n  \
-            hardware ethernet 52:54:00:aa:00:01;\n  uid \"\\001RT\\000}\";\n  client-hostname \"pc-01\";\n}\n\
+            hardware ethernet 52:54:00:aa:00:01;\n  uid \"\\001R\\\"T\\000}\";\n  client-hostname \"pc-01\";\n}\n\
             lease 10.20.0.102 {\n ends epoch 1795000000; # x\n binding state active;\n hardware ethernet 52:54:00:aa:00:02;\n}\n\
             lease 10.20.0.102 {\n ends never;\n binding state free;\n hardware ethernet 52:54:00:aa:00:02;\n}\n\
             subnet 10.20.0.0 netmask 255.255.0.0 { group { host desk { hardware ethernet 52:54:00:aa:00:03; \
@@ -459,7 +465,7 @@ mod tests {
             [
                 "52:54:00:aa:00:01 10.20.0.101 pc-01 1795464000",
                 "52:54:00:aa:00:03 10.20.0.50 desk reserved",
-                "23: host half has no `fixed-address`"
+                "22: host half has no `fixed-address`"
             ]
         );
     }

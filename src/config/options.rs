@@ -83,7 +83,10 @@ const OWN: &[(u8, &str)] = &[
 pub(super) fn read<'a>(walker: &mut Walker<'a>, table: &'a DeTable<'a>) -> Option<Vec<ExtraOption>> {
     let mut options: Vec<Located<ExtraOption>> = Vec::new();
     let mut whole = true;
-    for (key, value) in table.iter() {
+    // The parser sorts by name; what is wrong with the second of two is said at the second in the file.
+    let mut entries: Vec<_> = table.iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    for (key, value) in entries {
         let (name, at) = (key.get_ref().as_ref(), key.span().start);
         let read = code(name).and_then(|(code, kind)| {
             let value = bytes(kind, value).map_err(|refusal| about(name, refusal))?;

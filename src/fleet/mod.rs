@@ -188,9 +188,11 @@ mod tests {
             chap: false,
             read_only: false,
             limit: None,
+            data: None,
             off: false,
             title: None,
             note: None,
+            start: Start::default(),
         }
     }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from netboot import NOTE_SCRIPT, noted, plug_in, unplug
 from report import run, same
-from server import ADDRESS, Roost, mapping_file, wait_for
+from server import ADDRESS, Dnsmasq, Roost, mapping_file, wait_for
 
 # The relay stands on the lab's wire, and is the router of the room behind it.
 RELAY, ROUTER, ROOM = "10.77.0.20", "10.78.5.1", "10.78.5.0/24"
@@ -25,6 +25,8 @@ lease  = "1h"
 FIRST, SECOND, KNOWN = "52:54:00:77:03:01", "52:54:00:77:03:02", "52:54:00:77:03:03"
 # What dhcrelay says of its interface `room0`: no remote ID, so the port begins with the relay's address.
 CLIENTS = {"desk": f'{{ port = "{ROUTER}/room0", options = {{ ntp-servers = "10.77.0.9" }} }}', "pc-03": f'"{KNOWN}"'}
+# The address of another DHCP server on the lab's wire.
+OTHER = "10.77.0.30"
 # A machine on the wire that has an address of the pool, of which Roost knows nothing.
 SQUATTER, SQUATTED = "52:54:00:77:03:99", "10.77.0.100"
 
@@ -64,10 +66,10 @@ RELAYS = {
 
 
 @contextlib.contextmanager
-def relaying(namespace, program, scratch):
+def relaying(namespace, program, scratch, *servers):
     with open(scratch / f"{program}.log", "w") as log:
         process = subprocess.Popen(
-            ["ip", "netns", "exec", namespace, *RELAYS[program]], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            ["ip", "netns", "exec", namespace, *RELAYS[program], *servers], stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
         listens = lambda: ":67 " in run(namespace, "ss", "-lnuH").stdout  # noqa: E731
@@ -133,6 +135,54 @@ def renews_past_the_relay(machines, script, out):
     run(machines, "ip", "route", "del", "default")
 
 
+def beside_another_server(options, scratch):
+    """The relay asks both: dnsmasq gives the address, and Roost's offer, without one, reaches the machine through the relay."""
+    roost = Roost(options.roost, scratch / "roost-beside", options.server)
+    roost.config.write_text(mapping_file(roost.state, {"pc-03": f'"{KNOWN}"'}, "blank", pool=None))
+    import_blank(roost, scratch)
+    script, out, dnsmasq = scratch / "note.sh", scratch / "beside", None
+    script.write_text(NOTE_SCRIPT.format(out=out))
+    run(options.switch, "ip", "address", "add", f"{OTHER}/24", "dev", "br0")
+    run(options.switch, "ip", "route", "add", ROOM, "via", RELAY)
+    try:
+        dnsmasq = Dnsmasq(options.switch, "br0", scratch, "10.78.5.100-10.78.5.109")
+        roost.start()
+        with room(options) as (relay, machines), relaying(relay, "dhcrelay", scratch, OTHER):
+            become(machines, KNOWN)
+            capture = ["ip", "netns", "exec", machines, "tcpdump", "-lnvi", "card", "udp", "dst", "port", "68"]
+            with (scratch / "heard").open("w") as heard:
+                listener = subprocess.Popen(capture, stdin=subprocess.DEVNULL, stdout=heard, stderr=subprocess.STDOUT)
+            try:
+                wait_for("tcpdump", lambda: "listening on" in (scratch / "heard").read_text(), 10)
+                # As a system; as firmware, which udhcpc can only ask as: it takes an offer without an address for one.
+                same(udhcpc(machines, script, out)["ip"], dnsmasq.gave(KNOWN), "the address is dnsmasq's")
+                firmware = ["-V", "PXEClient:Arch:00007:UNDI:003000", "-x", "93:0007"]
+                ask = ["udhcpc", "-i", "card", "-n", "-q", "-f", "-t", "1", "-T", "2", "-s", script, *firmware]
+                run(machines, *ask, check=False)
+                said = lambda: (scratch / "heard").read_text()  # noqa: E731
+                ours = lambda: "snponly.efi" in said() and f"length 4: {ADDRESS}" in said()  # noqa: E731
+                wait_for("Roost's offer", ours, 10, tail=said)
+            finally:
+                listener.kill()
+                listener.wait()
+        offer = f"snponly.efi (UEFI x64), at port {ROUTER}/room0"
+        wait_for("the offer", lambda: any(offer in stage["detail"] for stage in roost.stages("pc-03")), 10, tail=roost.tail)
+        roost.stop()
+    finally:
+        roost.kill()
+        if dnsmasq:
+            dnsmasq.kill()
+        run(options.switch, "ip", "route", "del", ROOM, check=False)
+        run(options.switch, "ip", "address", "del", f"{OTHER}/24", "dev", "br0", check=False)
+
+
+def import_blank(roost, scratch):
+    """An image of zeros."""
+    blank = scratch / "blank.raw"
+    blank.write_bytes(bytes(1 << 20))
+    roost.cli("image", "import", str(blank), "--name", "blank")
+
+
 def in_use(options, roost, scratch):
     """An address that somebody uses is not given: the next one is, at once, and the event says whose it is."""
     script, out = scratch / "note.sh", scratch / "conflict"
@@ -167,9 +217,7 @@ def tests(options, report):
     roost = Roost(options.roost, scratch / "roost", options.server)
     text = mapping_file(roost.state, CLIENTS, "blank").replace("\n[defaults]\n", POOLS)
     roost.config.write_text(text)
-    blank = scratch / "blank.raw"
-    blank.write_bytes(bytes(1 << 20))
-    roost.cli("image", "import", str(blank), "--name", "blank")
+    import_blank(roost, scratch)
     roost.start()
     try:
         report.test("rooms-behind-dhcrelay-and-dnsmasq", behind_a_relay, options, roost, scratch)
@@ -177,3 +225,4 @@ def tests(options, report):
         roost.stop()
     finally:
         roost.kill()
+    report.test("a-relay-beside-another-server", beside_another_server, options, scratch)
