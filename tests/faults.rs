@@ -273,7 +273,7 @@ fn names_that_lead_out_of_the_boot_files_lead_nowhere() {
         let (refusal, client) = ask(name);
         let words = documented("no such boot file", &[]);
         assert_eq!(refusal, [b"\0\x05\0\x01", words.as_bytes(), b"\0"].concat(), "{name}");
-        let form = "TFTP: MACHINE asked for `FILE`: there is no such boot file; there are undionly.kpxe, snponly.efi, \
+        let form = "TFTP: MACHINE asked for `FILE`: there is no such boot file; there are snponly.efi, undionly.kpxe, \
                     autoexec.ipxe, boot.ipxe";
         server.says(&documented(form, &[("MACHINE", &client.to_string()), ("FILE", name)]));
         // The last part alone is a name, whatever stands before it: firmware writes all kinds of paths.

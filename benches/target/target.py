@@ -6,9 +6,12 @@ ratios within a round, for absolute figures move with whatever else the machine 
 threads (/proc/PID/stat); client and server share the machine, so throughput has the client's ceiling in it: the client's
 CPU is printed beside it.
 
-Subjects: `roost` on a differencing VHD, every other 64 KiB of it written, so that reads cross between child and master;
+Subjects: `roost` on a differencing VHD (or VHDX, `--format vhdx`), every other 64 KiB of it written, so that reads cross between child and master;
 `tgt` on a raw file of the same bytes, with one I/O thread and with sixteen, whichever is better in the case; `tcp`, a
-server that only moves as many bytes. All files lie in tmpfs.
+server that only moves as many bytes. All files lie in tmpfs, or where `--on disk` says so on a disk, where the page cache
+stands between: there a write must not be made by a thread that serves others.
+
+`--beside BINARY` measures a second build of Roost in the same rounds, and prints how the two compare.
 """
 
 import argparse
@@ -77,29 +80,40 @@ class Bench:
     """All subjects, started; ended by `stop`."""
 
     def __init__(self, options):
-        self.options, self.folder = options, Path(options.fast)
-        self.processes = []
+        self.options, self.folder = options, Path(options.fast if options.on == "memory" else options.disk)
+        self.processes, self.roosts = [], []
         for program, libraries in (("load", ["-liscsi"]), ("bare", [])):
             subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", self.folder / program, HERE / f"{program}.c", *libraries], check=True)
         raw = self.folder / "master.raw"
         with raw.open("wb") as file:
             for _ in range(MASTER_MIB):
                 file.write(os.urandom(1 << 20))
-        self.roost = Roost(options.roost, self.folder / "roost", options.server)
-        self.roost.configure({"bench": '{ mac = "52:54:00:77:02:01", initiators = ["*"] }'}, IMAGE)
-        self.roost.cli("image", "import", str(raw), "--name", IMAGE)
-        self.roost.start()
-        # `ip netns exec` became the server itself.
-        self.subjects = [self.iscsi("roost", self.roost.process.pid, f"iscsi://{ADDRESS}/{IQN}:bench/0")]
-        self.fill(self.subjects[0])
+        self.subjects = [self.start_roost(options.roost, "roost", raw, options.server)]
+        if options.beside:
+            # Its ports are taken where the first one listens: it has the other namespace, and an interface of that name.
+            for words in ("link add lan0 type veth peer name lan0-peer", "link set lan0-peer up", f"addr add {ADDRESS}/24 dev lan0", "link set lan0 up"):
+                subprocess.run(["ip", "-n", options.switch, *words.split()], check=True)
+            self.subjects.append(self.start_roost(options.beside, "beside", raw, options.switch))
         for number, threads in enumerate((1, 16), 1):
             self.subjects.append(self.tgt(number, threads, raw))
         bare = self.start(self.folder / "bare", "serve", 9000)
         self.subjects.append(Subject("tcp", bare, self.bare_command))
 
-    def iscsi(self, name, pid, url):
+    def start_roost(self, binary, name, raw, namespace):
+        """A Roost of its own, with one client's disk over the master, half of it written."""
+        roost = Roost(binary, self.folder / name, namespace)
+        roost.configure({"bench": '{ mac = "52:54:00:77:02:01", initiators = ["*"] }'}, IMAGE)
+        kind = [] if self.options.format == "vhd" else ["--format", self.options.format]
+        roost.cli("image", "import", str(raw), "--name", IMAGE, *kind)
+        self.roosts.append(roost.start())
+        # `ip netns exec` became the server itself.
+        subject = self.iscsi(name, roost.process.pid, f"iscsi://{ADDRESS}/{IQN}:bench/0", namespace)
+        self.fill(subject)
+        return subject
+
+    def iscsi(self, name, pid, url, namespace=None):
         def command(mode, size, conns, depth, seconds):
-            return in_namespace(self.options.server, self.folder / "load", url, mode, size, conns, depth, seconds)
+            return in_namespace(namespace or self.options.server, self.folder / "load", url, mode, size, conns, depth, seconds)
 
         return Subject(name, pid, command)
 
@@ -144,20 +158,22 @@ class Bench:
         for process in self.processes:
             process.kill()
             process.wait()
-        self.roost.kill()
+        for roost in self.roosts:
+            roost.kill()
 
 
 def measure(bench, options):
     """All cases: [{case, subject -> [figures of each round]}]."""
     results = []
-    connections = [8] if options.quick else CONNECTIONS
-    for mode, size, depth in LOADS:
+    connections = options.connections or ([8] if options.quick else CONNECTIONS)
+    loads = [load for load in LOADS if not options.only or f"{load[0]} {load[1] // KIB}K" in options.only]
+    for mode, size, depth in loads:
         for conns in connections:
             case = {"mode": mode, "bytes": size, "connections": conns, "rounds": []}
             for _ in range(options.rounds):
                 case["rounds"].append({s.name: s.run(mode, size, conns, depth, options.seconds) for s in bench.subjects})
             results.append(case)
-            print(line(case), flush=True)
+            print(line(case) + beside(case), flush=True)
     return results
 
 
@@ -192,11 +208,25 @@ def line(case):
     )
 
 
+def beside(case):
+    """How the other build of Roost compares: its CPU per operation and operations per second, as shares of this one's."""
+    pairs = [(figures["beside"], figures["roost"]) for figures in case["rounds"] if "beside" in figures]
+    if not pairs:
+        return ""
+    cpu, fast = (statistics.median(other[key] / max(this[key], 0.01) for other, this in pairs) for key in ("cpu_us", "per_second"))
+    return f"   beside: {cpu:.2f} CPU/op, {fast:.2f} ops/s"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("roost", "fast", "disk", "switch", "server"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--quick", action="store_true", help="8 connections only")
+    parser.add_argument("--format", choices=("vhd", "vhdx"), default="vhd", help="of the master and its child")
+    parser.add_argument("--only", action="append", metavar="LOAD", help="such as `randwrite 4K`; may be given again")
+    parser.add_argument("--connections", action="append", type=int, metavar="N", help="may be given again")
+    parser.add_argument("--on", choices=("memory", "disk"), default="memory", help="where all files lie")
+    parser.add_argument("--beside", metavar="BINARY", help="another build of Roost, measured in the same rounds")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--json", type=Path, help="write every figure of every round to this file")

@@ -3,6 +3,9 @@
 //! A write that would grow the disk where the host has no space for it steps aside, for [`MAX_HOLD`] at most, and lets the others
 //! pass; those that touch the same bytes stay behind it. When there is space again it goes on.
 //!
+//! Plain writes that need no waiting are made [at once](WriteQueue::write_at_once), on the thread of the session that brings them,
+//! while nothing else is at work or waits: a hop to another thread costs more than a small write into memory.
+//!
 //! What waits can be cancelled, and [`WriteQueue::cancel`] returns only when nothing that it names can touch the disk any
 //! more: task management and a new login depend on that.
 
@@ -178,6 +181,8 @@ struct State {
     gave_up: bool,
     /// A drain is at work.
     draining: bool,
+    /// Sessions that write at once. A drain begins when there are none.
+    at_once: usize,
     /// The operations that are being done now.
     running: Vec<Ticket>,
     /// Told when the operations that are being done now are done.
@@ -244,10 +249,62 @@ impl WriteQueue {
     pub fn submit(self: &Arc<Self>, operations: impl IntoIterator<Item = (Ticket, Job, Done)>) {
         let mut state = self.state();
         state.waiting.extend(operations.into_iter().map(|(ticket, job, done)| Entry { ticket, job, done, held: None }));
-        if !state.draining && !state.waiting.is_empty() {
+        self.begin_drain(&mut state);
+    }
+
+    fn begin_drain(self: &Arc<Self>, state: &mut State) {
+        if !state.draining && state.at_once == 0 && !state.waiting.is_empty() {
             state.draining = true;
             tokio::spawn(Arc::clone(self).drain());
         }
+    }
+
+    /// Makes those of the first of these operations that are plain writes and need no waiting, on this thread, while nothing
+    /// else is at work or waits; tells how many. They are done, and may be acknowledged; the rest is for [`submit`].
+    ///
+    /// It takes no longer than memory does. Only the session itself cancels what it brings, which then is done.
+    ///
+    /// [`submit`]: WriteQueue::submit
+    pub fn write_at_once<'a>(self: &Arc<Self>, jobs: impl Iterator<Item = &'a Job> + Clone) -> usize {
+        let writes = jobs.map_while(Job::plain);
+        if writes.clone().next().is_none() {
+            return 0;
+        }
+        {
+            let mut state = self.state();
+            // What is held may touch the same bytes.
+            if state.draining || !state.waiting.is_empty() || !state.held.is_empty() {
+                return 0;
+            }
+            state.at_once += 1;
+        }
+        let _turn = AtOnce(self);
+        self.try_writes(writes)
+    }
+
+    /// Makes those of the first of these writes that need no waiting; tells how many.
+    fn try_writes<'a>(&self, writes: impl Iterator<Item = (u64, &'a [Bytes])> + Clone) -> usize {
+        let ranges = writes.clone().map(|(offset, data)| ByteRange { offset, length: length_of(data) });
+        let _promise = match &self.account {
+            Some(account) => match account.try_promise(ranges) {
+                Some(promise) => Some(promise),
+                None => return 0,
+            },
+            None => None,
+        };
+        // Errors and panics are met again, and told, by the way of the others.
+        let made = |(offset, data): &(u64, &[Bytes])| {
+            catch_unwind(AssertUnwindSafe(|| self.try_write(*offset, data))).is_ok_and(|made| made.unwrap_or(false))
+        };
+        writes.take_while(made).count()
+    }
+
+    fn try_write(&self, offset: u64, data: &[Bytes]) -> Result<bool, DiskError> {
+        if let [data] = data {
+            return self.disk.try_write(offset, &[IoSlice::new(data)]);
+        }
+        let slices: Vec<IoSlice<'_>> = data.iter().map(|piece| IoSlice::new(piece)).collect();
+        self.disk.try_write(offset, &slices)
     }
 
     /// Makes everything that was acknowledged durable.
@@ -307,6 +364,10 @@ impl WriteQueue {
 
     async fn drain(self: Arc<Self>) {
         loop {
+            // What came during a hop may need none. Else those that bring more meanwhile would have to hop too, and so on.
+            while self.write_waiting_at_once() {
+                tokio::task::yield_now().await;
+            }
             let lane = {
                 let mut state = self.state();
                 match state.waiting.front() {
@@ -319,9 +380,41 @@ impl WriteQueue {
             };
             let queue = Arc::clone(&self);
             self.lanes.run(lane, move || queue.run_batch(lane)).await;
-            self.settle_later();
+            self.settle_later(&mut self.state());
             self.try_held_again();
         }
+    }
+
+    /// Makes some of the first that wait, if they are plain writes and need no waiting; false: not even one.
+    fn write_waiting_at_once(&self) -> bool {
+        let mut answers = Answers::default();
+        let mut made = 0;
+        while made < ANSWERED_TOGETHER {
+            let entry = {
+                let mut state = self.state();
+                if !state.held.is_empty() {
+                    break;
+                }
+                let Some(entry) = state.waiting.pop_front_if(|entry| entry.job.plain().is_some()) else { break };
+                state.gave_up = false;
+                state.running.push(entry.ticket);
+                entry
+            };
+            if self.try_writes(entry.job.plain().into_iter()) == 1 {
+                self.finished(true);
+                made += entry.job.length().max(1);
+                answers.hold(entry.done, Ok(()), 0);
+            } else {
+                let mut state = self.state();
+                if !state.gave_up {
+                    state.waiting.push_front(entry);
+                }
+                drop(state);
+                self.finished(false);
+                break;
+            }
+        }
+        made > 0
     }
 
     /// Sees to it that what is held goes back before everything that waits, again and again while anything is.
@@ -480,8 +573,7 @@ impl WriteQueue {
     }
 
     /// Starts the wait for a quiet moment in which to make durable what was written.
-    fn settle_later(self: &Arc<Self>) {
-        let mut state = self.state();
+    fn settle_later(self: &Arc<Self>, state: &mut State) {
         if state.settling || state.last_change.is_none() {
             return;
         }
@@ -503,6 +595,24 @@ impl WriteQueue {
             }
         });
     }
+}
+
+/// A session's right to write at once, until it is dropped.
+struct AtOnce<'a>(&'a Arc<WriteQueue>);
+
+impl Drop for AtOnce<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.at_once -= 1;
+        state.last_change = Some(Instant::now());
+        self.0.settle_later(&mut state);
+        self.0.begin_drain(&mut state);
+    }
+}
+
+/// Bytes of data in pieces.
+fn length_of(data: &[Bytes]) -> u64 {
+    data.iter().map(|piece| piece.len() as u64).sum()
 }
 
 /// Results that are told together, at the latest when this is dropped: each told by itself would wake its session and make
@@ -537,10 +647,18 @@ impl Drop for Answers {
 }
 
 impl Job {
+    /// Where it writes what, if that is all that it does.
+    fn plain(&self) -> Option<(u64, &[Bytes])> {
+        match self {
+            Self::Write { offset, data, fua: false } => Some((*offset, data)),
+            _ => None,
+        }
+    }
+
     /// Bytes that it moves.
     fn length(&self) -> u64 {
         match self {
-            Self::Write { data, .. } => data.iter().map(|piece| piece.len() as u64).sum(),
+            Self::Write { data, .. } => length_of(data),
             _ => ANSWERED_TOGETHER,
         }
     }
@@ -785,6 +903,95 @@ mod tests {
         assert_eq!(arrivals.try_iter().collect::<Vec<_>>(), order);
     }
 
+    /// A disk that writes without waiting, once it is let through.
+    #[derive(Debug)]
+    struct Quick(Arc<Gate>);
+
+    impl Disk for Quick {
+        fn size(&self) -> u64 {
+            self.0.size()
+        }
+        fn try_read(&self, _: u64, _: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
+            Ok(false)
+        }
+        fn read(&self, _: u64, _: &mut [IoSliceMut<'_>]) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn write(&self, offset: u64, _: &[IoSlice<'_>]) -> Result<(), DiskError> {
+            self.0.written.lock().unwrap().push(offset);
+            Ok(())
+        }
+        fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+            if offset >= 8192 {
+                return Ok(false);
+            }
+            self.0.write(offset, bufs).map(|()| true)
+        }
+        fn zero(&self, _: u64, _: u64) -> Result<(), DiskError> {
+            Ok(())
+        }
+        fn flush(&self) -> Result<(), DiskError> {
+            self.0.written.lock().unwrap().push(u64::MAX);
+            Ok(())
+        }
+        fn read_only(&self) -> bool {
+            false
+        }
+    }
+
+    fn jobs(offsets: &[u64]) -> Vec<Job> {
+        offsets.iter().map(|offset| write(1, 0, *offset).1).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_written_at_once_is_the_first_plain_writes_and_all_else_comes_after_them() {
+        let (gate, arrivals, opener) = gate();
+        let queue = WriteQueue::new(Arc::new(Quick(Arc::clone(&gate))), Arc::default());
+        let at_once = tokio::task::spawn_blocking({
+            let queue = Arc::clone(&queue);
+            move || {
+                let mut jobs = jobs(&[0, 512, 8192, 1024]);
+                jobs.push(Job::Flush);
+                queue.write_at_once(jobs.iter())
+            }
+        });
+        let arrivals = tokio::task::spawn_blocking(move || arrivals.recv().map(|_| arrivals).unwrap()).await.unwrap();
+        let flush = tokio::spawn({
+            let queue = Arc::clone(&queue);
+            async move { queue.flush().await }
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!flush.is_finished(), "it waits for the write that is held");
+        assert_eq!(queue.write_at_once(jobs(&[2048]).iter()), 0, "what comes later does not pass the flush");
+        for _ in 0..2 {
+            opener.send(()).unwrap();
+        }
+        assert_eq!(at_once.await.unwrap(), 2, "the third would wait, and the fourth must not pass it");
+        flush.await.unwrap().unwrap();
+        assert_eq!(*gate.written.lock().unwrap(), [0, 512, u64::MAX]);
+        assert_eq!(arrivals.try_iter().collect::<Vec<_>>(), [512]);
+
+        let durable = Job::Write { offset: 0, data: vec![Bytes::from(vec![0; 512])], fua: true };
+        assert_eq!(queue.write_at_once([durable].iter()), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nothing_is_written_at_once_beside_what_waits_for_space_or_beyond_what_is_known_to_be_free() {
+        let mut full = Full::new();
+        assert_eq!(full.queue.write_at_once(jobs(&[0]).iter()), 0, "nobody has looked at the host yet");
+        full.write(1, 8192, 2);
+        full.write(2, 0, 3);
+        assert_eq!(full.ended().await, (2, true), "the first is held by now");
+        assert_eq!(full.queue.write_at_once(jobs(&[0]).iter()), 0);
+        full.host.set(64 << 20);
+        assert_eq!(full.ended().await, (1, true));
+        // What was told of last may not have left the queue yet.
+        while full.queue.state().draining {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(full.queue.write_at_once(jobs(&[0]).iter()), 1);
+    }
+
     /// A disk that remembers what was written, and grows by what was not written before.
     #[derive(Debug, Default)]
     struct Thin(Mutex<Vec<(u64, u8)>>);
@@ -808,6 +1015,9 @@ mod tests {
         fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
             self.0.lock().unwrap().push((offset, bufs[0][0]));
             Ok(())
+        }
+        fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+            self.write(offset, bufs).map(|()| true)
         }
         fn zero(&self, offset: u64, _: u64) -> Result<(), DiskError> {
             self.0.lock().unwrap().push((offset, 0));

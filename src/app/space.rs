@@ -26,6 +26,9 @@ use crate::scsi::unmap::ByteRange;
 /// use the file system too.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// What is made at once takes no look by itself: until this age the one that is made every [`LOOK`] is good enough for it.
+const LATEST: Duration = Duration::from_secs(2);
+
 /// The share of the file system below which it runs low: a twentieth, within [`MIN_LOW`] and [`MAX_LOW`].
 const LOW_SHARE: u64 = 20;
 /// Less than this is little for a lab that writes.
@@ -161,6 +164,17 @@ impl Space {
         fits
     }
 
+    /// The same without a look; `false` also where it would take one to know.
+    fn try_promise(&self, bytes: u64) -> bool {
+        let mut host = self.host();
+        let fresh = host.seen.is_some_and(|(at, _)| at.elapsed() < LATEST);
+        let fits = fresh && host.room().is_some_and(|room| bytes <= room);
+        if fits {
+            host.promised += bytes;
+        }
+        fits
+    }
+
     fn settle(&self, bytes: u64) {
         let mut host = self.host();
         host.promised -= bytes;
@@ -283,6 +297,18 @@ impl Account {
         self.own.lock().unwrap_or_else(PoisonError::into_inner).limit = limit;
     }
 
+    /// Promises what writes of these ranges take, if that is known to fit without a look at anything.
+    pub(super) fn try_promise(&self, ranges: impl Iterator<Item = ByteRange>) -> Option<Promise> {
+        let bytes = ranges.map(|range| most_of(&range)).fold(0, u64::saturating_add);
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let within = own.limit.is_none_or(|limit| own.used().saturating_add(bytes) <= limit);
+        if !within || !self.space.try_promise(bytes) {
+            return None;
+        }
+        own.since += bytes;
+        Some(Promise { space: Arc::clone(&self.space), bytes })
+    }
+
     /// Promises what a write of these ranges takes. `growth` finds out what the data adds, if it must be known.
     ///
     /// # Errors
@@ -292,8 +318,8 @@ impl Account {
         ranges: &[ByteRange],
         growth: &dyn Fn() -> Result<u64, DiskError>,
     ) -> Result<Promise, NoRoom> {
-        let bits = ranges.iter().map(|range| (range.length / BITS_STEP + 2) * PAGE).sum::<u64>();
-        let most = ranges.iter().map(|range| range.length.saturating_add(2 * PAGE)).fold(bits, u64::saturating_add);
+        let bits = ranges.iter().map(bits_of).sum::<u64>();
+        let most = ranges.iter().map(most_of).fold(0, u64::saturating_add);
         let exactly = || match growth()? {
             0 => Ok::<_, DiskError>(0),
             grown => Ok(grown.saturating_add(bits)),
@@ -327,6 +353,16 @@ impl Account {
         own.since += bytes;
         Ok(Promise { space: Arc::clone(&self.space), bytes })
     }
+}
+
+/// What a write of a range takes for its bits at most.
+fn bits_of(range: &ByteRange) -> u64 {
+    (range.length / BITS_STEP + 2) * PAGE
+}
+
+/// What a write of a range takes at most, without a look at what is there.
+fn most_of(range: &ByteRange) -> u64 {
+    range.length.saturating_add(2 * PAGE).saturating_add(bits_of(range))
 }
 
 impl Own {

@@ -546,6 +546,20 @@ impl Disk for Chain {
         }
     }
 
+    fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+        let len = iovec::len(bufs);
+        self.check(offset, len)?;
+        match &*self.layer {
+            Layer::Flat(_) => Ok(false),
+            Layer::Sparse(sparse) => sparse.try_write(offset, bufs),
+            Layer::Vhdx(vhdx) => {
+                let sector = u64::from(vhdx.metadata().logical_sector);
+                let whole = offset.is_multiple_of(sector) && len.is_multiple_of(sector);
+                if whole { vhdx.try_write(offset, bufs) } else { Ok(false) }
+            }
+        }
+    }
+
     fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.check(offset, len)?;
         if self.read_only() {

@@ -61,6 +61,14 @@ pub trait Media: Send + Sync + Debug {
     /// # Errors
     /// The system's.
     fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError>;
+    /// Writes all the buffers if that needs no waiting; `false` if it would, and then any part of them may be written.
+    ///
+    /// # Errors
+    /// The system's.
+    fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+        let _ = (offset, bufs);
+        Ok(false)
+    }
     /// Makes a range within the file read as zeros and gives its space back where the file system can.
     ///
     /// # Errors
@@ -117,14 +125,16 @@ pub enum Access {
 pub struct File {
     file: fs::File,
     path: PathBuf,
-    nowait: AtomicU8,
+    nowait_reads: AtomicU8,
+    nowait_writes: AtomicU8,
 }
 
-/// What `RWF_NOWAIT` is good for on a file's file system; learnt by the first read.
+/// What `RWF_NOWAIT` is good for on a file's file system; learnt by the first read, and by the first write (ext4 takes it for
+/// reads only).
 const NOWAIT_WORKS: u8 = 0;
-/// It is refused, but the file lives in memory, so that a plain read never waits for a device (tmpfs).
+/// It is refused, but the file lives in memory, so that nothing waits for a device (tmpfs).
 const NOWAIT_NEEDLESS: u8 = 1;
-/// It is refused, and a plain read may wait.
+/// It is refused, and a plain call may wait.
 const NOWAIT_REFUSED: u8 = 2;
 
 /// `TMPFS_MAGIC` and `RAMFS_MAGIC` (`statfs(2)`).
@@ -172,11 +182,16 @@ impl File {
             Ok(()) => {
                 #[cfg(test)]
                 witness::opened(path, &file);
-                Ok(Self { file, path: path.into(), nowait: AtomicU8::new(NOWAIT_WORKS) })
+                Ok(Self::fresh(file, path.into()))
             }
             Err(TryLockError::WouldBlock) => Err(DiskError::Locked { path: path.into() }),
             Err(TryLockError::Error(source)) => Err(DiskError::io(path, "lock", source)),
         }
+    }
+
+    fn fresh(file: fs::File, path: PathBuf) -> Self {
+        let unknown = || AtomicU8::new(NOWAIT_WORKS);
+        Self { file, path, nowait_reads: unknown(), nowait_writes: unknown() }
     }
 
     /// The same file, called by the name that it is going to have: messages say it.
@@ -189,7 +204,7 @@ impl File {
     /// The same open file, and its lock, once more.
     pub(super) fn duplicate(&self) -> Result<Self, DiskError> {
         let file = self.file.try_clone().map_err(|source| self.error("open again", source))?;
-        Ok(Self { file, path: self.path.clone(), nowait: AtomicU8::new(self.nowait.load(Ordering::Relaxed)) })
+        Ok(Self::fresh(file, self.path.clone()))
     }
 
     /// The device and inode, which tell one file from another whatever its paths.
@@ -207,12 +222,12 @@ impl File {
     }
 
     /// Remembers why `RWF_NOWAIT` was refused.
-    fn learn_nowait(&self) -> u8 {
+    fn learn_nowait(&self, of: &AtomicU8) -> u8 {
         let learnt = match rustix::fs::fstatfs(&self.file) {
             Ok(stat) if IN_MEMORY.contains(&stat.f_type) => NOWAIT_NEEDLESS,
             _ => NOWAIT_REFUSED,
         };
-        self.nowait.store(learnt, Ordering::Relaxed);
+        of.store(learnt, Ordering::Relaxed);
         learnt
     }
 }
@@ -239,7 +254,7 @@ impl Media for File {
     }
 
     fn try_read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
-        match self.nowait.load(Ordering::Relaxed) {
+        match self.nowait_reads.load(Ordering::Relaxed) {
             NOWAIT_WORKS => {}
             NOWAIT_NEEDLESS => return self.read(offset, bufs).map(|()| true),
             _ => return Ok(false),
@@ -252,7 +267,7 @@ impl Media for File {
                 // Short: the rest is cold. Interrupted: no worse than cold.
                 Ok(_) | Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-                    if self.learn_nowait() == NOWAIT_NEEDLESS {
+                    if self.learn_nowait(&self.nowait_reads) == NOWAIT_NEEDLESS {
                         return self.read(at, bufs).map(|()| true);
                     }
                     return Ok(false);
@@ -289,24 +304,33 @@ impl Media for File {
     }
 
     fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
+        self.write_whole(offset, bufs)?;
         #[cfg(test)]
-        let all = bufs;
-        let mut bufs: Vec<_> = bufs.iter().filter(|buf| !buf.is_empty()).map(|buf| IoSlice::new(buf)).collect();
-        let mut bufs = &mut bufs[..];
-        let mut at = offset;
-        while !bufs.is_empty() {
-            let written = match rustix::io::pwritev(&self.file, &bufs[..bufs.len().min(MAX_BUFS)], at) {
-                Ok(0) => return Err(self.error("write", io::ErrorKind::WriteZero)),
-                Ok(written) => written,
-                Err(Errno::INTR) => continue,
-                Err(errno) => return Err(self.error("write", errno)),
-            };
-            at += written as u64;
-            IoSlice::advance_slices(&mut bufs, written);
-        }
-        #[cfg(test)]
-        witness::changed(&self.file, || Event::Write(offset, Ok(all.iter().flat_map(|buf| buf.to_vec()).collect())));
+        witness::changed(&self.file, || Event::Write(offset, Ok(bufs.iter().flat_map(|buf| buf.to_vec()).collect())));
         Ok(())
+    }
+
+    fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+        match self.nowait_writes.load(Ordering::Relaxed) {
+            NOWAIT_WORKS if bufs.len() <= MAX_BUFS => {}
+            NOWAIT_NEEDLESS => return self.write(offset, bufs).map(|()| true),
+            _ => return Ok(false),
+        }
+        match rustix::io::pwritev2(&self.file, bufs, offset, ReadWriteFlags::NOWAIT) {
+            Ok(written) => {
+                #[cfg(test)]
+                witness::changed(&self.file, || {
+                    Event::Write(offset, Ok(bufs.iter().flat_map(|buf| buf.to_vec()).take(written).collect()))
+                });
+                Ok(written as u64 == iovec::len(bufs))
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => match self.learn_nowait(&self.nowait_writes) {
+                NOWAIT_NEEDLESS => self.write(offset, bufs).map(|()| true),
+                _ => Ok(false),
+            },
+            Err(errno) => Err(self.error("write", errno)),
+        }
     }
 
     fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
@@ -359,6 +383,38 @@ impl Media for File {
 }
 
 impl File {
+    fn write_whole(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
+        let total = iovec::len(bufs);
+        // The caller's buffers serve the first call, which is nearly always the only one.
+        let mut written = if total == 0 { 0 } else { self.write_some(offset, bufs)? };
+        if written as u64 == total {
+            return Ok(());
+        }
+        let mut rest: Vec<_> = bufs.iter().map(|buf| IoSlice::new(buf)).collect();
+        let (mut rest, mut at) = (&mut rest[..], offset);
+        loop {
+            at += written as u64;
+            // Passes over empty buffers too.
+            IoSlice::advance_slices(&mut rest, written);
+            if rest.is_empty() {
+                return Ok(());
+            }
+            written = self.write_some(at, rest)?;
+        }
+    }
+
+    /// Writes a part of these buffers, which are not empty.
+    fn write_some(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<usize, DiskError> {
+        loop {
+            match rustix::io::pwritev(&self.file, &bufs[..bufs.len().min(MAX_BUFS)], offset) {
+                Ok(0) => return Err(self.error("write", io::ErrorKind::WriteZero)),
+                Ok(written) => return Ok(written),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.error("write", errno)),
+            }
+        }
+    }
+
     fn read_some(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<u64, DiskError> {
         let count = bufs.len().min(MAX_BUFS);
         loop {

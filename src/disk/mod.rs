@@ -117,6 +117,16 @@ pub trait Disk: Send + Sync + Debug {
     /// A range beyond the disk, a read-only disk, a full host, or the system's error. Each sector is then old or new.
     fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError>;
 
+    /// Writes the same if that needs no waiting. `true`: it is done, as by [`write`](Disk::write). `false`: each sector is old or
+    /// new; use `write` on a thread that may block. Several may run at the same time, but no other change of the disk.
+    ///
+    /// # Errors
+    /// As [`write`](Disk::write).
+    fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+        let _ = (offset, bufs);
+        Ok(false)
+    }
+
     /// Makes a range read back as zeros, never as a lower layer's bytes, and gives its space back to the host where
     /// whole 4 KiB are covered.
     ///

@@ -14,6 +14,7 @@
 //! ```
 //! All integers are little-endian; a checksum is FNV-1a over the rest of its record. The first record that fails it ends the map.
 
+use std::io::IoSlice;
 use std::ops::Range;
 
 use uuid::Uuid;
@@ -70,6 +71,11 @@ impl Record {
         record.checksum = U32::new(fnv1a(record.as_bytes()));
         record
     }
+}
+
+fn records_of(runs: &[Range<u64>]) -> Vec<u8> {
+    let record = |run: &Range<u64>| Record::new(run.start, u32::try_from(run.end - run.start).expect("within a block"));
+    runs.iter().map(record).flat_map(|record| record.as_bytes().to_vec()).collect()
 }
 
 fn fnv1a(bytes: &[u8]) -> u32 {
@@ -133,12 +139,33 @@ impl PendingMap {
         if self.len < FRONT {
             self.clear()?;
         }
-        let records =
-            runs.iter().map(|run| Record::new(run.start, u32::try_from(run.end - run.start).expect("within a block")));
-        let bytes: Vec<u8> = records.flat_map(|record| record.as_bytes().to_vec()).collect();
+        let bytes = records_of(runs);
         write_all(&*self.media, self.len, &bytes)?;
         self.len += bytes.len() as u64;
         Ok(())
+    }
+
+    /// The same if that needs no waiting; `false`: they are not in the map, and what is told of them is true all the same if
+    /// their data is in its place.
+    ///
+    /// # Errors
+    /// The system's; none of them is in the map then.
+    pub fn try_append(&mut self, runs: &[Range<u64>]) -> Result<bool, DiskError> {
+        if !self.has_room(runs.len()) {
+            return Ok(false);
+        }
+        let bytes = records_of(runs);
+        let appended = self.media.try_write(self.len, &[IoSlice::new(&bytes)])?;
+        if appended {
+            self.len += bytes.len() as u64;
+        }
+        Ok(appended)
+    }
+
+    /// Whether so many runs can be added before the disk should settle.
+    #[must_use]
+    pub fn has_room(&self, runs: usize) -> bool {
+        self.len >= FRONT && runs as u64 * RECORD as u64 <= MAX_MAP.saturating_sub(self.len + 1)
     }
 
     /// Whether it tells nothing.

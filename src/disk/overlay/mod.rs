@@ -107,6 +107,9 @@ impl Media for Shared {
     fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
         self.0.write(offset, bufs)
     }
+    fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+        self.0.try_write(offset, bufs)
+    }
     fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.0.zero(offset, len)
     }
@@ -460,6 +463,11 @@ impl Disk for Overlay {
     fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
         self.check_sound()?;
         self.top().write(offset, bufs)
+    }
+
+    fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+        self.check_sound()?;
+        self.top().try_write(offset, bufs)
     }
 
     fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {

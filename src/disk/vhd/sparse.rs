@@ -290,6 +290,67 @@ impl Sparse {
         Ok(Some(Run { offset, len: u64::from(sectors) * SECTOR, at }))
     }
 
+    /// Writes if that needs no waiting: over sectors that are here, which no other change of the disk may move meanwhile, or
+    /// into blocks that are, where the pending map takes note of it. The caller has checked the range.
+    ///
+    /// # Errors
+    /// As [`Disk::try_write`](crate::disk::Disk::try_write).
+    pub fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+        let len = iovec::len(bufs);
+        // A dynamic disk's blocks may have gaps to be filled first.
+        if self.read_only || self.footer.kind() != Kind::Differencing || len == 0 {
+            return Ok(false);
+        }
+        self.check_sound()?;
+        match self.run_at(offset, len, Wait::Never)? {
+            None => return Ok(false),
+            Some(Run { at: Some(at), len: all, .. }) if all == len => {
+                let written = self.media.try_write(at, bufs);
+                // After the data: a flush that begins in between finds one or the other.
+                self.unsettled.store(true, Ordering::Release);
+                return written;
+            }
+            Some(_) => {}
+        }
+        let mut writer = self.writer();
+        let mut new = Vec::new();
+        for piece in self.pieces(offset, len) {
+            if self.block_at(piece.block).is_none() || !self.collect_new(&piece, Wait::Never, &mut new)? {
+                return Ok(false);
+            }
+        }
+        let has_room = |pending: &PendingMap| pending.has_room(new.len());
+        if self.cache.is_crowded() || !writer.pending.as_ref().is_some_and(has_room) {
+            return Ok(false);
+        }
+        self.unsettled.store(true, Ordering::Release);
+        let mut gather = Gather::new(bufs);
+        for piece in self.pieces(offset, len) {
+            let block_at = self.block_at(piece.block).expect("looked at above, and blocks stay");
+            let data_at = block_at + self.header.bitmap_size() + u64::from(piece.from) * SECTOR;
+            if !self.media.try_write(data_at, &gather.take(piece.len()))? {
+                return Ok(false);
+            }
+        }
+        let runs: Vec<_> = new.iter().map(|new| self.run_of(*new)).collect();
+        if !writer.pending.as_mut().expect("looked at above").try_append(&runs)? {
+            return Ok(false);
+        }
+        for (block, from, to) in new {
+            // What is in the pending map is true, whether or not its bit can be set now.
+            let Some(mut map) = self.load(block, Wait::Never)? else { return Ok(false) };
+            map.bits.set(block, from, to);
+            writer.dirty.insert(block);
+        }
+        Ok(true)
+    }
+
+    /// The sectors of the disk that some of a block's are.
+    fn run_of(&self, (block, from, to): (u32, u32, u32)) -> Range<u64> {
+        let first = u64::from(block) * (self.header.block_size() / SECTOR);
+        first + u64::from(from)..first + u64::from(to)
+    }
+
     /// Writes; the caller has checked the range.
     ///
     /// # Errors
@@ -301,7 +362,7 @@ impl Sparse {
         for piece in self.pieces(offset, iovec::len(bufs)) {
             let data_at = self.here(&mut writer, piece.block)? + u64::from(piece.from) * SECTOR;
             self.media.write(data_at, &gather.take(piece.len()))?;
-            self.collect_new(&piece, &mut new)?;
+            self.collect_new(&piece, Wait::Block, &mut new)?;
         }
         self.acknowledge(&mut writer, &new)
     }
@@ -317,7 +378,7 @@ impl Sparse {
             let data_at = self.here(&mut writer, piece.block)? + u64::from(piece.from) * SECTOR;
             // Also where no bit is set: what an unacknowledged write left there must not come to light.
             self.media.zero(data_at, piece.len())?;
-            self.collect_new(&piece, &mut new)?;
+            self.collect_new(&piece, Wait::Block, &mut new)?;
         }
         self.acknowledge(&mut writer, &new)
     }
@@ -332,9 +393,9 @@ impl Sparse {
         if !self.is_unsettled() {
             return Ok(());
         }
-        self.settle(&mut writer)?;
+        // Before the barrier: what is written behind it is another flush's.
         self.unsettled.store(false, Ordering::Release);
-        Ok(())
+        self.settle(&mut writer).inspect_err(|_| self.unsettled.store(true, Ordering::Release))
     }
 
     /// Data barrier, bits, barrier; one barrier where no bit waits.
@@ -374,15 +435,11 @@ impl Sparse {
 
     /// Makes the bits of data that has just been written outlive the process, then shows them to readers.
     fn acknowledge(&self, writer: &mut Writer, new: &[(u32, u32, u32)]) -> Result<(), DiskError> {
-        let per_block = self.header.block_size() / SECTOR;
         for new in new.chunks(MAX_APPEND) {
             let recorded = match &mut writer.pending {
                 Some(pending) => {
-                    let run = |&(block, from, to): &(u32, u32, u32)| {
-                        let first = u64::from(block) * per_block;
-                        first + u64::from(from)..first + u64::from(to)
-                    };
-                    pending.append(&new.iter().map(run).collect::<Vec<_>>()).map(|()| pending.is_full())
+                    let runs: Vec<_> = new.iter().map(|new| self.run_of(*new)).collect();
+                    pending.append(&runs).map(|()| pending.is_full())
                 }
                 None => Ok(false),
             };
@@ -403,9 +460,9 @@ impl Sparse {
         Ok(())
     }
 
-    /// Adds the parts of a piece whose bits are not set: block, first sector, end.
-    fn collect_new(&self, piece: &Piece, new: &mut Vec<(u32, u32, u32)>) -> Result<(), DiskError> {
-        let map = self.map_with(piece.block, Wait::Block)?.expect("it waits");
+    /// Adds the parts of a piece whose bits are not set: block, first sector, end. `false`: that would have to be waited for.
+    fn collect_new(&self, piece: &Piece, wait: Wait, new: &mut Vec<(u32, u32, u32)>) -> Result<bool, DiskError> {
+        let Some(map) = self.map_with(piece.block, wait)? else { return Ok(false) };
         let mut from = piece.from;
         while from < piece.to {
             let (here, sectors) = map.bits.run(piece.block, from, piece.to);
@@ -414,7 +471,7 @@ impl Sparse {
             }
             from += sectors;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Where a block's data lies; a block that is not in the file is put there first.
@@ -513,7 +570,7 @@ impl Sparse {
         let len = self.header.block_size().min(self.size() - start);
         let mut gaps = Vec::new();
         for piece in self.pieces(start, len) {
-            self.collect_new(&piece, &mut gaps)?;
+            self.collect_new(&piece, Wait::Block, &mut gaps)?;
         }
         if gaps.is_empty() {
             return Ok(());

@@ -461,6 +461,26 @@ impl Vhdx {
         }
     }
 
+    /// Writes whole logical sectors over such as are here, if that needs no waiting. The caller has checked the range, and lets
+    /// no other change run meanwhile, so that whoever else holds the writer holds it for microseconds.
+    ///
+    /// # Errors
+    /// As [`Disk::try_write`](crate::disk::Disk::try_write).
+    pub fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+        let (writer, len) = (self.writer(), iovec::len(bufs));
+        if !writer.renewed || len == 0 {
+            return Ok(false);
+        }
+        self.check_sound()?;
+        match self.run_at(offset, len, Wait::Never)? {
+            Some(Run { at: At::Here(at), len: all, .. }) if all == len => {
+                self.unsettled.store(true, Ordering::Release);
+                self.media.try_write(at, bufs)
+            }
+            _ => Ok(false),
+        }
+    }
+
     /// Writes whole logical sectors; the caller has checked the range.
     ///
     /// # Errors

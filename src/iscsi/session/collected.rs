@@ -14,6 +14,12 @@ pub(super) struct Collected {
 }
 
 impl Collected {
+    /// Nothing yet, to be kept in an old list of pieces.
+    pub(super) fn in_old(pieces: Vec<Bytes>) -> Self {
+        debug_assert!(pieces.is_empty());
+        Self { pieces, small: BytesMut::new() }
+    }
+
     /// Adds what came next. The first piece is never copied: it is all that most commands have.
     pub(super) fn push(&mut self, piece: Bytes) {
         if piece.is_empty() {

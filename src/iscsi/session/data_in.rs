@@ -58,6 +58,16 @@ impl Layout {
         self.segments().last().map_or(0, |last| last.at + self.digests.wire_length(last.length))
     }
 
+    /// Where the data goes in such a buffer if it goes in one piece.
+    ///
+    /// # Panics
+    /// With a shorter buffer.
+    pub fn one_segment(self, buffer: &mut [u8]) -> Option<&mut [u8]> {
+        let mut segments = self.segments();
+        let (segment, None) = (segments.next()?, segments.next()) else { return None };
+        Some(&mut buffer[segment.data_at..segment.data_at + segment.length])
+    }
+
     /// Where the data goes in a buffer of [`Layout::wire_length`] bytes.
     ///
     /// # Panics

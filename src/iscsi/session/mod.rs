@@ -7,6 +7,7 @@
 mod collected;
 mod data_in;
 mod exchange;
+mod tags;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use crate::scsi::unit::{LogicalUnit, Nexus, Units};
 use crate::scsi::unmap::ByteRange;
 pub use data_in::Layout;
 use exchange::Exchange;
+use tags::Tags;
 use task::Task;
 
 /// Commands of one session that may be on their way or at work. open-iscsi queues 32 by default and 128 at most.
@@ -232,8 +234,8 @@ pub struct Session {
     max_cmd_sn: u32,
     /// CmdSNs still to come that ABORT TASK made count as received.
     skipped: BTreeSet<u32>,
-    tasks: HashMap<u32, Task>,
-    by_id: HashMap<TaskId, u32>,
+    tasks: HashMap<u32, Task, Tags>,
+    by_id: HashMap<TaskId, u32, Tags>,
     next_id: u64,
     next_ttt: u32,
     solicited: u32,
@@ -249,6 +251,8 @@ pub struct Session {
     bad_digests: u64,
     effects: VecDeque<Effect>,
     out: Vec<u8>,
+    /// Lists that held data of writes, for those to come: as many as commands may be at work.
+    old_lists: Vec<Vec<Bytes>>,
 }
 
 /// Reasons of a Reject (RFC 7143 §11.17.1).
@@ -285,8 +289,8 @@ impl Session {
             exp_cmd_sn: agreed.cmd_sn,
             max_cmd_sn: agreed.cmd_sn.wrapping_add(WINDOW - 1),
             skipped: BTreeSet::new(),
-            tasks: HashMap::new(),
-            by_id: HashMap::new(),
+            tasks: HashMap::default(),
+            by_id: HashMap::default(),
             next_id: 0,
             next_ttt: 0,
             solicited: 0,
@@ -299,6 +303,7 @@ impl Session {
             bad_digests: 0,
             effects: VecDeque::new(),
             out: Vec::new(),
+            old_lists: Vec::new(),
         }
     }
 

@@ -107,8 +107,8 @@ impl Session {
         if self.tasks.contains_key(&itt) || itt == NO_TAG {
             return self.reject(&header, reject::TASK_IN_PROGRESS);
         }
-        let immediates = self.tasks.values().filter(|task| task.immediate).count();
-        if header.immediate() && immediates >= MAX_IMMEDIATE {
+        let immediates = || self.tasks.values().filter(|task| task.immediate).count();
+        if header.immediate() && immediates() >= MAX_IMMEDIATE {
             return self.reject(&header, reject::TOO_MANY_IMMEDIATE);
         }
         let mut cdb = [0; CDB_LENGTH];
@@ -145,7 +145,7 @@ impl Session {
             block,
             plan,
             phase: Phase::WaitingForR2t,
-            data: Collected::default(),
+            data: Collected::in_old(self.old_lists.pop_if(|_| flags & WRITE != 0).unwrap_or_default()),
             received: 0,
             reserved: 0,
             r2t_sn: 0,
@@ -469,6 +469,14 @@ impl Session {
     /// A task was not done, and may be tried again later. Ignored if it is gone.
     pub fn busy(&mut self, id: TaskId) {
         self.end(id, End::Busy);
+    }
+
+    /// Takes back the list of a write's data, for another command.
+    pub fn take_back(&mut self, mut list: Vec<Bytes>) {
+        list.clear();
+        if self.old_lists.len() < WINDOW as usize {
+            self.old_lists.push(list);
+        }
     }
 
     fn end(&mut self, id: TaskId, end: End) {

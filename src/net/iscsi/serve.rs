@@ -8,11 +8,14 @@ use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::Context;
 use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -84,8 +87,9 @@ struct Running {
     finish: mpsc::UnboundedSender<Finished>,
     /// The logical units of the place's disks.
     units: Vec<Arc<Mutex<LogicalUnit>>>,
-    /// Writes of this wake-up to each disk, which make one hop together.
-    writes: Vec<Vec<(Ticket, Job, Done)>>,
+    /// Changes of each disk of this wake-up, which are made at once or make one hop together; who hears of their end, if not
+    /// only the session.
+    writes: Vec<Vec<(TaskId, Job, Option<Done>)>>,
     /// Reads that wait for the device, and those that wait for [`MAX_MISSES`] or [`MAX_MISSED_BYTES`].
     deferred: VecDeque<(TaskId, ByteRange)>,
     misses: usize,
@@ -233,13 +237,15 @@ struct End {
 }
 
 impl Running {
-    async fn run(&mut self, stream: TcpStream, mut input: BytesMut, silence: Duration) -> anyhow::Result<End> {
+    async fn run(&mut self, mut stream: TcpStream, mut input: BytesMut, silence: Duration) -> anyhow::Result<End> {
         // One timer for the whole session: to look at the clock for each PDU would cost more.
         let mut look = std::pin::pin!(tokio::time::sleep(silence));
+        let (mut reader, writer) = stream.split();
+        let stream = writer.as_ref();
         loop {
             self.work(&mut input)?;
-            self.output.push(std::mem::take(self.session.output()));
-            self.output.send(&stream)?;
+            self.output.append(self.session.output());
+            self.output.send(stream)?;
             if self.closing.is_some() && self.output.length() == 0 {
                 return Ok(End { why: "logged out", done: None });
             }
@@ -266,9 +272,9 @@ impl Running {
                     Control::End(why, done) => {
                         if self.copes_with_messages() {
                             self.session.announce_drop(0);
-                            self.output.push(std::mem::take(self.session.output()));
+                            self.output.append(self.session.output());
                             // What the socket takes goes out; nobody waits for the rest, least of all for a dead machine.
-                            let _ = self.output.send(&stream);
+                            let _ = self.output.send(stream);
                         }
                         return Ok(End { why, done: Some(done) });
                     }
@@ -285,7 +291,7 @@ impl Running {
                 ready = stream.writable(), if self.output.length() > 0 => ready?,
                 ready = stream.readable(), if self.output.length() < MAX_OUTPUT && self.closing.is_none() => {
                     ready?;
-                    if !take_bytes(&stream, &mut input)? {
+                    if !take_bytes(&mut reader, &mut input).await? {
                         let why = if input.is_empty() {
                             "the initiator closed the connection"
                         } else {
@@ -366,10 +372,32 @@ impl Running {
             }
         }
         self.start_misses();
-        for (disk, writes) in self.place.disks.iter().zip(&mut self.writes) {
-            disk.writes.submit(writes.drain(..));
-        }
+        self.make_changes();
         Ok(())
+    }
+
+    /// Makes this wake-up's changes: those that need no waiting at once, the rest on a thread.
+    fn make_changes(&mut self) {
+        let (finish, troubles, nexus) = (&self.finish, &self.troubles, self.place.entry.nexus);
+        for (disk, writes) in self.place.disks.iter().zip(&mut self.writes) {
+            let made = disk.writes.write_at_once(writes.iter().map(|(_, job, _)| job));
+            for (task, job, _) in writes.drain(..made) {
+                self.session.complete(task, Ok(()));
+                if let Job::Write { data, .. } = job {
+                    self.session.take_back(data);
+                }
+            }
+            if writes.is_empty() {
+                continue;
+            }
+            disk.writes.submit(writes.drain(..).map(|(task, job, done)| {
+                let tell = || {
+                    let (finish, troubles) = (finish.clone(), Arc::clone(troubles));
+                    Box::new(move |result| drop(finish.send(troubles.end_of(task, result)))) as Done
+                };
+                (Ticket { nexus, task: task.number }, job, done.unwrap_or_else(tell))
+            }));
+        }
     }
 
     fn receive(&mut self, pdu: Pdu) -> Result<(), ProtocolError> {
@@ -413,7 +441,7 @@ impl Running {
                 match result {
                     Ok(()) => {
                         if self.session.data_in(task, &mut buffer) {
-                            self.output.push(std::mem::take(self.session.output()));
+                            self.output.append(self.session.output());
                             self.output.push(buffer);
                         }
                     }
@@ -478,7 +506,7 @@ impl Running {
                 let (entry, finish) = (Arc::clone(&self.place.entry), self.finish.clone());
                 // Writes of this wake-up are not queued yet; those of the aborted tasks never will be.
                 for writes in &mut self.writes {
-                    writes.retain(|(ticket, ..)| !abort.tasks.iter().any(|task| task.number == ticket.task));
+                    writes.retain(|(task, ..)| !abort.tasks.contains(task));
                 }
                 let own = self.cancel(&abort.tasks);
                 tokio::spawn(async move {
@@ -536,20 +564,16 @@ impl Running {
     fn read(&mut self, task: TaskId, range: ByteRange) {
         let session = &mut self.session;
         let Some(layout) = session.layout(task) else { return };
-        let mut out = std::mem::take(session.output());
-        let start = out.len();
-        out.resize(start + layout.wire_length(), 0);
+        self.output.append(session.output());
+        let length = layout.wire_length();
+        let buffer = self.output.room(length);
         let disk = &self.place.disks[usize::from(task.lun)];
         let read = match disk.writes.try_reading() {
-            Some(_reading) => read_into(&*disk.disk, range, layout, &mut out[start..], false),
+            Some(_reading) => read_into(&*disk.disk, range, layout, buffer, false),
             None => Ok(false),
         };
-        let sent = matches!(read, Ok(true)) && session.data_in(task, &mut out[start..]);
-        if !sent {
-            out.truncate(start);
-        }
-        *session.output() = out;
         match read {
+            Ok(true) if session.data_in(task, buffer) => self.output.fill(length),
             Ok(true) => {}
             Ok(false) => self.deferred.push_back((task, range)),
             Err(error) => {
@@ -593,12 +617,7 @@ impl Running {
     }
 
     fn change(&mut self, task: TaskId, job: Job) {
-        let (finish, troubles) = (self.finish.clone(), Arc::clone(&self.troubles));
-        let done = move |result: Result<(), Failed>| {
-            let _ = finish.send(troubles.end_of(task, result));
-        };
-        let ticket = Ticket { nexus: self.place.entry.nexus, task: task.number };
-        self.writes[usize::from(task.lun)].push((ticket, job, Box::new(done)));
+        self.writes[usize::from(task.lun)].push((task, job, None));
     }
 
     fn note_write(&self, data: &[Bytes]) {
@@ -635,8 +654,7 @@ impl Running {
             };
             let _ = finish.send(told);
         };
-        let ticket = Ticket { nexus, task: task.number };
-        self.writes[usize::from(task.lun)].push((ticket, Job::Copy(copy.ranges), Box::new(done)));
+        self.writes[usize::from(task.lun)].push((task, Job::Copy(copy.ranges), Some(Box::new(done))));
     }
 
     /// Which parts of the disk take space. To find out may wait for the device.
@@ -736,16 +754,19 @@ impl Drop for CopyRecord {
 }
 
 /// Takes what the socket has now; false once the other end has closed.
-fn take_bytes(stream: &TcpStream, input: &mut BytesMut) -> io::Result<bool> {
+///
+/// A read that leaves room has emptied the socket, which tokio takes note of: it is not asked again before there is news.
+async fn take_bytes(reader: &mut ReadHalf<'_>, input: &mut BytesMut) -> io::Result<bool> {
     if input.capacity() - input.len() < INPUT_LOW {
         input.reserve(INPUT);
     }
-    match stream.try_read_buf(input) {
-        Ok(0) => Ok(false),
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-        Err(error) => Err(error),
-    }
+    let mut read = std::pin::pin!(reader.read_buf(input));
+    // Once only: if the socket has nothing after all, other things may have happened.
+    std::future::poll_fn(|cx| match read.as_mut().poll(cx) {
+        Poll::Ready(read) => Poll::Ready(read.map(|length| length > 0)),
+        Poll::Pending => Poll::Ready(Ok(true)),
+    })
+    .await
 }
 
 /// Reads a range of the disk into the places that a layout has for it; `false`: some of it is not in memory.
@@ -759,6 +780,11 @@ fn read_into(
     let read = |slices: &mut [IoSliceMut<'_>]| {
         if wait { disk.read(range.offset, slices).map(|()| true) } else { disk.try_read(range.offset, slices) }
     };
+    if range.length == layout.length as u64
+        && let Some(data) = layout.one_segment(buffer)
+    {
+        return read(&mut [IoSliceMut::new(data)]);
+    }
     let mut slices = layout.slices(buffer);
     let rest = usize::try_from(range.length).expect("a command moves at most 1 MiB") - layout.length;
     if rest == 0 {
@@ -787,7 +813,7 @@ fn verify(disk: &ClientDisk, range: ByteRange, expected: &[u8], repeat: bool) ->
 /// Serves a discovery session until it ends: it may list the targets that its initiator may use.
 pub(super) async fn discovery(
     app: &Arc<App>,
-    stream: TcpStream,
+    mut stream: TcpStream,
     portals: &Portals,
     mut input: BytesMut,
     mut session: Session,
@@ -799,6 +825,8 @@ pub(super) async fn discovery(
     let until = Instant::now() + PATIENCE;
     let mut output = Output::default();
     let mut closing = false;
+    let (mut reader, writer) = stream.split();
+    let stream = writer.as_ref();
     loop {
         // One request, one answer: a listing is far longer than what asks for it.
         if output.length() < MAX_OUTPUT
@@ -814,8 +842,8 @@ pub(super) async fn discovery(
                 }
             }
         }
-        output.push(std::mem::take(session.output()));
-        output.send(&stream)?;
+        output.append(session.output());
+        output.send(stream)?;
         if closing && output.length() == 0 {
             return Ok(());
         }
@@ -827,7 +855,7 @@ pub(super) async fn discovery(
             ready = stream.writable(), if output.length() > 0 => ready?,
             ready = stream.readable(), if output.length() < MAX_OUTPUT && !closing => {
                 ready?;
-                if !take_bytes(&stream, &mut input)? {
+                if !take_bytes(&mut reader, &mut input).await? {
                     return Ok(());
                 }
             }
