@@ -81,9 +81,10 @@ fn serve(state: &Path) -> (Runtime, std::net::SocketAddr) {
     fs::write(&raw, vec![7; 4 << 20]).unwrap();
     import(&raw, &state.join("images/linux/1.vhd"), &mut |_, _| ()).unwrap();
     let settings = Settings {
-        interface: None,
+        interfaces: Vec::new(),
         dhcp: DhcpMode::Off,
         pool: None,
+        pools: Vec::new(),
         state: state.to_owned(),
         iqn: PREFIX.to_owned(),
         loader_dir: None,
@@ -96,6 +97,8 @@ fn serve(state: &Path) -> (Runtime, std::net::SocketAddr) {
         name: "pc-01".parse().unwrap(),
         group: None,
         macs: vec!["52:54:00:aa:00:01".parse().unwrap()],
+        port: None,
+        options: Vec::new(),
         ip: Some(HOME),
         image: "linux".parse().unwrap(),
         disk: DiskPolicy::Keep,

@@ -68,6 +68,8 @@ fn client(number: u8, initiators: Initiators, off: bool) -> Client {
         name: format!("pc-0{number}").parse().unwrap(),
         group: None,
         macs: vec![format!("52:54:00:aa:00:0{number}").parse().unwrap()],
+        port: None,
+        options: Vec::new(),
         ip: Some(HOME),
         image: "linux".parse().unwrap(),
         disk: DiskPolicy::Keep,
@@ -156,9 +158,10 @@ impl Lab {
 impl Life {
     fn begin(state: &Path, limits: Limits) -> Self {
         let settings = Settings {
-            interface: None,
+            interfaces: Vec::new(),
             dhcp: DhcpMode::Off,
             pool: None,
+            pools: Vec::new(),
             state: state.to_owned(),
             iqn: PREFIX.to_owned(),
             loader_dir: None,

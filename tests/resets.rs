@@ -140,9 +140,10 @@ impl Life {
 
     fn begin_with(state: &Path, policy: DiskPolicy, boot_id: &str, chap: bool) -> Self {
         let settings = Settings {
-            interface: None,
+            interfaces: Vec::new(),
             dhcp: DhcpMode::Off,
             pool: None,
+            pools: Vec::new(),
             state: state.to_owned(),
             iqn: PREFIX.to_owned(),
             loader_dir: None,
@@ -155,6 +156,8 @@ impl Life {
             name: name(),
             group: None,
             macs: vec![MAC.parse().unwrap()],
+            port: None,
+            options: Vec::new(),
             ip: Some(HOME),
             image: "linux".parse().unwrap(),
             disk: policy,

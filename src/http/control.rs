@@ -407,9 +407,10 @@ mod tests {
 
     fn control(state: &Path) -> Control {
         let settings = Settings {
-            interface: None,
+            interfaces: Vec::new(),
             dhcp: DhcpMode::Full,
             pool: None,
+            pools: Vec::new(),
             state: state.to_owned(),
             iqn: crate::fleet::iqn::DEFAULT_PREFIX.to_owned(),
             loader_dir: None,
@@ -422,6 +423,8 @@ mod tests {
             name: "pc-01".parse().unwrap(),
             group: Some("lab-a".to_owned()),
             macs: vec!["52:54:00:aa:00:01".parse().unwrap()],
+            port: None,
+            options: Vec::new(),
             ip: None,
             image: "debian-12".parse().unwrap(),
             disk: DiskPolicy::Keep,

@@ -123,6 +123,8 @@ fn fleet() -> Fleet {
         name: "pc-01".parse().unwrap(),
         group: None,
         macs: vec![MAC.parse().unwrap()],
+        port: None,
+        options: Vec::new(),
         ip: None,
         image: "debian-12".parse().unwrap(),
         disk: DiskPolicy::Keep,
