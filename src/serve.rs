@@ -10,6 +10,7 @@ use ipnetwork::Ipv4Network;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::app::App;
 use crate::app::bootfiles::{BootContext, BootFiles, Wanted};
@@ -21,12 +22,12 @@ use crate::app::{scrub, space};
 use crate::config::{DhcpMode, Loaded, Report};
 use crate::dhcp::{Guide, LeaseChange, Leases, Role, Site};
 use crate::fleet::web::{HTTP_PORT, ISCSI_PORT, TFTP_PORT};
-use crate::fleet::{Lease, Mac, Sighting, Timestamp};
+use crate::fleet::{Fleet, Holder, Lease, Mac, Sighting, Timestamp};
 use crate::http::boot;
 use crate::http::control::{Control, ControlSocket};
 use crate::http::files::Files;
 use crate::net::advert::Advertiser;
-use crate::net::dhcp::{self, BootServer, Durable, Proxy};
+use crate::net::dhcp::{self, BootServer, Durable, Place, Proxy};
 use crate::net::iscsi;
 use crate::net::tftp::TftpServer;
 use crate::script;
@@ -48,10 +49,8 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     raise_descriptor_limit(loaded.config.fleet.clients().len());
     let settings = loaded.config.settings.clone();
     let interfaces = sys::interfaces().context("cannot list the network interfaces")?;
-    let interface = sys::choose(&interfaces, settings.interface.as_deref())?;
-    let address = address_for(&loaded, interface)?;
-    if !interface.carrier {
-        let name = &interface.name;
+    let places = places_for(&loaded, &interfaces)?;
+    for Place { interface: Interface { name, .. }, .. } in places.iter().filter(|place| !place.interface.carrier) {
         tracing::warn!(
             "interface {name} has no carrier: nothing answers at the other end of its cable; serving all the same"
         );
@@ -69,7 +68,8 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
 
     let boot_id = sys::boot_id().context("cannot read this boot's id")?;
     let secrets = SecretBook::new(writer.clone(), store.secrets()?);
-    let app = App::new(settings.clone(), loaded.config.fleet, recorder, boot_id).with_secrets(secrets);
+    let fleet = leases.iter().fold(loaded.config.fleet, plugged);
+    let app = App::new(settings.clone(), fleet, recorder, boot_id).with_secrets(secrets);
     let app = Arc::new(app);
     let files = BootFiles::load_with(&Wanted {
         dir: settings.loader_dir.clone(),
@@ -80,46 +80,57 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         tracing::info!("loaders: {remark}");
     }
     let guide = Guide::new(files.loaders().clone());
-    let folder = match &settings.files {
-        Some(folder) => Some(Files::open(folder).with_context(|| {
-            format!("cannot serve the files in {}: make the folder, or change [server] files", folder.display())
-        })?),
-        None => None,
-    };
-    let boot = Arc::new(boot_context(&app, files, address));
 
     let control = ControlSocket::bind(&settings.state, &lock)?;
-    let dhcp = match settings.dhcp {
-        DhcpMode::Off => None,
+    let mut dhcp = Vec::new();
+    match settings.dhcp {
+        DhcpMode::Off => {}
         DhcpMode::Full => {
             let stored = Stored(writer.clone());
-            let server = dhcp::Server::bind(Arc::clone(&app), interface, HTTP_PORT, Leases::restore(leases), stored)?
-                .with_guide(guide);
-            let site = server.scope().site().clone();
-            Some((Dhcp::Full(Box::new(server)), BootServer::bind(Arc::clone(&app), interface, site)?))
+            let server = dhcp::Server::bind(Arc::clone(&app), &places, HTTP_PORT, Leases::restore(leases), stored)?
+                .with_guide(&guide);
+            for address in server.without_pool() {
+                tracing::warn!(
+                    "DHCP: no pool is of the subnet of {address}: only machines behind relays get addresses there"
+                );
+            }
+            dhcp.push(Dhcp::Full(Box::new(server)));
         }
         DhcpMode::Proxy => {
-            let naming = app.naming.clone();
-            let site = Site { server: address, http_port: HTTP_PORT, naming, role: Role::Proxy, guide };
-            let proxy = Proxy::bind(Arc::clone(&app), interface, site.clone())?;
-            Some((Dhcp::Proxy(proxy), BootServer::bind(Arc::clone(&app), interface, site)?))
+            for place in &places {
+                let site = site(&app, place, Role::Proxy, &guide);
+                dhcp.push(Dhcp::Proxy(Box::new(Proxy::bind(Arc::clone(&app), &place.interface, site)?)));
+            }
         }
-    };
-    let advertiser = match settings.dhcp {
-        DhcpMode::Full | DhcpMode::Proxy if settings.ipv6_answer => advertiser(&app, interface),
-        _ => None,
-    };
-    let tftp = TftpServer::bind(SocketAddrV4::new(address, TFTP_PORT), interface.mtu, Arc::clone(&boot)).await?;
-    let http = boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
-    let target = iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?;
-    let networks = interface.addresses.iter().filter_map(|(ip, prefix)| Ipv4Network::new(*ip, *prefix).ok());
-    let target = target.with_portals(networks).await.context("cannot listen for iSCSI")?;
-
-    let router = boot::router(boot);
-    let router = match folder {
-        Some(folder) => folder.mount(router),
-        None => router,
-    };
+    }
+    let (mut tftp, mut http, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+    for place in &places {
+        let (interface, address) = (&place.interface, place.address);
+        let role = if settings.dhcp == DhcpMode::Full { Role::Server } else { Role::Proxy };
+        if settings.dhcp != DhcpMode::Off {
+            let boot_server = BootServer::bind(Arc::clone(&app), interface, site(&app, place, role, &guide))?;
+            dhcp.push(Dhcp::BootServer(Box::new(boot_server)));
+            let advertiser = if settings.ipv6_answer { advertiser(&app, interface) } else { None };
+            dhcp.extend(advertiser.map(|advertiser| Dhcp::Advertiser(Box::new(advertiser))));
+        }
+        let boot = Arc::new(boot_context(&app, files.clone(), address));
+        let at = SocketAddrV4::new(address, TFTP_PORT);
+        let server = TftpServer::bind(at, interface.mtu, Arc::clone(&boot)).await?;
+        tftp.push(server.over_one_port(settings.tftp_single_port));
+        let router = boot::router(boot);
+        let router = match &settings.files {
+            Some(folder) => Files::open(folder)
+                .with_context(|| {
+                    format!("cannot serve the files in {}: make the folder, or change [server] files", folder.display())
+                })?
+                .mount(router),
+            None => router,
+        };
+        http.push((boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?, router));
+        let target = iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?;
+        let networks = interface.addresses.iter().filter_map(|(ip, prefix)| Ipv4Network::new(*ip, *prefix).ok());
+        targets.push(target.with_portals(networks).await.context("cannot listen for iSCSI")?);
+    }
 
     let clients = app.fleet().clients().len();
     let dhcp_words = match settings.dhcp {
@@ -128,7 +139,9 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         DhcpMode::Off => "",
     };
     let many = if clients == 1 { "" } else { "s" };
-    tracing::info!("serving {clients} client{many} on {} ({address}): {dhcp_words}TFTP, HTTP, iSCSI", interface.name);
+    let at = |place: &Place| format!("{} ({})", place.interface.name, place.address);
+    let at = places.iter().map(at).collect::<Vec<_>>().join(", ");
+    tracing::info!("serving {clients} client{many} on {at}: {dhcp_words}TFTP, HTTP, iSCSI");
 
     let reporter = Reporter::new(settings, Some(store), app.sessions.clone());
     let keeper = Arc::new(Keeper::new(Arc::clone(&app), file));
@@ -137,21 +150,20 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         let mut stopped = stopped.clone();
         async move { drop(stopped.wait_for(|stop| *stop).await) }
     };
+    let mut adapters = JoinSet::new();
+    for tftp in tftp {
+        adapters.spawn(tftp.run(until()));
+    }
+    for (http, router) in http {
+        adapters.spawn(http.run(router, until()));
+    }
+    for target in targets {
+        adapters.spawn(target.run(until()));
+    }
     let serving = async {
         let _ = tokio::join!(
             control.serve(Control { app: Arc::clone(&app), keeper, reporter }, until()),
-            tftp.run(until()),
-            http.run(router, until()),
-            target.run(until()),
-            async {
-                match advertiser {
-                    Some(advertiser) => tokio::select! {
-                        never = advertiser.run() => match never {},
-                        () = until() => {}
-                    },
-                    None => until().await,
-                }
-            },
+            adapters.join_all(),
             async {
                 tokio::select! {
                     () = scrub::run(&app) => {}
@@ -160,13 +172,15 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
                 }
             },
             async {
-                match dhcp {
-                    Some((dhcp, boot_server)) => tokio::select! {
-                        never = dhcp.run() => match never {},
-                        never = boot_server.run() => match never {},
-                        () = until() => {}
-                    },
-                    None => until().await,
+                let mut answering: JoinSet<Infallible> = dhcp.into_iter().map(Dhcp::run).collect();
+                tokio::select! {
+                    Some(Err(error)) = answering.join_next() => {
+                        // None of them ends by itself; where one panicked, the process must not look as if it served.
+                        if error.is_panic() {
+                            std::panic::resume_unwind(error.into_panic());
+                        }
+                    }
+                    () = until() => {}
                 }
             },
         );
@@ -220,19 +234,45 @@ fn raise_descriptor_limit(clients: usize) {
     }
 }
 
-/// The address that machines are told: the one in whose network the file's addresses are.
-fn address_for(loaded: &Loaded, interface: &Interface) -> anyhow::Result<Ipv4Addr> {
-    let mut misfit = None;
-    for (address, prefix) in &interface.addresses {
-        let network = Ipv4Network::new(*address, *prefix).context("an interface's prefix is at most 32")?;
-        let report = loaded.check_against(network);
-        if !report.has_errors() {
-            return Ok(*address);
-        }
-        misfit = misfit.or(Some(report));
+/// The wires that the clients are on: those that the file names, else the only one that there can be. On each, machines are
+/// told the address in whose network there are addresses to give, else the first one.
+fn places_for(loaded: &Loaded, interfaces: &[Interface]) -> anyhow::Result<Vec<Place>> {
+    let settings = &loaded.config.settings;
+    let wanted: Vec<Option<&str>> = match settings.interfaces.as_slice() {
+        [] => vec![None],
+        names => names.iter().map(|name| Some(name.as_str())).collect(),
+    };
+    let given: Vec<Ipv4Addr> =
+        settings.pool.iter().chain(settings.pools.iter().map(|subnet| &subnet.pool)).map(|pool| pool.first).collect();
+    let mut places = Vec::new();
+    let mut own = Vec::new();
+    for name in wanted {
+        let interface = sys::choose(interfaces, name)?;
+        let network = |(address, prefix): &(Ipv4Addr, u8)| {
+            Ipv4Network::new(*address, *prefix).context("an interface's prefix is at most 32")
+        };
+        let networks = interface.addresses.iter().map(network).collect::<Result<Vec<_>, _>>()?;
+        let gives = |network: &&Ipv4Network| given.iter().any(|address| network.contains(*address));
+        let network = networks.iter().find(gives).or_else(|| networks.first());
+        let network = *network.ok_or_else(|| sys::InterfaceError::NoAddress(interface.name.clone()))?;
+        own.push(network);
+        places.push(Place { interface: interface.clone(), address: network.ip() });
     }
-    Err(misfit
-        .map_or_else(|| sys::InterfaceError::NoAddress(interface.name.clone()).into(), |report| Misfit(report).into()))
+    let report = loaded.check_against(&own);
+    if report.has_errors() { Err(Misfit(report).into()) } else { Ok(places) }
+}
+
+/// The fleet with the machine of this lease at its client's port, where it was recognised by that.
+fn plugged(fleet: Fleet, lease: &Lease) -> Fleet {
+    let Holder::Client(name) = &lease.holder else { return fleet };
+    let seen = fleet.client(name).and_then(|client| client.port.as_ref()).and_then(|port| fleet.plug(lease.mac, port));
+    seen.unwrap_or(fleet)
+}
+
+/// Where machines on this wire find us.
+fn site(app: &App, place: &Place, role: Role, guide: &Guide) -> Site {
+    let (naming, guide) = (app.naming.clone(), guide.clone());
+    Site { server: place.address, http_port: HTTP_PORT, naming, role, guide }
 }
 
 fn boot_context(app: &Arc<App>, files: BootFiles, address: Ipv4Addr) -> BootContext {
@@ -261,10 +301,12 @@ fn boot_context(app: &Arc<App>, files: BootFiles, address: Ipv4Addr) -> BootCont
     }
 }
 
-/// Either way in which DHCP is answered.
+/// What answers DHCP.
 enum Dhcp {
     Full(Box<dhcp::Server<Stored>>),
-    Proxy(Proxy),
+    Proxy(Box<Proxy>),
+    BootServer(Box<BootServer>),
+    Advertiser(Box<Advertiser>),
 }
 
 impl Dhcp {
@@ -272,6 +314,8 @@ impl Dhcp {
         match self {
             Self::Full(server) => server.run().await,
             Self::Proxy(proxy) => proxy.run().await,
+            Self::BootServer(server) => server.run().await,
+            Self::Advertiser(advertiser) => advertiser.run().await,
         }
     }
 }

@@ -81,20 +81,24 @@ fn serve(state: &Path) -> (Runtime, std::net::SocketAddr) {
     fs::write(&raw, vec![7; 4 << 20]).unwrap();
     import(&raw, &state.join("images/linux/1.vhd"), &mut |_, _| ()).unwrap();
     let settings = Settings {
-        interface: None,
+        interfaces: Vec::new(),
         dhcp: DhcpMode::Off,
         pool: None,
+        pools: Vec::new(),
         state: state.to_owned(),
         iqn: PREFIX.to_owned(),
         loader_dir: None,
         loaders: Default::default(),
         files: None,
+        tftp_single_port: false,
         ipv6_answer: true,
     };
     let client = Client {
         name: "pc-01".parse().unwrap(),
         group: None,
         macs: vec!["52:54:00:aa:00:01".parse().unwrap()],
+        port: None,
+        options: Vec::new(),
         ip: Some(HOME),
         image: "linux".parse().unwrap(),
         disk: DiskPolicy::Keep,

@@ -74,7 +74,7 @@ fn the_explained_example_is_fine() {
     assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
     let there = [loaded.config.fleet.clients().next().unwrap().image.clone()];
     assert!(loaded.check_images(&there).is_empty());
-    assert!(loaded.check_against("10.20.0.2/24".parse().unwrap()).is_empty());
+    assert!(loaded.check_against(&["10.20.0.2/24".parse().unwrap()]).is_empty());
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn a_whole_lab_is_read_as_it_is_written() {
     assert_eq!(loaded.warnings.warnings, 1, "{}", loaded.warnings);
     let config = &loaded.config;
     let settings = &config.settings;
-    assert_eq!(settings.interface.as_deref(), Some("enp3s0"));
+    assert_eq!(settings.interfaces, ["enp3s0"]);
     assert_eq!(settings.dhcp, DhcpMode::Full);
     assert_eq!(settings.state, PathBuf::from("/etc/roost/state"));
     assert_eq!(settings.loader_dir, Some(PathBuf::from("/opt/ipxe")));
@@ -302,7 +302,7 @@ a = { mac = "52:54:00:aa:00:01", ip = "10.20.0.255" }
 "#;
     let loaded = parse(text).unwrap();
     let said = |interface: &str| {
-        let report = loaded.check_against(interface.parse().unwrap());
+        let report = loaded.check_against(&[interface.parse().unwrap()]);
         report.problems.into_iter().map(|problem| problem.message).collect::<Vec<_>>()
     };
     assert_eq!(said("10.20.0.2/16"), [""; 0]);

@@ -18,7 +18,7 @@ use roost::app::recorder::Recorder;
 use roost::config::{DhcpMode, Settings};
 use roost::dhcp::{LeaseChange, Leases, SERVER_PORT};
 use roost::fleet::{Client, DiskPolicy, Fleet, Holder, Initiators, Lease, Mac, Pool, Timestamp};
-use roost::net::dhcp::{Durable, Server};
+use roost::net::dhcp::{Durable, Place, Server};
 use roost::net::udp::{BindError, Udp};
 use roost::sys;
 
@@ -97,7 +97,8 @@ fn serve() {
         let interface = sys::choose(&interfaces, None).unwrap();
         let durable = Journal::open(&folder.join("leases"));
         let leases = Leases::restore(durable.leases.clone());
-        let server = Server::bind(Arc::new(app()), interface, 80, leases, durable).unwrap();
+        let place = Place { address: interface.addresses[0].0, interface: interface.clone() };
+        let server = Server::bind(Arc::new(app()), &[place], 80, leases, durable).unwrap();
         let port = format!("0.0.0.0:{SERVER_PORT}").parse().unwrap();
         assert!(matches!(Udp::bind(port, Some(&interface.name)), Err(BindError::Taken { .. })));
         assert!(Udp::bind(port, Some("lo")).is_ok(), "another interface is another server's matter");
@@ -114,6 +115,8 @@ fn app() -> App {
         name: name.parse().unwrap(),
         group: None,
         macs: vec![mac.parse().unwrap()],
+        port: None,
+        options: Vec::new(),
         ip,
         image: "debian-12".parse().unwrap(),
         disk: DiskPolicy::Keep,
@@ -136,14 +139,16 @@ fn app() -> App {
         lease: Duration::from_secs(3600),
     };
     let settings = Settings {
-        interface: None,
+        interfaces: Vec::new(),
         dhcp: DhcpMode::Full,
         pool: Some(pool),
+        pools: Vec::new(),
         state: PathBuf::new(),
         iqn: "iqn.2026-11.test".into(),
         loader_dir: None,
         loaders: Default::default(),
         files: None,
+        tftp_single_port: false,
         ipv6_answer: true,
     };
     App::new(settings, fleet.unwrap(), Recorder::detached(), String::new())

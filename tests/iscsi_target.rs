@@ -68,6 +68,8 @@ fn client(number: u8, initiators: Initiators, off: bool) -> Client {
         name: format!("pc-0{number}").parse().unwrap(),
         group: None,
         macs: vec![format!("52:54:00:aa:00:0{number}").parse().unwrap()],
+        port: None,
+        options: Vec::new(),
         ip: Some(HOME),
         image: "linux".parse().unwrap(),
         disk: DiskPolicy::Keep,
@@ -156,14 +158,16 @@ impl Lab {
 impl Life {
     fn begin(state: &Path, limits: Limits) -> Self {
         let settings = Settings {
-            interface: None,
+            interfaces: Vec::new(),
             dhcp: DhcpMode::Off,
             pool: None,
+            pools: Vec::new(),
             state: state.to_owned(),
             iqn: PREFIX.to_owned(),
             loader_dir: None,
             loaders: Default::default(),
             files: None,
+            tftp_single_port: false,
             ipv6_answer: true,
         };
         let admin = Initiators::Also(vec![ADMIN.to_owned()]);

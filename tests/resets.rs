@@ -140,20 +140,24 @@ impl Life {
 
     fn begin_with(state: &Path, policy: DiskPolicy, boot_id: &str, chap: bool) -> Self {
         let settings = Settings {
-            interface: None,
+            interfaces: Vec::new(),
             dhcp: DhcpMode::Off,
             pool: None,
+            pools: Vec::new(),
             state: state.to_owned(),
             iqn: PREFIX.to_owned(),
             loader_dir: None,
             loaders: Default::default(),
             files: None,
+            tftp_single_port: false,
             ipv6_answer: true,
         };
         let client = Client {
             name: name(),
             group: None,
             macs: vec![MAC.parse().unwrap()],
+            port: None,
+            options: Vec::new(),
             ip: Some(HOME),
             image: "linux".parse().unwrap(),
             disk: policy,

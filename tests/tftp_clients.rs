@@ -57,18 +57,103 @@ fn more_than_65535_blocks_arrive_whole() {
 }
 
 #[test]
-fn tftp_hpa_fetches_in_binary_and_is_told_why_not_in_ascii() {
-    if !have("tftp_hpa_fetches_in_binary_and_is_told_why_not_in_ascii", "tftp", "tftp-hpa") {
+fn tftp_hpa_fetches_in_binary_and_in_ascii() {
+    if !have("tftp_hpa_fetches_in_binary_and_in_ascii", "tftp", "tftp-hpa") {
         return;
     }
     let lab = Lab::new(SIZE, None);
     let port = lab.tftp.to_string();
     client("tftp", &["-m", "binary", "127.0.0.1", &port, "-c", "get", "undionly.kpxe", "got"], lab.out.path());
     fetched(&lab);
-    let ascii = ["10", "tftp", "-m", "ascii", "127.0.0.1", &port, "-c", "get", "undionly.kpxe", "got"];
-    let output = std::process::Command::new("timeout").args(ascii).current_dir(lab.out.path()).output().unwrap();
-    let words = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(words.contains("octet mode only"), "{words}");
+    // It turns the line ends back into its own, so that the file is the same: every CR and LF of it was translated twice.
+    client("tftp", &["-m", "ascii", "127.0.0.1", &port, "-c", "get", "undionly.kpxe", "got"], lab.out.path());
+    fetched(&lab);
+}
+
+#[test]
+fn netascii_is_translated_and_its_size_unsaid_no_more_than_it_is() {
+    let lab = Lab::new(100, None);
+    let (first, _) = Bare::new(&lab).ask(b"\0\x01undionly.kpxe\0NetAscii\0");
+    let text: Vec<u8> = lab
+        .undionly
+        .iter()
+        .flat_map(|byte| match byte {
+            b'\n' => vec![b'\r', b'\n'],
+            b'\r' => vec![b'\r', 0],
+            other => vec![*other],
+        })
+        .collect();
+    assert!(text.len() > 100, "there is something to translate");
+    assert_eq!(first[4..], text);
+    let (oack, _) = Bare::new(&lab).ask(b"\0\x01undionly.kpxe\0netascii\0tsize\x000\0");
+    assert_eq!(oack, format!("\0\x06tsize\0{}\0", text.len()).into_bytes());
+}
+
+#[test]
+fn every_client_fetches_over_a_single_port_too() {
+    let lab = Lab::with(SIZE, None, true);
+    let port = lab.tftp.to_string();
+    let url = format!("tftp://127.0.0.1:{port}/undionly.kpxe");
+    let get: [(&str, &str, &[&str]); 5] = [
+        (
+            "atftp",
+            "atftp",
+            &[
+                "--option",
+                "blksize 1468",
+                "--option",
+                "windowsize 8",
+                "--get",
+                "-r",
+                "undionly.kpxe",
+                "-l",
+                "got",
+                "127.0.0.1",
+                &port,
+            ],
+        ),
+        ("atftp", "atftp", &["--get", "-r", "undionly.kpxe", "-l", "got", "127.0.0.1", &port]),
+        ("tftp", "tftp-hpa", &["-m", "binary", "127.0.0.1", &port, "-c", "get", "undionly.kpxe", "got"]),
+        ("curl", "curl", &["-sS", "-o", "got", &url]),
+        ("busybox", "busybox", &["tftp", "-b", "1468", "-g", "-r", "undionly.kpxe", "-l", "got", "127.0.0.1", &port]),
+    ];
+    for (program, package, arguments) in get {
+        if have("every_client_fetches_over_a_single_port_too", program, package) {
+            client(program, arguments, lab.out.path());
+            fetched(&lab);
+        }
+    }
+    // Two at once, and an ERROR ends the one alone.
+    let request = b"\0\x01undionly.kpxe\0octet\0tsize\x000\0";
+    let (one, other) = (Bare::new(&lab), Bare::new(&lab));
+    for bare in [&one, &other] {
+        let (oack, from) = bare.ask(request);
+        assert_eq!((&oack[..], from.port()), (&b"\0\x06tsize\x00300001\0"[..], lab.tftp));
+    }
+    one.socket.send_to(b"\0\x05\0\x08no more\0", one.server).unwrap();
+    other.socket.send_to(b"\0\x04\0\0", other.server).unwrap();
+    assert_eq!(other.hear().0[4..], lab.undionly[..512]);
+    one.socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(one.socket.recv(&mut [0; 600]).is_err(), "an ERROR is never answered");
+}
+
+#[test]
+fn a_machine_that_gets_no_large_block_is_given_small_ones_and_that_is_told() {
+    let lab = Lab::new(SIZE, Some(MAC));
+    let request = b"\0\x01undionly.kpxe\0octet\0blksize\x001468\0";
+    let deaf = Bare::new(&lab);
+    let (oack, tid) = deaf.ask(request);
+    assert_eq!(oack, b"\0\x06blksize\x001468\0");
+    deaf.socket.send_to(b"\0\x04\0\0", tid).unwrap();
+    for _ in 0..3 {
+        assert_eq!(deaf.hear().0.len(), 1472);
+    }
+    let events = lab.events(Stage::Loader, 1);
+    assert!(events[0].detail.contains("blocks of 512 bytes from now on"), "{}", events[0].detail);
+    let again = Bare::new(&lab);
+    assert_eq!(again.ask(request).0, b"\0\x06blksize\x00512\0");
+    let elsewhere = Bare::at(Ipv4Addr::new(127, 0, 0, 9), &lab);
+    assert_eq!(elsewhere.ask(request).0, b"\0\x06blksize\x001468\0", "another machine");
 }
 
 #[test]
@@ -239,10 +324,10 @@ fn what_cannot_be_had_is_refused_in_words_without_a_path() {
         (&b"\0\x01/etc/passwd\0octet\0"[..], 1, "no such boot file"),
         (b"\0\x01../../undionly.kpxe/..\0octet\0", 1, "no such boot file"),
         (b"\0\x01ipxe.efi\0octet\0", 1, "no such boot file"),
-        (b"\0\x01\0\0", 0, "boot files are sent in octet mode only (try: binary)"),
+        (b"\0\x01\0\0", 0, "boot files are sent in octet mode (try: binary)"),
         (b"\0\x02undionly.kpxe\0octet\0", 2, "this server sends boot files and takes none"),
         (b"\0\x04\0\x01", 4, "a read request was expected here"),
-        (b"\0\x01undionly.kpxe\0mail\0", 0, "boot files are sent in octet mode only (try: binary)"),
+        (b"\0\x01undionly.kpxe\0mail\0", 0, "boot files are sent in octet mode (try: binary)"),
     ] {
         let (answer, _) = Bare::new(&lab).ask(request);
         let expected = [&[0, 5, 0, code][..], words.as_bytes(), b"\0"].concat();

@@ -75,7 +75,7 @@ impl App {
         neighbour: Option<Mac>,
     ) -> Result<(), Refusal> {
         let fleet = self.fleet();
-        let off = client.macs.iter().any(|mac| matches!(boot_plan(&fleet, *mac), Plan::Off(_)));
+        let off = fleet.macs_of(client).any(|mac| matches!(boot_plan(&fleet, mac), Plan::Off(_)));
         if off || client.off {
             return Err(Refusal::Off);
         }
@@ -104,7 +104,7 @@ impl App {
         {
             return Err(Refusal::Machine { mac, of: other.name.clone() });
         }
-        let is_its_machine = neighbour.is_some_and(|mac| client.macs.contains(&mac));
+        let is_its_machine = neighbour.is_some_and(|mac| self.fleet().macs_of(client).any(|own| own == mac));
         // A replaced machine that still runs goes on using the address, which by now is its successor's. A MAC that was
         // never seen by itself may be the client's own: systems make bridges and bonds.
         if let Some(mac) = neighbour.filter(|mac| !is_its_machine && self.recorder.address_seen(*mac).is_some()) {
@@ -118,7 +118,8 @@ impl App {
     /// The addresses that are a client's: its fixed one, and those that its machine was given or seen to use.
     #[must_use]
     pub fn addresses_of(&self, client: &Client) -> Vec<Ipv4Addr> {
-        let seen = client.macs.iter().filter_map(|mac| self.recorder.address_seen(*mac));
+        let fleet = self.fleet();
+        let seen = fleet.macs_of(client).filter_map(|mac| self.recorder.address_seen(mac));
         let mut addresses: Vec<Ipv4Addr> = client.ip.into_iter().chain(seen).collect();
         addresses.dedup();
         addresses

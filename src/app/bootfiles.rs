@@ -195,6 +195,11 @@ impl BootContext {
         self.note(Some(who), Stage::Refused, &format!("its boot script: {why}"));
     }
 
+    /// Reports that the fetch of a boot file stands still.
+    pub fn stalled(&self, who: Option<Mac>, words: &str) {
+        self.note(who, Stage::Loader, words);
+    }
+
     fn note(&self, who: Option<Mac>, stage: Stage, detail: &str) {
         let fleet = (self.fleet)();
         let client = who.and_then(|mac| fleet.by_mac(mac)).map(|client| &client.name);

@@ -345,6 +345,8 @@ mod tests {
             name: "pc-01".parse().unwrap(),
             group: None,
             macs: vec!["52:54:00:aa:00:01".parse().unwrap()],
+            port: None,
+            options: Vec::new(),
             ip: None,
             image: "linux".parse().unwrap(),
             disk: policy,

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::config::Settings;
-use crate::fleet::{Fleet, Naming};
+use crate::fleet::{Fleet, Mac, Naming, Port};
 use booting::Booting;
 use disks::Disks;
 use lanes::Lanes;
@@ -88,6 +88,17 @@ impl App {
     #[must_use]
     pub fn with_secrets(self, secrets: SecretBook) -> Self {
         Self { secrets, ..self }
+    }
+
+    /// A machine was seen at this port of a switch: where that is a client's, it stands in the client's place from now on.
+    pub fn plugged_in(&self, mac: Mac, port: &Port) {
+        self.fleet.send_if_modified(|fleet| match fleet.plug(mac, port) {
+            Some(next) => {
+                *fleet = Arc::new(next);
+                true
+            }
+            None => false,
+        });
     }
 
     /// The fleet as it is now.

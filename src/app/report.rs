@@ -679,6 +679,8 @@ mod tests {
             name: "pc-01".parse().unwrap(),
             group: None,
             macs: macs.to_vec(),
+            port: None,
+            options: Vec::new(),
             ip: None,
             image: "debian-12".parse().unwrap(),
             disk: crate::fleet::DiskPolicy::Keep,

@@ -3,7 +3,7 @@
 //! A session belongs to its connection's task; here is only the way to speak to it.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -233,6 +233,15 @@ impl Sessions {
     #[must_use]
     pub fn of(&self, client: &ClientName) -> Vec<Arc<Entry>> {
         self.table().by_client.get(client).cloned().unwrap_or_default()
+    }
+
+    /// Whose disk the machine at this address has open: a client's own machine, not others that an operator lets in.
+    #[must_use]
+    pub fn client_at(&self, address: Ipv4Addr) -> Option<ClientName> {
+        let address = IpAddr::V4(address);
+        let table = self.table();
+        let mut own = table.by_client.values().flatten().filter(|entry| entry.kind != SessionKind::Other);
+        own.find(|entry| entry.address == address).map(|entry| entry.client.clone())
     }
 
     /// The session of a client with this handle.

@@ -16,6 +16,7 @@ mod error;
 mod export;
 mod image_import;
 mod image_list;
+mod import_leases;
 mod inspect;
 mod lab;
 mod logs;
@@ -116,6 +117,17 @@ enum Verb {
         /// Take the disk away from the old machine although it is running
         #[arg(long)]
         force: bool,
+    },
+    /// Take over leases and reservations from dnsmasq, ISC dhcpd, Kea or a table of mac,ip,name
+    ImportLeases {
+        /// The other server's lease file or configuration, or the table; it is only read
+        file: PathBuf,
+        /// Say what would be done, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Write reservations into the mapping file, as clients with an `ip`; else they are only shown
+        #[arg(long)]
+        add_clients: bool,
     },
     /// The lab's clients
     #[command(subcommand)]
@@ -268,6 +280,7 @@ fn perform(globals: &Globals, verb: Verb) -> Result<u8, Error> {
         },
         Verb::Inspect { file } => inspect::run(globals, &file),
         Verb::Replace { name, mac, force } => replace::run(globals, &name, mac, force),
+        Verb::ImportLeases { file, dry_run, add_clients } => import_leases::run(globals, &file, dry_run, add_clients),
         Verb::Client(ClientVerb::List) => client_list::run(globals),
         Verb::Client(ClientVerb::Show { name }) => client_show::run(globals, &name),
         Verb::Client(ClientVerb::Secret { name }) => client_secret::run(globals, &name),

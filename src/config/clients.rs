@@ -7,13 +7,14 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::options;
 use super::report::{Draft, quoted};
 use super::schema::{self, Level};
 use super::server::{PoolSection, Server, unknown_word};
 use super::values::{self, Refusal, bad_name};
 use super::walk::{Given, Located, Section, Walker, type_word};
 use super::{DhcpMode, Group, MAX_CLIENTS, MAX_MACS, MAX_WINDOWS_NAME};
-use crate::fleet::{Client, ClientName, DiskPolicy, Fleet, ImageName, Initiators, Mac, Pxe, Start};
+use crate::fleet::{Client, ClientName, DiskPolicy, ExtraOption, Fleet, ImageName, Initiators, Mac, Port, Pxe, Start};
 
 /// What may stand at each of the three levels, defaults, group and client.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ struct Common {
     mode: Given<bool>,
     /// The most bytes of its own that the disk may take up.
     limit: Given<u64>,
+    /// DHCP options of the operator's own.
+    options: Given<Vec<ExtraOption>>,
     /// The size of a second disk in bytes.
     data: Given<u64>,
     off: Given<bool>,
@@ -39,6 +42,7 @@ impl Common {
         disk: Given::Absent,
         mode: Given::Absent,
         limit: Given::Absent,
+        options: Given::Absent,
         data: Given::Absent,
         chap: Given::Absent,
         off: Given::Absent,
@@ -54,6 +58,14 @@ impl Common {
             chap: walker.flag(section, "chap"),
             mode: walker.parsed(section, "mode", read_only),
             limit: walker.parsed(section, "limit", values::limit),
+            options: match walker.table(section, "options") {
+                Given::Good(Located { value: table, at }) => match options::read(walker, table) {
+                    Some(value) => Given::Good(Located { value, at }),
+                    None => Given::Wrong,
+                },
+                Given::Wrong => Given::Wrong,
+                Given::Absent => Given::Absent,
+            },
             data: walker.parsed(section, "data", values::data),
             off: walker.flag(section, "off"),
             pxe: walker.parsed(section, "pxe", pxe),
@@ -69,6 +81,7 @@ impl Common {
             chap: self.chap.or(&farther.chap),
             mode: self.mode.or(&farther.mode),
             limit: self.limit.or(&farther.limit),
+            options: self.options.or(&farther.options),
             data: self.data.or(&farther.data),
             off: self.off.or(&farther.off),
             pxe: self.pxe.or(&farther.pxe),
@@ -86,6 +99,7 @@ struct Entry {
     name: Option<ClientName>,
     group: Option<String>,
     macs: Vec<Located<Mac>>,
+    port: Given<Port>,
     ip: Given<Ipv4Addr>,
     initiators: Given<Vec<Located<String>>>,
     title: Given<String>,
@@ -100,6 +114,8 @@ pub(super) struct Clients {
     entries: Vec<Entry>,
     pub(super) groups: Vec<Group>,
     pub(super) images: Vec<Located<ImageName>>,
+    /// Where `options` stand.
+    options: Vec<usize>,
 }
 
 impl Clients {
@@ -110,7 +126,7 @@ impl Clients {
             let section = Section { table, level: Level::Defaults, name: "[defaults]".to_owned(), at };
             walker.check_keys(&section);
             defaults = Common::read(walker, &section);
-            clients.images.extend(defaults.image.located().cloned());
+            clients.note(&defaults);
         }
         clients.read_members(walker, top, None, &defaults);
         if let Given::Good(Located { value: groups, .. }) = walker.table(top, "group") {
@@ -131,8 +147,15 @@ impl Clients {
         }
         clients.check_names(walker);
         clients.check_macs(walker);
+        clients.check_ports(walker);
         clients.check_images(walker);
         clients
+    }
+
+    /// What is checked against other things once all is read.
+    fn note(&mut self, level: &Common) {
+        self.images.extend(level.image.located().cloned());
+        self.options.extend(level.options.located().map(|options| options.at));
     }
 
     fn read_group<'a>(
@@ -152,7 +175,7 @@ impl Clients {
         let section = Section { table, level: Level::Group, name, at };
         walker.check_keys(&section);
         let own = Common::read(walker, &section);
-        self.images.extend(own.image.located().cloned());
+        self.note(&own);
         let title = walker.text(&section, "title").value().map(str::to_owned);
         let note = walker.text(&section, "note").value().map(str::to_owned);
         self.groups.push(Group { name: label.to_owned(), title, note });
@@ -170,7 +193,7 @@ impl Clients {
         let Given::Good(Located { value: members, .. }) = walker.table(parent, "clients") else { return };
         for (key, value) in members.iter() {
             let entry = Entry::read(walker, key.get_ref(), key.span(), value, group, farther);
-            self.images.extend(entry.own.image.located().cloned());
+            self.note(&entry.own);
             self.entries.push(entry);
         }
     }
@@ -216,6 +239,22 @@ impl Clients {
         }
     }
 
+    fn check_ports(&self, walker: &mut Walker<'_>) {
+        let mut seen: HashMap<&Port, (&Entry, usize)> = HashMap::new();
+        for entry in &self.entries {
+            let Some(Located { value: port, at }) = entry.port.located() else { continue };
+            let Some((first, first_at)) = seen.insert(port, (entry, *at)) else { continue };
+            let (one, other) = (quoted(&first.label), quoted(&entry.label));
+            let draft = Draft::error(
+                *at,
+                format!("port {} is given to two clients, `{one}` and `{other}`", quoted(port.as_str())),
+            );
+            let draft = draft.note(first_at, format!("`{one}` has it here"));
+            walker
+                .push(draft.help("whatever is plugged in there would write one disk for both; change one of the two"));
+        }
+    }
+
     /// Without a default there may be hundreds of clients without an image; the first stands for all.
     fn check_images(&self, walker: &mut Walker<'_>) {
         let mut without = self.entries.iter().filter(|entry| entry.all.image.is_absent());
@@ -233,8 +272,8 @@ impl Clients {
     /// Checks what depends on who gives the addresses.
     pub(super) fn check_addresses(&self, walker: &mut Walker<'_>, server: &Server) {
         let mut seen: HashMap<Ipv4Addr, (&Entry, usize)> = HashMap::new();
-        let pool = server.pool.value();
-        let router = pool.as_ref().and_then(|pool| pool.router.located());
+        let pools: Vec<&PoolSection> = server.pools().collect();
+        let router_at = |ip| pools.iter().filter_map(|pool| pool.router.located()).find(|router| router.value == ip);
         for entry in &self.entries {
             let Some(&Located { value: ip, at }) = entry.ip.located() else { continue };
             let label = quoted(&entry.label);
@@ -245,7 +284,7 @@ impl Clients {
             } else {
                 seen.insert(ip, (entry, at));
             }
-            if let Some(router) = router.filter(|router| router.value == ip) {
+            if let Some(router) = router_at(ip) {
                 let draft = Draft::error(at, format!("`{label}` has the router's address {ip}"));
                 walker.push(draft.note(router.at, "the router is here").help("give the client another address"));
             }
@@ -257,21 +296,31 @@ impl Clients {
             let message = format!("the `ip` of `{label}` has no effect: {why}");
             walker.push(Draft::warning(at, message).help("it works with dhcp = \"full\""));
         }
-        if let Some(pool) = &pool
-            && server.dhcp.value() == Some(DhcpMode::Full)
-        {
-            self.check_pool_size(walker, pool);
+        let why = match server.mode() {
+            Some(DhcpMode::Off) => Some("we answer no DHCP"),
+            Some(DhcpMode::Proxy) => Some("another server gives addresses and options"),
+            Some(DhcpMode::Full) | None => None,
+        };
+        for (at, why) in self.options.iter().zip(std::iter::repeat(why)).filter_map(|(at, why)| Some((*at, why?))) {
+            let draft = Draft::warning(at, format!("`options` has no effect: {why}"));
+            walker.push(draft.help("it works with dhcp = \"full\""));
+        }
+        if server.dhcp.value() == Some(DhcpMode::Full) {
+            self.check_pool_size(walker, &pools);
         }
     }
 
-    fn check_pool_size(&self, walker: &mut Walker<'_>, pool: &PoolSection) {
-        let Some(&Located { value: (first, last), at }) = pool.range.located() else { return };
-        let size = u64::from(u32::from(last) - u32::from(first)) + 1;
-        let outside = |entry: &&Entry| entry.ip.value().is_some_and(|ip| !(first..=last).contains(&ip));
+    fn check_pool_size(&self, walker: &mut Walker<'_>, pools: &[&PoolSection]) {
+        let Some(ranges) = pools.iter().map(|pool| pool.range_at()).collect::<Option<Vec<_>>>() else { return };
+        let Some(&(.., at)) = ranges.first() else { return };
+        let size: u64 = ranges.iter().map(|(first, last, _)| u64::from(u32::from(*last) - u32::from(*first)) + 1).sum();
+        let inside = |ip: Ipv4Addr| ranges.iter().any(|(first, last, _)| (*first..=*last).contains(&ip));
+        let outside = |entry: &&Entry| entry.ip.value().is_some_and(|ip| !inside(ip));
         let needed = self.entries.iter().filter(|entry| !outside(entry)).count();
         if u64::try_from(needed).unwrap_or(u64::MAX) > size {
             let addresses = if size == 1 { "address" } else { "addresses" };
-            let message = format!("the pool has {size} {addresses} for {needed} clients");
+            let have = if ranges.len() == 1 { "the pool has" } else { "all pools together have" };
+            let message = format!("{have} {size} {addresses} for {needed} clients");
             let help = "widen the range, and leave room for machines that are not known yet";
             walker.push(Draft::error(at, message).help(help));
         }
@@ -330,6 +379,7 @@ impl Entry {
             name: name.ok(),
             group: group.map(str::to_owned),
             macs: Vec::new(),
+            port: Given::Absent,
             ip: Given::Absent,
             initiators: Given::Absent,
             title: Given::Absent,
@@ -364,6 +414,7 @@ impl Entry {
     fn read_table<'a>(&mut self, walker: &mut Walker<'a>, section: &Section<'a>) {
         walker.check_keys(section);
         self.read_macs(walker, section);
+        self.port = walker.parsed(section, "port", values::port);
         self.ip = walker.parsed(section, "ip", values::address);
         self.initiators = walker.list(section, "initiators", values::initiator);
         self.title = walker.parsed(section, "title", |text| Ok(text.to_owned()));
@@ -418,12 +469,14 @@ impl Entry {
             name: self.name?,
             group: self.group,
             macs,
+            port: self.port.value(),
             ip: self.ip.value(),
             image: self.all.image.value()?,
             disk: self.all.disk.value().unwrap_or_default(),
             initiators,
             chap: self.all.chap.value().unwrap_or(false),
             read_only: self.all.mode.value().unwrap_or(false),
+            options: self.all.options.value().unwrap_or_default(),
             limit: self.all.limit.value(),
             data: self.all.data.value(),
             off: self.all.off.value().unwrap_or(false),

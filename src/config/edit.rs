@@ -6,8 +6,10 @@
 //!
 //! A symlink stays one: the file that it points to is replaced. Mode and owner stay; a second hard link keeps the old text.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
+use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -18,7 +20,7 @@ use toml_edit::{Document, Item, Value};
 use super::report::Report;
 use super::{Loaded, check, read};
 use crate::fleet::change::{Change, Changed, Refusal};
-use crate::fleet::{Client, Mac};
+use crate::fleet::{Client, ClientName, Mac};
 
 /// How often the edit is begun again on what somebody else saved meanwhile. A person saves once; a program that rewrites
 /// the file all the time must be stopped first.
@@ -149,6 +151,67 @@ pub fn edit(path: &Path, change: &Change) -> Result<Edited, EditError> {
     edit_in_steps(path, change, &mut |_| ())
 }
 
+/// A client that is to be written into the file: a name, a machine, and the fixed address that it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewClient {
+    /// Its name.
+    pub name: ClientName,
+    /// Its machine.
+    pub mac: Mac,
+    /// Its fixed address.
+    pub ip: Ipv4Addr,
+}
+
+impl fmt::Display for NewClient {
+    /// As a line under `[clients]`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, mac, ip } = self;
+        write!(f, "{name} = {{ mac = \"{mac}\", ip = \"{ip}\" }}")
+    }
+}
+
+/// Writes these clients into the file, under `[clients]`; all of them or none.
+///
+/// # Errors
+/// The file is as it was; the error says why and what to do.
+pub fn add_clients(path: &Path, clients: &[NewClient]) -> Result<Edited, EditError> {
+    edit_with(path, &|text, name| added(text, name, clients), &mut |_| ())
+}
+
+/// The text with these clients directly behind `[clients]`, or behind everything, where that section does not stand alone.
+fn added(text: &str, name: &str, clients: &[NewClient]) -> Result<Option<String>, EditError> {
+    let folder = Path::new("/");
+    let before = check(text, name, folder).map_err(EditError::Wrong)?.config.fleet;
+    let Some(first) = clients.first() else { return Ok(None) };
+    let newline = if text.contains("\r\n") { "\r\n" } else { "\n" };
+    let lines: String = clients.iter().map(|client| format!("{client}{newline}")).collect();
+    let is_head = |line: &str| line.split('#').next().unwrap_or_default().trim() == "[clients]";
+    let mut at = 0;
+    let head = text.split_inclusive('\n').find_map(|line| {
+        at += line.len();
+        is_head(line).then_some(at)
+    });
+    let edited = match head {
+        Some(at) => {
+            let missing = if text[..at].ends_with('\n') { "" } else { newline };
+            format!("{}{missing}{lines}{}", &text[..at], &text[at..])
+        }
+        None => {
+            let missing = if text.ends_with('\n') { "" } else { newline };
+            format!("{text}{missing}{newline}[clients]{newline}{lines}")
+        }
+    };
+    let after = check(&edited, name, folder).map_err(EditError::Wrong)?.config.fleet;
+    let there = |client: &NewClient| {
+        after.client(&client.name).is_some_and(|found| found.macs == [client.mac] && found.ip == Some(client.ip))
+    };
+    if after.clients().len() == before.clients().len() + clients.len() && clients.iter().all(there) {
+        Ok(Some(edited))
+    } else {
+        Err(EditError::NotFound(first.name.to_string()))
+    }
+}
+
 /// What an edit does to the file system, in this order. Tests stop it before each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -162,6 +225,13 @@ enum Step {
 }
 
 fn edit_in_steps(path: &Path, change: &Change, before: &mut dyn FnMut(Step)) -> Result<Edited, EditError> {
+    edit_with(path, &|text, name| apply(text, name, change), before)
+}
+
+/// Makes of a file's text and name the text that is to be; `None` where it is so already.
+type Make<'a> = &'a dyn Fn(&str, &str) -> Result<Option<String>, EditError>;
+
+fn edit_with(path: &Path, make: Make<'_>, before: &mut dyn FnMut(Step)) -> Result<Edited, EditError> {
     let name = path.display().to_string();
     let unreadable = |(message, help)| EditError::Wrong(Report::whole_file(&name, message, help));
     // The file itself, so that a symlink to it stays one. Where there is none, reading says so.
@@ -172,7 +242,7 @@ fn edit_in_steps(path: &Path, change: &Change, before: &mut dyn FnMut(Step)) -> 
     save.tried("lock", &save.folder, flock(&folder, FlockOperation::LockExclusive).map_err(io::Error::from))?;
     for _ in 0..MAX_TRIES {
         let text = read(&file).map_err(unreadable)?;
-        let Some(edited) = apply(&text, &name, change)? else { return Ok(Edited::AsItWas) };
+        let Some(edited) = make(&text, &name)? else { return Ok(Edited::AsItWas) };
         save.write(&edited, before)?;
         before(Step::Compare);
         if read(&file).is_ok_and(|now| now == text) {
@@ -325,6 +395,30 @@ mod tests {
         let missing = folder.path().join("nowhere/roost.toml");
         assert!(edit(&missing, &replace("pc-07")).unwrap_err().to_string().contains("cannot open"));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
+    }
+
+    #[test]
+    fn clients_are_added_under_their_section_and_nothing_else_changes() {
+        let new = |name: &str, last: u8| NewClient {
+            name: name.parse().unwrap(),
+            mac: Mac::from_octets([0x52, 0x54, 0, 0xaa, 0, last]).unwrap(),
+            ip: Ipv4Addr::new(10, 0, 0, last),
+        };
+        let lines = "x-1 = { mac = \"52:54:00:aa:00:01\", ip = \"10.0.0.1\" }\nx-2 = { mac = \"52:54:00:aa:00:02\", ip = \"10.0.0.2\" }\n";
+        for (old, wanted) in [
+            (
+                file("[clients] # mine\npc = \"52:54:00:aa:00:07\"\n"),
+                file(&format!("[clients] # mine\n{lines}pc = \"52:54:00:aa:00:07\"\n")),
+            ),
+            (file("[clients]"), file(&format!("[clients]\n{lines}"))),
+            (file("[group.a]\n"), file(&format!("[group.a]\n\n[clients]\n{lines}"))),
+        ] {
+            let edited = added(&old, "roost.toml", &[new("x-1", 1), new("x-2", 2)]).unwrap().unwrap();
+            assert_eq!(edited, wanted);
+        }
+        let taken = file("[clients]\npc = \"52:54:00:aa:00:01\"\n");
+        assert!(matches!(added(&taken, "roost.toml", &[new("x-1", 1)]), Err(EditError::Wrong(_))));
+        assert_eq!(added(&taken, "roost.toml", &[]).unwrap(), None);
     }
 
     fn lab() -> (tempfile::TempDir, PathBuf, String, String) {

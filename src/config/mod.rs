@@ -10,6 +10,8 @@
 
 mod clients;
 pub mod edit;
+pub mod import;
+mod options;
 mod report;
 mod schema;
 mod server;
@@ -29,9 +31,9 @@ use ipnetwork::Ipv4Network;
 use self::clients::Clients;
 use self::report::{Draft, Source};
 use self::schema::Level;
-use self::server::Server;
+use self::server::{PoolSection, Server};
 use self::walk::{Located, Section, Walker};
-use crate::fleet::{ClientName, Fleet, ImageName, Platform, Pool};
+use crate::fleet::{ClientName, Fleet, ImageName, Platform, Pool, Subnet};
 
 pub use self::report::{MAX_LINE_SHOWN, MAX_SHOWN, Note, Place, Problem, Report, Severity};
 pub use self::values::{MAX_DATA, MAX_LEASE, MAX_POOL, MIN_DATA, MIN_LIMIT};
@@ -91,13 +93,15 @@ pub enum DhcpMode {
 /// The `[server]` section, with what was left out filled in. Paths that the file gives relative start at its own folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The wire that the clients are on; `None`: the one wired interface with carrier and an address.
-    pub interface: Option<String>,
+    /// The wires that the clients are on; none: the one wired interface with carrier and an address.
+    pub interfaces: Vec<String>,
     /// Who gives addresses.
     pub dhcp: DhcpMode,
-    /// The addresses that we give; there with `dhcp = "full"`, and only then. At most [`MAX_POOL`] addresses and
+    /// The addresses that we give on the interface's own subnet; there with `dhcp = "full"` only. At most [`MAX_POOL`] addresses and
     /// [`MAX_DNS`] name servers, which like the router are outside the range; a lease of [`MIN_LEASE`] to [`MAX_LEASE`].
     pub pool: Option<Pool>,
+    /// Further subnets with addresses that we give, which do not overlap; there with `dhcp = "full"` only.
+    pub pools: Vec<Subnet>,
     /// Images, disks and the store.
     pub state: PathBuf,
     /// Prefix of target and initiator names.
@@ -108,6 +112,8 @@ pub struct Settings {
     pub loaders: BTreeMap<Platform, PathBuf>,
     /// The folder whose files machines may fetch by HTTP under `/files/`.
     pub files: Option<PathBuf>,
+    /// Whether TFTP uses its one port for everything.
+    pub tftp_single_port: bool,
     /// Whether iPXE's search for an IPv6 router is answered: there is none.
     pub ipv6_answer: bool,
 }
@@ -122,6 +128,8 @@ pub struct Loaded {
     source: Source,
     images: Vec<Located<ImageName>>,
     addresses: Vec<Fixed>,
+    /// The pools' first and last addresses, and where they stand.
+    ranges: Vec<(Ipv4Addr, Ipv4Addr, usize)>,
     /// Every client, where its `data` stands (or it itself, without one), and how many bytes that is.
     data: Vec<(ClientName, usize, Option<u64>)>,
 }
@@ -135,6 +143,8 @@ struct Fixed {
     what: String,
     /// Whether a client is given it, so that nobody else may have it.
     given: bool,
+    /// Whether it may be of a subnet of `[server.pools]` as well.
+    further: bool,
 }
 
 /// Reads and checks the mapping file at `path`. Paths in it that are relative start at its folder and are made absolute.
@@ -206,12 +216,13 @@ fn check(text: &str, name: &str, folder: &Path) -> Result<Loaded, Report> {
         return Err(report);
     }
     let addresses = fixed_addresses(&server, &clients);
+    let ranges = server.pools().filter_map(PoolSection::range_at).collect();
     let data = clients.data();
     let (images, groups) = (clients.images.clone(), clients.groups.clone());
     let whole = server.settings(folder).zip(clients.fleet());
     let (settings, fleet) = whole.expect("whatever keeps a section from being whole was reported as an error");
     let config = Config { settings, fleet, groups };
-    Ok(Loaded { config, warnings: report, source: source.clone(), images, addresses, data })
+    Ok(Loaded { config, warnings: report, source: source.clone(), images, addresses, ranges, data })
 }
 
 fn fixed_addresses(server: &Server, clients: &Clients) -> Vec<Fixed> {
@@ -219,17 +230,17 @@ fn fixed_addresses(server: &Server, clients: &Clients) -> Vec<Fixed> {
         return Vec::new();
     }
     let mut fixed = Vec::new();
-    if let Some(pool) = server.pool.value() {
-        if let Some(&Located { value: (first, last), at }) = pool.range.located() {
-            let end = |address, what: &str| Fixed { address, at, what: what.to_owned(), given: true };
+    if let Some(Located { value: pool, .. }) = server.pool.located() {
+        if let Some((first, last, at)) = pool.range_at() {
+            let end = |address, what: &str| Fixed { address, at, what: what.to_owned(), given: true, further: false };
             fixed.extend([end(first, "the pool's first address"), end(last, "the pool's last address")]);
         }
         if let Some(&Located { value: address, at }) = pool.router.located() {
-            fixed.push(Fixed { address, at, what: "the router".to_owned(), given: false });
+            fixed.push(Fixed { address, at, what: "the router".to_owned(), given: false, further: false });
         }
     }
     for (Located { value: address, at }, label) in clients.addresses() {
-        fixed.push(Fixed { address, at, what: format!("the `ip` of `{label}`"), given: true });
+        fixed.push(Fixed { address, at, what: format!("the `ip` of `{label}`"), given: true, further: true });
     }
     fixed
 }
@@ -293,34 +304,46 @@ impl Loaded {
         self.source.report(drafts.collect())
     }
 
-    /// What is wrong with the addresses that the file names, on a wire where this server has the address and the prefix
-    /// length of `interface`.
+    /// What is wrong with the addresses that the file names, where this server has these addresses, each with the length of
+    /// its prefix, on the wires of the clients.
     #[must_use]
-    pub fn check_against(&self, interface: Ipv4Network) -> Report {
-        let own = interface.ip();
-        let net = format!("{}/{}", interface.network(), interface.prefix());
+    pub fn check_against(&self, own: &[Ipv4Network]) -> Report {
         let mut drafts = Vec::new();
-        for Fixed { address, at, what, given } in &self.addresses {
-            let ends_of_net =
-                interface.prefix() < 31 && (*address == interface.network() || *address == interface.broadcast());
-            if !interface.contains(*address) {
-                let help = "addresses that a client is given, and its router, are on the wire that it boots from";
-                drafts.push(Draft::error(*at, format!("{what}, {address}, is not in {net}")).help(help));
-            } else if ends_of_net {
-                let help = "no machine can have the first or the last address of a network";
-                drafts.push(Draft::error(*at, format!("{what}, {address}, is an end of the network {net}")).help(help));
-            } else if *given && *address == own {
-                let help = "two machines would answer for one address";
-                drafts.push(Draft::error(*at, format!("{what}, {address}, is this server's own")).help(help));
+        let nets = || own.iter().map(|own| format!("{}/{}", own.network(), own.prefix()));
+        for Fixed { address, at, what, given, further } in &self.addresses {
+            let further = *further && self.config.settings.pools.iter().any(|subnet| subnet.contains(*address));
+            match own.iter().find(|own| own.contains(*address)) {
+                None if further => {}
+                None => {
+                    let help = "addresses that a client is given, and its router, are on the wire that it boots from";
+                    let draft = Draft::error(*at, format!("{what}, {address}, is not in {}", schema::listed(nets())));
+                    drafts.push(draft.help(help));
+                }
+                Some(net) if is_end(*net, *address) => {
+                    let help = "no machine can have the first or the last address of a network";
+                    let net = format!("{}/{}", net.network(), net.prefix());
+                    drafts.push(
+                        Draft::error(*at, format!("{what}, {address}, is an end of the network {net}")).help(help),
+                    );
+                }
+                Some(_) if *given && own.iter().any(|own| own.ip() == *address) => {
+                    let help = "two machines would answer for one address";
+                    drafts.push(Draft::error(*at, format!("{what}, {address}, is this server's own")).help(help));
+                }
+                Some(_) => {}
             }
         }
-        if let Some(pool) = &self.config.settings.pool
-            && (pool.first < own && own < pool.last)
-            && let Some(range) = self.addresses.iter().find(|fixed| fixed.address == pool.first)
-        {
-            let draft = Draft::error(range.at, format!("the pool holds this server's own address, {own}"));
-            drafts.push(draft.help("a client would be given it; end the range before it, or begin behind it"));
+        for (first, last, at) in &self.ranges {
+            for own in own.iter().map(|own| own.ip()).filter(|own| first < own && own < last) {
+                let draft = Draft::error(*at, format!("the pool holds this server's own address, {own}"));
+                drafts.push(draft.help("a client would be given it; end the range before it, or begin behind it"));
+            }
         }
         self.source.report(drafts)
     }
+}
+
+/// It is the first or the last address of this network, which no machine has.
+fn is_end(net: Ipv4Network, address: Ipv4Addr) -> bool {
+    net.prefix() < 31 && (address == net.network() || address == net.broadcast())
 }

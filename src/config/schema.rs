@@ -14,6 +14,8 @@ pub(super) enum Level {
     Server,
     /// `[server.pool]`
     Pool,
+    /// `[server.pools.NAME]`
+    Subnet,
     /// `[loaders]`
     Loaders,
     /// `[defaults]`
@@ -31,6 +33,7 @@ impl Level {
             Self::Top => "at the top",
             Self::Server => "under [server]",
             Self::Pool => "under [server.pool]",
+            Self::Subnet => "under [server.pools.NAME]",
             Self::Loaders => "under [loaders]",
             Self::Defaults => "under [defaults]",
             Self::Group => "on a group",
@@ -51,7 +54,7 @@ pub(super) struct Key {
     pub(super) supported: bool,
 }
 
-use Level::{Client, Defaults, Group, Loaders, Pool, Server, Top};
+use Level::{Client, Defaults, Group, Loaders, Pool, Server, Subnet, Top};
 
 const EVERY: &[Level] = &[Defaults, Group, Client];
 
@@ -75,6 +78,7 @@ pub(super) const KEYS: &[Key] = &[
     key("state", &[Server], "\"/var/lib/roost\""),
     key("iqn", &[Server], "\"iqn.2026-11.internal.roost\""),
     key("loader_dir", &[Server], "\"/usr/lib/ipxe\""),
+    key("tftp_single_port", &[Server], "true"),
     key("ipv6_answer", &[Server], "false"),
     key("loaders", &[Top], "{}"),
     key("bios", &[Loaders], "\"undionly.kpxe\""),
@@ -91,30 +95,32 @@ pub(super) const KEYS: &[Key] = &[
     key("files", &[Server], "\"/srv/roost\""),
     later("boots_at_once", &[Server], "32"),
     key("pool", &[Server], "{}"),
-    key("range", &[Pool], "\"10.20.0.100-10.20.0.199\""),
-    key("router", &[Pool], "\"10.20.0.1\""),
-    key("dns", &[Pool], "[\"10.20.0.1\"]"),
-    key("lease", &[Pool], "\"8h\""),
+    key("pools", &[Server], "{}"),
+    key("subnet", &[Subnet], "\"10.30.0.0/24\""),
+    key("range", &[Pool, Subnet], "\"10.20.0.100-10.20.0.199\""),
+    key("router", &[Pool, Subnet], "\"10.20.0.1\""),
+    key("dns", &[Pool, Subnet], "[\"10.20.0.1\"]"),
+    key("lease", &[Pool, Subnet], "\"8h\""),
     key("image", EVERY, "\"debian-12\""),
     key("disk", EVERY, "\"keep\""),
     key("chap", EVERY, "true"),
     key("mode", EVERY, "\"read-only\""),
     key("limit", EVERY, "\"20G\""),
+    key("options", EVERY, "{ ntp-servers = \"10.20.0.1\" }"),
     key("data", EVERY, "\"50G\""),
     key("off", EVERY, "true"),
     key("title", &[Group, Client], "\"Room A\""),
     key("note", &[Group, Client], "\"new board\""),
     key("mac", &[Client], "\"52:54:00:aa:00:01\""),
+    key("port", &[Client], "\"sw1/ge-0/0/4\""),
     key("ip", &[Client], "\"10.20.0.50\""),
     key("initiators", &[Client], "[\"iqn.2026-11.internal.backup:reader\"]"),
     key("pxe", EVERY, "\"file\""),
     key("loader", EVERY, "\"ipxe.efi\""),
     key("gateway", EVERY, "false"),
     later("args", EVERY, "\"console=ttyS0\""),
-    later("options", EVERY, "{}"),
     later("wake", EVERY, "true"),
     later("script", EVERY, "\"/etc/roost/own.ipxe\""),
-    later("port", &[Client], "\"sw1/ge-0/0/4\""),
     later("serial", &[Client], "\"ABC123\""),
     later("asset", &[Client], "\"4711\""),
     later("uuid", &[Client], "\"4c4c4544-0051-3510-8052-b4c04f4a3132\""),

@@ -3,13 +3,19 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use ipnetwork::Ipv4Network;
+
 use super::report::quoted;
 use crate::fleet::iqn::MAX_ISCSI_NAME;
 use crate::fleet::lease::MIN_LEASE;
-use crate::fleet::{ImageName, client, size};
+use crate::fleet::port::PortError;
+use crate::fleet::{ImageName, Port, client, size};
 
 /// Most addresses in a pool, a /16: it is walked to find a free one.
 pub const MAX_POOL: u32 = 65_536;
+
+/// Prefixes of subnets: up to a private network as wide as there is, down to two hosts.
+const SUBNETS: std::ops::RangeInclusive<u8> = 8..=30;
 
 /// Longest lease: a year; what should stay for good is an `ip`.
 pub const MAX_LEASE: Duration = Duration::from_secs(365 * 86_400);
@@ -77,6 +83,25 @@ pub(super) fn range(text: &str) -> Result<(Ipv4Addr, Ipv4Addr), Refusal> {
         return refuse(format!("the range holds more than {MAX_POOL} addresses"));
     }
     Ok((first, last))
+}
+
+/// A subnet: its first address, and how many bits its addresses share.
+pub(super) fn subnet(text: &str) -> Result<Ipv4Network, Refusal> {
+    let shown = quoted(text);
+    let malformed = || Refusal::new(format!("`{shown}` is not a subnet"), "write it like 10.30.0.0/24");
+    let (first, prefix) = text.split_once('/').ok_or_else(malformed)?;
+    let first = address(first)?;
+    let prefix = prefix.parse().map_err(|_| malformed())?;
+    if !SUBNETS.contains(&prefix) {
+        let (widest, narrowest) = (SUBNETS.start(), SUBNETS.end());
+        return refuse(format!("a subnet of /{prefix} is not taken; from /{widest} to /{narrowest} they are"));
+    }
+    let subnet = Ipv4Network::new(first, prefix).map_err(|_| malformed())?;
+    if subnet.network() != first {
+        let right = format!("write {}/{prefix}, or another prefix", subnet.network());
+        return Err(Refusal::new(format!("{first} is not the first address of a subnet of /{prefix}"), right));
+    }
+    Ok(subnet)
 }
 
 /// How long a lease lasts: `8h`, `30m`, `90s`, `1d`.
@@ -193,6 +218,12 @@ pub(super) fn iqn(text: &str) -> Result<String, Refusal> {
     Ok(text.to_owned())
 }
 
+/// The port of a switch, as option 82 tells it.
+pub(super) fn port(text: &str) -> Result<Port, Refusal> {
+    let help = "write it as the log and the events of an offer tell it: \"sw1/ge-0/0/4\"";
+    text.parse().map_err(|error: PortError| Refusal::new(error.to_string(), help))
+}
+
 /// An initiator's name: `iqn.`, `eui.` or `naa.` (RFC 7143 §4.2.7), in lower case as it is compared; or `*`.
 pub(super) fn initiator(text: &str) -> Result<String, Refusal> {
     let name = text.to_ascii_lowercase();
@@ -303,6 +334,16 @@ mod tests {
         for bad in ["10.0.0.2-10.0.0.1", "10.0.0.0-10.1.0.0", "10.0.0.1", "10.0.0.1-9", "127.0.0.1-127.0.0.9", "-"] {
             assert!(range(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_subnet_begins_with_its_first_address() {
+        let good = subnet("10.30.0.0/24").unwrap();
+        assert_eq!((good.network(), good.prefix()), (Ipv4Addr::new(10, 30, 0, 0), 24));
+        for bad in ["10.30.0.1/24", "10.30.0.0", "10.30.0.0/33", "10.30.0.0/31", "0.0.0.0/0", "/24", "10.30.0.0/x"] {
+            assert!(subnet(bad).is_err(), "{bad}");
+        }
+        assert!(subnet("10.30.0.7/24").unwrap_err().help.unwrap().contains("10.30.0.0/24"));
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl<'a> Walker<'a> {
     /// Whether this looks like what stands behind a client's name.
     pub(super) fn is_client(&self, value: &Spanned<DeValue<'_>>) -> bool {
         match value.get_ref() {
-            DeValue::Table(table) => table.contains_key("mac"),
+            DeValue::Table(table) => table.contains_key("mac") || table.contains_key("port"),
             DeValue::String(text) => text.parse::<Mac>().is_ok(),
             _ => self.source.slice(value.span()).parse::<Mac>().is_ok(),
         }
@@ -239,6 +239,23 @@ impl<'a> Walker<'a> {
                 self.refuse(text.at, refusal);
                 Given::Wrong
             }
+        }
+    }
+
+    /// The one text under this key, or those in the list there, read by `parse`.
+    pub(super) fn one_or_list<T>(
+        &mut self,
+        section: &Section<'a>,
+        key: &str,
+        parse: impl FnMut(&str) -> Result<T, Refusal>,
+    ) -> Given<Vec<Located<T>>> {
+        if section.table.get(key).is_some_and(|value| value.get_ref().is_array()) {
+            return self.list(section, key, parse);
+        }
+        match self.parsed(section, key, parse) {
+            Given::Absent => Given::Absent,
+            Given::Wrong => Given::Wrong,
+            Given::Good(one) => Given::Good(Located { at: one.at, value: vec![one] }),
         }
     }
 

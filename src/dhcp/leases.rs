@@ -10,11 +10,29 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::scope::Scope;
-use crate::fleet::{Client, ClientName, Fleet, Holder, Lease, Mac, Timestamp};
+use crate::fleet::{Client, ClientName, Fleet, Holder, Lease, Mac, Port, Timestamp};
 
 /// How long an offered address is kept for the one it was offered to. EDK2 takes 4 s and more to collect offers, and asks
 /// again after 4, 8, 16 and 32 s.
 pub const OFFER_HOLD: Duration = Duration::from_secs(60);
+
+/// The same for machines that are in nobody's place. A flood of made-up ones has the pool for no longer; a machine that takes
+/// longer gets the address all the same if it stayed free.
+pub const STRANGERS_OFFER_HOLD: Duration = Duration::from_secs(15);
+
+/// Most offers held at once to machines that are in nobody's place and plugged in at one port; the oldest goes first. There
+/// may be a small switch there, not a flood.
+pub const MAX_OFFERS_OF_PORT: usize = 16;
+
+/// How long a question whether somebody uses an address may take. Firmware and iPXE ask again after a second, and the whole
+/// exchange has more than one step; a machine on the wire answers ARP within milliseconds.
+pub const PROBE: Duration = Duration::from_millis(250);
+
+/// How long it counts that nobody answered.
+const SILENCE: Duration = Duration::from_secs(600);
+
+/// Most addresses of which that is known; the one that was asked first goes first.
+const MAX_SILENT: usize = 1_024;
 
 /// Most offers held at once; the oldest goes first, and can still be taken up if its address stays free.
 pub const MAX_OFFERS: usize = 1_024;
@@ -37,7 +55,7 @@ pub enum LeaseChange {
     Gone(Holder),
 }
 
-/// Every lease and offer of one scope.
+/// Every lease and offer of all subnets. Each holder has one lease: that of the subnet where it was last.
 #[derive(Debug, Default)]
 pub struct Leases {
     held: HashMap<Holder, Lease>,
@@ -46,6 +64,8 @@ pub struct Leases {
     offers: BTreeMap<Ipv4Addr, Offer>,
     /// Until when.
     quarantined: BTreeMap<Ipv4Addr, Timestamp>,
+    /// Addresses that nobody was found to use, and until when that counts.
+    silent: BTreeMap<Ipv4Addr, Timestamp>,
     /// How many of `held` are strangers'.
     strangers: usize,
 }
@@ -53,6 +73,7 @@ pub struct Leases {
 #[derive(Debug)]
 struct Offer {
     holder: Holder,
+    port: Option<Port>,
     until: Timestamp,
 }
 
@@ -73,8 +94,10 @@ pub enum Obstacle {
     Leased(Holder),
     /// It was just offered to this one.
     Offered(Holder),
-    /// A client found it in use by somebody else.
+    /// It was found in use by somebody else.
     Quarantined,
+    /// The machine of this client runs from its disk at it.
+    InSession(ClientName),
 }
 
 impl fmt::Display for Obstacle {
@@ -87,7 +110,8 @@ impl fmt::Display for Obstacle {
             Self::Elsewhere(address) => write!(f, "the client's address is {address}"),
             Self::Leased(holder) => write!(f, "{} has a lease of it", who(holder)),
             Self::Offered(holder) => write!(f, "it is offered to {}", who(holder)),
-            Self::Quarantined => f.write_str("a client found it in use by another machine"),
+            Self::Quarantined => f.write_str("it was found in use by another machine"),
+            Self::InSession(name) => write!(f, "{name} runs from its disk at it"),
         }
     }
 }
@@ -132,19 +156,22 @@ pub(super) fn who(holder: &Holder) -> String {
 pub(super) struct Rules<'a> {
     scope: &'a Scope,
     fleet: &'a Fleet,
-    reserved: BTreeMap<Ipv4Addr, &'a Client>,
+    in_session: InSession<'a>,
 }
 
+/// Whose disk the machine at this address has open; `None` where there is no session from it. A machine that runs from its
+/// disk loses the disk with its address.
+pub type InSession<'a> = &'a dyn Fn(Ipv4Addr) -> Option<ClientName>;
+
 impl<'a> Rules<'a> {
-    pub(super) fn new(scope: &'a Scope, fleet: &'a Fleet) -> Self {
-        let reserved = fleet.clients().filter_map(|client| Some((client.ip?, client))).collect();
-        Self { scope, fleet, reserved }
+    pub(super) fn new(scope: &'a Scope, fleet: &'a Fleet, in_session: InSession<'a>) -> Self {
+        Self { scope, fleet, in_session }
     }
 
-    /// The holder's fixed address.
+    /// The holder's fixed address, where it is of this subnet. Plugged in elsewhere, a client has one of the pool there.
     fn fixed(&self, holder: &Holder) -> Option<Ipv4Addr> {
         match holder {
-            Holder::Client(name) => self.fleet.client(name)?.ip,
+            Holder::Client(name) => self.fleet.client(name)?.ip.filter(|address| self.scope.contains(*address)),
             Holder::Stranger(_) => None,
         }
     }
@@ -154,13 +181,18 @@ impl<'a> Rules<'a> {
         if !self.scope.is_host(address) {
             return Some(Obstacle::NoHost);
         }
-        match (self.reserved.get(&address), self.fixed(holder)) {
+        match (self.fleet.by_ip(address), self.fixed(holder)) {
             (Some(client), _) if *holder != Holder::Client(client.name.clone()) => {
                 Some(Obstacle::Reserved(client.name.clone()))
             }
             (_, Some(fixed)) => (fixed != address).then_some(Obstacle::Fixed(fixed)),
             (_, None) => (!self.scope.in_pool(address)).then_some(Obstacle::NotInPool),
         }
+    }
+
+    /// This holder runs from its disk at this address.
+    pub(super) fn runs_at(&self, holder: &Holder, address: Ipv4Addr) -> bool {
+        matches!(holder, Holder::Client(name) if (self.in_session)(address).as_ref() == Some(name))
     }
 
     /// This lease's address waits for its holder even after it expired.
@@ -202,6 +234,16 @@ impl Leases {
         self.holders.values().map(|holder| &self.held[holder])
     }
 
+    #[cfg(test)]
+    pub(super) fn offer_count(&self) -> usize {
+        self.offers.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn silent_count(&self) -> usize {
+        self.silent.len()
+    }
+
     /// Makes a machine's lease its present holder's: the machine was a stranger and is now in a client's place, or its
     /// client was renamed or removed while it ran.
     pub(super) fn adopt(&mut self, holder: &Holder, mac: Mac, rules: &Rules<'_>) -> Vec<LeaseChange> {
@@ -226,25 +268,80 @@ impl Leases {
         changes
     }
 
-    /// An address for this holder, kept for it for [`OFFER_HOLD`]: its fixed one, the one it has or had, the one it was
+    /// An address for this holder, kept for it for [`OFFER_HOLD`] or [`STRANGERS_OFFER_HOLD`]: its fixed one, the one it has or had, the one it was
     /// offered, the one it wishes, one that nobody had, the one whose last holder is longest gone (RFC 2131 §4.3.1).
     pub(super) fn offer(
         &mut self,
         holder: &Holder,
         wish: Option<Ipv4Addr>,
+        port: Option<&Port>,
         rules: &Rules<'_>,
         now: Timestamp,
     ) -> Result<Ipv4Addr, NoAddress> {
         self.offers.retain(|_, offer| offer.until > now);
         self.quarantined.retain(|_, until| *until > now);
+        self.silent.retain(|_, until| *until > now);
+        let stranger = matches!(holder, Holder::Stranger(_));
+        if stranger && self.offered(holder).is_none() {
+            self.make_room(port);
+        }
         let address = self.choose(holder, wish, rules, now)?;
         self.withdraw(holder);
         if self.offers.len() >= MAX_OFFERS {
             let oldest = self.offers.iter().min_by_key(|(_, offer)| offer.until).map(|(address, _)| *address);
             oldest.map(|address| self.offers.remove(&address));
         }
-        self.offers.insert(address, Offer { holder: holder.clone(), until: now.after(OFFER_HOLD) });
+        let until = now.after(if stranger { STRANGERS_OFFER_HOLD } else { OFFER_HOLD });
+        self.offers.insert(address, Offer { holder: holder.clone(), port: port.cloned(), until });
         Ok(address)
+    }
+
+    /// Takes back the oldest offer to a stranger at this port, if there are so many of them.
+    fn make_room(&mut self, port: Option<&Port>) {
+        let Some(port) = port else { return };
+        let there = self
+            .offers
+            .iter()
+            .filter(|(_, offer)| offer.port.as_ref() == Some(port) && matches!(offer.holder, Holder::Stranger(_)));
+        let (oldest, count) = there.fold((None, 0), |(oldest, count), (address, offer)| {
+            let older = oldest.is_none_or(|(until, _)| offer.until < until);
+            (if older { Some((offer.until, *address)) } else { oldest }, count + 1)
+        });
+        if let (Some((_, address)), MAX_OFFERS_OF_PORT..) = (oldest, count) {
+            self.offers.remove(&address);
+        }
+    }
+
+    /// Somebody who knows nothing of us may use the address that this holder was offered: it is neither its fixed one nor the
+    /// one that it had, and nobody was asked about it lately.
+    pub(super) fn is_doubtful(&self, address: Ipv4Addr, holder: &Holder, rules: &Rules<'_>) -> bool {
+        rules.fixed(holder) != Some(address)
+            && self.held.get(holder).is_none_or(|lease| lease.address != address)
+            && !self.silent.contains_key(&address)
+    }
+
+    /// Nobody answered when the wire was asked who uses this address.
+    pub fn found_silent(&mut self, address: Ipv4Addr, now: Timestamp) {
+        if self.silent.len() >= MAX_SILENT {
+            let oldest = self.silent.iter().min_by_key(|(_, until)| **until).map(|(address, _)| *address);
+            oldest.map(|address| self.silent.remove(&address));
+        }
+        self.silent.insert(address, now.after(SILENCE));
+    }
+
+    /// Somebody uses this address: nobody gets it for [`QUARANTINE`].
+    pub fn found_in_use(&mut self, address: Ipv4Addr, now: Timestamp) {
+        self.offers.remove(&address);
+        self.silent.remove(&address);
+        self.quarantine(address, now);
+    }
+
+    fn quarantine(&mut self, address: Ipv4Addr, now: Timestamp) {
+        if self.quarantined.len() >= MAX_QUARANTINED {
+            let oldest = self.quarantined.iter().min_by_key(|(_, until)| **until).map(|(address, _)| *address);
+            oldest.map(|address| self.quarantined.remove(&address));
+        }
+        self.quarantined.insert(address, now.after(QUARANTINE));
     }
 
     fn choose(
@@ -305,7 +402,8 @@ impl Leases {
         if let Some(why) = self.obstacle(address, holder, rules, now) {
             return Claim::Wrong(why);
         }
-        if rules.fixed(holder) == Some(address) || self.offered(holder) == Some(address) {
+        let fixed_or_offered = rules.fixed(holder) == Some(address) || self.offered(holder) == Some(address);
+        if fixed_or_offered || rules.runs_at(holder, address) {
             return Claim::Theirs;
         }
         match self.held.get(holder) {
@@ -313,6 +411,15 @@ impl Leases {
             Some(lease) => Claim::Wrong(Obstacle::Elsewhere(lease.address)),
             None => Claim::Free,
         }
+    }
+
+    /// The machine that runs in a client's place while another one, which is the client's by its port alone, asks.
+    pub(super) fn rival(&self, client: &Client, mac: Mac, in_session: InSession<'_>) -> Option<Mac> {
+        if client.port.is_none() || client.macs.contains(&mac) {
+            return None;
+        }
+        let lease = self.held.get(&Holder::Client(client.name.clone()))?;
+        (lease.mac != mac && in_session(lease.address).as_ref() == Some(&client.name)).then_some(lease.mac)
     }
 
     /// The holder has, or had, a lease.
@@ -356,11 +463,7 @@ impl Leases {
             return None;
         }
         self.withdraw(holder);
-        if self.quarantined.len() >= MAX_QUARANTINED {
-            let oldest = self.quarantined.iter().min_by_key(|(_, until)| **until).map(|(address, _)| *address);
-            oldest.map(|address| self.quarantined.remove(&address));
-        }
-        self.quarantined.insert(address, now.after(QUARANTINE));
+        self.quarantine(address, now);
         // It may have been offered to somebody else since.
         self.offers.remove(&address);
         Some(change.into_iter().collect())
@@ -368,6 +471,29 @@ impl Leases {
 
     /// Why this holder cannot have this address; `None` if it can.
     fn obstacle(&self, address: Ipv4Addr, holder: &Holder, rules: &Rules<'_>, now: Timestamp) -> Option<Obstacle> {
+        match self.obstacle_in_book(address, holder, rules, now) {
+            // Whatever was changed or found out since: a system that runs keeps its address until it boots anew.
+            Some(Obstacle::NotInPool | Obstacle::Reserved(_) | Obstacle::Fixed(_) | Obstacle::Quarantined)
+                if rules.runs_at(holder, address) =>
+            {
+                None
+            }
+            None if self.held.get(holder).is_none_or(|lease| lease.address != address) => {
+                let other = (rules.in_session)(address)?;
+                (*holder != Holder::Client(other.clone())).then_some(Obstacle::InSession(other))
+            }
+            found => found,
+        }
+    }
+
+    /// What rules and tables have against it.
+    fn obstacle_in_book(
+        &self,
+        address: Ipv4Addr,
+        holder: &Holder,
+        rules: &Rules<'_>,
+        now: Timestamp,
+    ) -> Option<Obstacle> {
         if let Some(why) = rules.forbid(address, holder) {
             return Some(why);
         }

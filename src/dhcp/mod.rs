@@ -1,15 +1,16 @@
-//! A DHCP server for one wire, as a pure function: [`handle`] takes a packet and says what to answer, what must be durable
-//! before that, and why (RFC 2131, RFC 2132, RFC 3396, RFC 4578, RFC 6842).
+//! A DHCP server for one wire and the subnets behind its relays, as a pure function: [`handle`] takes a packet and says what to answer, what must be durable
+//! before that, and why (RFC 2131, RFC 2132, RFC 3046, RFC 3396, RFC 4578, RFC 6842).
 //!
 //! It gives addresses, and with them the way into the boot chain: firmware gets the name of a loader, iPXE the address of its
 //! script. Beside a server that gives the addresses, [`proxy`] does the second half alone.
 //!
-//! Not here: sockets and clocks (`net::dhcp`), what a machine boots (`fleet::policy`). Not yet: relays.
+//! Not here: sockets and clocks (`net::dhcp`), what a machine boots (`fleet::policy`).
 
 mod boot;
 mod guide;
 mod leases;
 pub mod proxy;
+mod relay;
 mod reply;
 mod scope;
 #[cfg(test)]
@@ -24,16 +25,17 @@ pub use boot::{BIOS_LOADER, Features, Handout, Machine, Missing, UEFI_X64_LOADER
 pub use guide::Guide;
 use leases::{Claim, Rules};
 pub use leases::{
-    LeaseChange, Leases, MAX_OFFERS, MAX_QUARANTINED, MAX_STRANGERS, NoAddress, OFFER_HOLD, Obstacle, QUARANTINE,
+    InSession, LeaseChange, Leases, MAX_OFFERS, MAX_OFFERS_OF_PORT, MAX_QUARANTINED, MAX_STRANGERS, NoAddress,
+    OFFER_HOLD, Obstacle, PROBE, QUARANTINE, STRANGERS_OFFER_HOLD,
 };
 use reply::{Answer, Encoder};
-pub use scope::{Role, Scope, ScopeError, Site};
+pub use scope::{Role, Scope, ScopeError, Site, Wire};
 pub use wire::{Kind, Malformed};
 use wire::{Request, code};
 
 use crate::fleet::lease::MAX_DNS;
-use crate::fleet::policy::{Plan, boot_plan};
-use crate::fleet::{Client, ClientName, Fleet, Holder, Mac, Stage, Timestamp};
+use crate::fleet::policy::{Plan, TwoClients, boot_plan_at};
+use crate::fleet::{Client, ClientName, ExtraOption, Fleet, Holder, Mac, Port, Stage, Timestamp};
 
 /// The port that servers listen on.
 pub const SERVER_PORT: u16 = 67;
@@ -60,6 +62,9 @@ pub struct Outcome {
     pub reason: Reason,
     /// What must be durable before the reply leaves.
     pub persist: Vec<LeaseChange>,
+    /// An address that somebody may use already. It is worth asking before the reply leaves, if that takes no longer than
+    /// [`PROBE`].
+    pub probe: Option<Ipv4Addr>,
     /// What to send.
     pub reply: Option<Reply>,
     /// A stage of a boot that the machine reached.
@@ -75,11 +80,20 @@ pub struct Asker {
     pub kind: Kind,
     /// In whose place it stands.
     pub client: Option<ClientName>,
+    /// The port that it is plugged into, where a relay or a switch tells it.
+    pub port: Option<Port>,
     /// What it told about itself.
     pub machine: Machine,
     /// The address that it uses from now on: it was just acknowledged, or it told that it has one. What it merely claimed to
     /// have does not count.
     pub address: Option<Ipv4Addr>,
+}
+
+impl Asker {
+    /// Where it is plugged in, as the end of a sentence.
+    fn at(&self) -> String {
+        self.port.as_ref().map(|port| format!(", at port {port}")).unwrap_or_default()
+    }
 }
 
 /// A packet to send.
@@ -107,6 +121,8 @@ pub enum Destination {
         /// The machine.
         mac: Mac,
     },
+    /// To the relay that brought the request, which hands it on: to port 67.
+    Relay(Ipv4Addr),
     /// Back to where the request came from, from the port that it was sent to.
     Asker(SocketAddrV4),
 }
@@ -180,10 +196,16 @@ pub enum Reason {
     NotForBootServer(Kind),
     /// Ignored: it is no request.
     Malformed(Malformed),
-    /// Ignored: it came through a relay.
-    Relayed(Ipv4Addr),
+    /// Ignored: there is no pool for the subnet that it comes from.
+    NoSubnet(Ipv4Addr),
     /// Ignored: the client is `off`.
     OutOfService(ClientName),
+    /// Ignored: it matches two clients.
+    TwoClients(TwoClients),
+    /// Ignored: it is plugged in at the port of a client whose machine, another one, is running.
+    PortInUse(ClientName, Mac),
+    /// Ignored: it gives back, or declines, an address at which it runs from its disk.
+    InSession(Ipv4Addr),
     /// Ignored: there is no address for it.
     NoAddress(NoAddress),
     /// Ignored: a request that names no address.
@@ -201,7 +223,15 @@ impl Reason {
     /// should not have it.
     #[must_use]
     pub fn is_alarming(&self) -> bool {
-        matches!(self, Self::NoAddress(_) | Self::Declined(_) | Self::NoLoader(_))
+        matches!(
+            self,
+            Self::NoAddress(_)
+                | Self::Declined(_)
+                | Self::NoLoader(_)
+                | Self::NoSubnet(_)
+                | Self::TwoClients(_)
+                | Self::PortInUse(..)
+        )
     }
 }
 
@@ -230,9 +260,17 @@ impl fmt::Display for Reason {
                 write!(f, "ignored: {kind:?} is nothing that port {BOOT_SERVER_PORT} is for")
             }
             Self::Malformed(why) => write!(f, "ignored: {why}"),
-            Self::Relayed(relay) => {
-                write!(f, "ignored: it came through the relay {relay}, and relays are not served yet")
+            Self::NoSubnet(link) => {
+                write!(
+                    f,
+                    "ignored: it comes from the subnet of {link}, for which there is no pool; add one: [server.pools.NAME]"
+                )
             }
+            Self::TwoClients(why) => write!(f, "ignored: {why}"),
+            Self::PortInUse(name, other) => {
+                write!(f, "ignored: it is plugged in at the port of {name}, whose machine {other} is running")
+            }
+            Self::InSession(address) => write!(f, "ignored: it runs from its disk at {address}"),
             Self::OutOfService(name) => write!(f, "ignored: {name} is out of service (off = true)"),
             Self::NoAddress(why) => write!(f, "ignored: {why}"),
             Self::NothingAsked => f.write_str("ignored: it names no address"),
@@ -243,33 +281,81 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Handles one packet that arrived on the wire of `scope`.
-pub fn handle(
-    leases: &mut Leases,
-    fleet: &Fleet,
-    scope: &Scope,
-    now: Timestamp,
-    arrival: &Arrival,
-    bytes: &[u8],
-) -> Outcome {
-    let silent = |asker, reason| Outcome { asker, reason, persist: Vec::new(), reply: None, note: None };
+/// What an answer depends on besides the packet and the leases.
+#[derive(Clone, Copy)]
+pub struct Around<'a> {
+    /// The clients.
+    pub fleet: &'a Fleet,
+    /// Where the packet arrived.
+    pub wire: &'a Wire,
+    /// Who runs from a disk of ours.
+    pub in_session: InSession<'a>,
+}
+
+impl fmt::Debug for Around<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Around").field("wire", self.wire).finish_non_exhaustive()
+    }
+}
+
+/// Handles one packet that arrived on a wire where we give the addresses.
+pub fn handle(leases: &mut Leases, around: Around<'_>, now: Timestamp, arrival: &Arrival, bytes: &[u8]) -> Outcome {
+    let silent = |asker, reason| Outcome { asker, reason, persist: Vec::new(), probe: None, reply: None, note: None };
     let request = match Request::parse(bytes) {
         Ok(request) => request,
         Err(why) => return silent(None, Reason::Malformed(why)),
     };
-    let plan = boot_plan(fleet, request.mac);
-    let client = match plan {
-        Plan::Boot(client) | Plan::Off(client) => Some(client),
-        Plan::Unknown => None,
+    let (client, asker) = match recognise(around.fleet, &request) {
+        Ok(recognised) => recognised,
+        Err(ignored) => return *ignored,
     };
-    let exchange = Exchange::new(leases, fleet, scope, now, arrival, &request, client);
-    if let Plan::Off(client) = plan {
-        return silent(Some(exchange.asker), Reason::OutOfService(client.name.clone()));
+    let scope = match scope_for(around.wire, arrival, &request) {
+        Ok(scope) => scope,
+        Err(link) => return silent(Some(asker), Reason::NoSubnet(link)),
+    };
+    if let Some((client, other)) =
+        client.and_then(|client| Some((client, leases.rival(client, request.mac, around.in_session)?)))
+    {
+        return silent(Some(asker), Reason::PortInUse(client.name.clone(), other));
     }
-    if !request.giaddr.is_unspecified() {
-        return silent(Some(exchange.asker), Reason::Relayed(request.giaddr));
+    Exchange::new(leases, around, scope, now, arrival, &request, client, asker).run()
+}
+
+/// Who asks, and in whose place it stands; or why it is not answered, whoever gives its address.
+fn recognise<'a>(fleet: &'a Fleet, request: &Request) -> Result<(Option<&'a Client>, Asker), Box<Outcome>> {
+    let port = relay::port(request);
+    let asker = |client: Option<&Client>| Asker {
+        mac: request.mac,
+        kind: request.kind,
+        client: client.map(|client| client.name.clone()),
+        port: port.clone(),
+        machine: Machine::of(request),
+        address: None,
+    };
+    let (asker, reason) = match boot_plan_at(fleet, request.mac, port.as_ref()) {
+        Ok(Plan::Boot(client)) => return Ok((Some(client), asker(Some(client)))),
+        Ok(Plan::Unknown) => return Ok((None, asker(None))),
+        Ok(Plan::Off(client)) => (asker(Some(client)), Reason::OutOfService(client.name.clone())),
+        Err(two) => (asker(None), Reason::TwoClients(two)),
+    };
+    Err(Box::new(Outcome { asker: Some(asker), reason, persist: Vec::new(), probe: None, reply: None, note: None }))
+}
+
+/// The subnet that a request comes from; where we have no pool for it, an address that it is known by.
+fn scope_for<'a>(wire: &'a Wire, arrival: &Arrival, request: &Request) -> Result<&'a Scope, Ipv4Addr> {
+    if let Some(link) = relay::link(request) {
+        return wire.scope_of(link).ok_or(link);
     }
-    exchange.run()
+    // Who has an address asks us alone, past the relay (RFC 2131 §4.3.2): what it says of itself names the subnet.
+    if arrival.to == wire.site().server && !request.ciaddr.is_unspecified() {
+        return wire.scope_of(request.ciaddr).or(wire.local()).ok_or(request.ciaddr);
+    }
+    wire.local().ok_or(wire.site().server)
+}
+
+/// Who an address is given to: the client, or the machine that is in nobody's place.
+fn holder(mac: Mac, client: Option<&Client>) -> Holder {
+    client.map_or(Holder::Stranger(mac), |client| Holder::Client(client.name.clone()))
 }
 
 /// One request and everything that its answer depends on.
@@ -277,6 +363,8 @@ struct Exchange<'a> {
     leases: &'a mut Leases,
     rules: Rules<'a>,
     scope: &'a Scope,
+    /// What the client knows us by: our address, unless its relay wants to be asked instead.
+    server: Ipv4Addr,
     now: Timestamp,
     arrival: &'a Arrival,
     request: &'a Request,
@@ -287,6 +375,7 @@ struct Exchange<'a> {
 
 /// What an exchange comes to, before it is dressed as an [`Outcome`].
 struct Verdict {
+    probe: Option<Ipv4Addr>,
     reason: Reason,
     persist: Vec<LeaseChange>,
     reply: Option<Reply>,
@@ -294,38 +383,39 @@ struct Verdict {
 
 impl From<Reason> for Verdict {
     fn from(reason: Reason) -> Self {
-        Self { reason, persist: Vec::new(), reply: None }
+        Self { probe: None, reason, persist: Vec::new(), reply: None }
     }
 }
 
 impl<'a> Exchange<'a> {
+    #[expect(clippy::too_many_arguments, reason = "they are what an answer depends on, put together once")]
     fn new(
         leases: &'a mut Leases,
-        fleet: &'a Fleet,
+        around: Around<'a>,
         scope: &'a Scope,
         now: Timestamp,
         arrival: &'a Arrival,
         request: &'a Request,
         client: Option<&'a Client>,
+        asker: Asker,
     ) -> Self {
-        let name = client.map(|client| client.name.clone());
         Self {
             leases,
-            rules: Rules::new(scope, fleet),
+            rules: Rules::new(scope, around.fleet, around.in_session),
             scope,
+            server: relay::server(request).unwrap_or(scope.server()),
             now,
             arrival,
             request,
             client,
-            holder: name.clone().map_or(Holder::Stranger(request.mac), Holder::Client),
-            asker: Asker {
-                mac: request.mac,
-                kind: request.kind,
-                client: name,
-                machine: Machine::of(request),
-                address: None,
-            },
+            holder: holder(request.mac, client),
+            asker,
         }
+    }
+
+    /// The client means another server than us. It may know us by our own address too: from another relay, say.
+    fn is_for(&self, server: Ipv4Addr) -> bool {
+        server == self.server || server == self.scope.server()
     }
 
     fn run(mut self) -> Outcome {
@@ -346,22 +436,32 @@ impl<'a> Exchange<'a> {
                 mac: self.asker.mac,
                 client: self.asker.client.clone(),
                 stage: Stage::Offer,
-                detail: format!("{address}, {}", handout.to(&self.asker.machine)),
+                detail: format!("{address}, {}{}", handout.to(&self.asker.machine), self.asker.at()),
             }),
             _ => None,
         };
         if let Reason::Acked(address, _) | Reason::Informed(address) = verdict.reason {
             self.asker.address = Some(address);
         }
-        Outcome { asker: Some(self.asker), reason: verdict.reason, persist, reply: verdict.reply, note }
+        Outcome {
+            asker: Some(self.asker),
+            reason: verdict.reason,
+            persist,
+            probe: verdict.probe,
+            reply: verdict.reply,
+            note,
+        }
     }
 
     /// RFC 2131 §4.3.1.
     fn discover(&mut self) -> Verdict {
         let wish = self.request.address(code::REQUESTED);
-        match self.leases.offer(&self.holder, wish, &self.rules, self.now) {
+        match self.leases.offer(&self.holder, wish, self.asker.port.as_ref(), &self.rules, self.now) {
             Err(why) => Reason::NoAddress(why).into(),
             Ok(address) => Verdict {
+                probe: Some(address).filter(|address| {
+                    self.request.giaddr.is_unspecified() && self.leases.is_doubtful(*address, &self.holder, &self.rules)
+                }),
                 reply: Some(self.configuration(Answer::Offer, Some(address))),
                 ..Reason::Offered(address, self.handout()).into()
             },
@@ -377,7 +477,7 @@ impl<'a> Exchange<'a> {
         let asked = self.request.address(code::REQUESTED);
         let current = Some(self.request.ciaddr).filter(|address| !address.is_unspecified());
         let (state, address) = match self.request.address(code::SERVER) {
-            Some(server) if server != self.scope.server() => {
+            Some(server) if !self.is_for(server) => {
                 self.leases.withdraw(&self.holder);
                 return Reason::ChoseOther(server).into();
             }
@@ -403,6 +503,7 @@ impl<'a> Exchange<'a> {
             Claim::Free | Claim::Theirs => {
                 let expires = self.now.after(self.scope.pool().lease);
                 Verdict {
+                    probe: None,
                     reason: Reason::Acked(address, state),
                     persist: self.leases.grant(&self.holder, address, self.request.mac, expires),
                     reply: Some(self.configuration(Answer::Ack, Some(address))),
@@ -413,9 +514,9 @@ impl<'a> Exchange<'a> {
 
     fn refuse(&mut self, address: Ipv4Addr, why: Obstacle) -> Verdict {
         self.leases.withdraw(&self.holder);
-        let mut reply = Encoder::new(self.request, Answer::Nak, self.scope.server());
+        let mut reply = Encoder::new(self.request, Answer::Nak, self.server);
         reply.option(code::MESSAGE, why.to_string().as_bytes());
-        // Always broadcast: the client may not have the address that it believes it has (RFC 2131 §4.1).
+        // To everybody: the client may not have the address that it believes it has (RFC 2131 §4.1).
         let reply = finish(self.request, reply, Destination::Broadcast);
         Verdict { reply: Some(reply), ..Reason::Refused { address, why }.into() }
     }
@@ -423,8 +524,10 @@ impl<'a> Exchange<'a> {
     /// RFC 2131 §4.3.3.
     fn decline(&mut self) -> Verdict {
         match (self.request.address(code::SERVER), self.request.address(code::REQUESTED)) {
-            (Some(server), _) if server != self.scope.server() => Reason::OtherServer(server).into(),
+            (Some(server), _) if !self.is_for(server) => Reason::OtherServer(server).into(),
             (_, None) => Reason::NothingAsked.into(),
+            // Only its running system uses the address; anybody can have sent this.
+            (_, Some(address)) if self.rules.runs_at(&self.holder, address) => Reason::InSession(address).into(),
             (_, Some(address)) => match self.leases.decline(&self.holder, address, self.now) {
                 None => Reason::NotTheirs(address).into(),
                 Some(persist) => Verdict { persist, ..Reason::Declined(address).into() },
@@ -436,7 +539,8 @@ impl<'a> Exchange<'a> {
     fn release(&mut self) -> Verdict {
         let address = self.request.ciaddr;
         match self.request.address(code::SERVER) {
-            Some(server) if server != self.scope.server() => Reason::OtherServer(server).into(),
+            Some(server) if !self.is_for(server) => Reason::OtherServer(server).into(),
+            _ if self.rules.runs_at(&self.holder, address) => Reason::InSession(address).into(),
             _ => match self.leases.release(&self.holder, address, self.now) {
                 None => Reason::NotTheirs(address).into(),
                 Some(change) => Verdict { persist: vec![change], ..Reason::Released(address).into() },
@@ -456,7 +560,7 @@ impl<'a> Exchange<'a> {
     /// An OFFER or ACK: the address, if it gives one, and all that goes with it.
     fn configuration(&self, answer: Answer, address: Option<Ipv4Addr>) -> Reply {
         let (scope, pool) = (self.scope, self.scope.pool());
-        let mut reply = Encoder::new(self.request, answer, scope.server());
+        let mut reply = Encoder::new(self.request, answer, self.server);
         if answer == Answer::Ack {
             reply.ciaddr(self.request.ciaddr);
         }
@@ -468,18 +572,25 @@ impl<'a> Exchange<'a> {
             reply.option(code::RENEWAL, &seconds(lease / 2)).option(code::REBINDING, &seconds(lease / 8 * 7));
         }
         reply.option(code::SUBNET_MASK, &scope.netmask().octets());
-        if let Some(router) = pool.router {
+        let extra = self.client.map_or(&[][..], |client| &client.options);
+        let given = |code| extra.iter().any(|option| option.code == code);
+        if let Some(router) = pool.router.filter(|_| !given(code::ROUTER)) {
             reply.option(code::ROUTER, &router.octets());
         }
         boot::hand_out(&mut reply, scope.site(), self.request, &self.asker.machine, self.client);
         if let Some(client) = self.client {
             reply.option(code::HOST_NAME, client.name.as_str().as_bytes());
         }
-        if !pool.dns.is_empty() {
+        if !pool.dns.is_empty() && !given(code::NAME_SERVERS) {
             let servers: Vec<u8> = pool.dns.iter().take(MAX_DNS).flat_map(Ipv4Addr::octets).collect();
             reply.option(code::NAME_SERVERS, &servers);
         }
         reply.option(code::BROADCAST, &scope.broadcast().octets());
+        // Firmware and loaders read 43 as instructions for booting, which are ours.
+        let boots = self.asker.machine.netboot || self.asker.machine.ipxe;
+        for ExtraOption { code, value } in extra.iter().filter(|option| !(boots && option.code == code::VENDOR)) {
+            reply.option(*code, value);
+        }
         let to = match address {
             _ if !self.request.ciaddr.is_unspecified() && answer == Answer::Ack => {
                 Destination::Unicast(self.request.ciaddr)
@@ -491,8 +602,16 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// Option 61 comes back as it was sent (RFC 6842); last, because it can be so long that it leaves no room for others.
+/// What a relay brought goes back to it, wherever else it would go (RFC 2131 §4.1). Options 118 and 61 come back as they were
+/// sent (RFC 3011, RFC 6842); 61 last, because it can be so long that it leaves no room for others.
 fn finish(request: &Request, mut reply: Encoder, to: Destination) -> Reply {
+    let mut to = to;
+    if !(request.giaddr.is_unspecified() || matches!(to, Destination::Asker(_))) {
+        to = Destination::Relay(request.giaddr);
+        if let Some(selected) = request.option(code::SUBNET_SELECTION) {
+            reply.option(code::SUBNET_SELECTION, selected);
+        }
+    }
     if let Some(id) = request.option(code::CLIENT_ID) {
         reply.option(code::CLIENT_ID, id);
     }

@@ -6,12 +6,11 @@
 //!
 //! Both functions are pure and remember nothing. Not here: giving addresses ([`handle`](super::handle)).
 
-use super::boot::{self, Handout, Machine};
+use super::boot::{self, Handout};
 use super::reply::{Answer, Encoder};
 use super::scope::{Role, Site};
 use super::wire::{Kind, Request, code};
-use super::{Arrival, Asker, Destination, Note, Outcome, Reason, Reply, finish};
-use crate::fleet::policy::{Plan, boot_plan};
+use super::{Arrival, Asker, Destination, Note, Outcome, Reason, Reply, finish, recognise};
 use crate::fleet::{Client, Fleet, Stage};
 
 /// Handles one packet that was heard on port 67 of a wire where another server gives the addresses.
@@ -28,9 +27,14 @@ pub fn overheard(fleet: &Fleet, site: &Site, bytes: &[u8]) -> Outcome {
     let server = request.address(code::SERVER);
     match request.kind {
         Kind::Discover => place.answer(Answer::Offer, Destination::Broadcast),
-        // What it claims here, anybody can claim for it: the address counts when it is seen in use.
+        // What it claims here, anybody can claim for it: the address counts when it is seen in use. Behind a relay nobody here
+        // sees that; there the claim is all that there will be, and the adapter decides.
         Kind::Request => {
             let address = request.address(code::REQUESTED);
+            let mut place = place;
+            if !request.giaddr.is_unspecified() && server.is_some() {
+                place.asker.address = address;
+            }
             let note = address.zip(server).map(|(address, server)| Note {
                 mac: place.asker.mac,
                 client: place.asker.client.clone(),
@@ -65,7 +69,7 @@ pub fn asked(fleet: &Fleet, site: &Site, arrival: &Arrival, bytes: &[u8]) -> Out
 }
 
 fn nothing(asker: Option<Asker>, reason: Reason) -> Outcome {
-    Outcome { asker, reason, persist: Vec::new(), reply: None, note: None }
+    Outcome { asker, reason, persist: Vec::new(), probe: None, reply: None, note: None }
 }
 
 /// A machine that may be answered.
@@ -79,22 +83,9 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     /// Who asks, and in whose place it stands; or why it is not answered.
     fn of(fleet: &'a Fleet, site: &'a Site, request: &'a Request) -> Result<Self, Box<Outcome>> {
-        let plan = boot_plan(fleet, request.mac);
-        let client = match plan {
-            Plan::Boot(client) | Plan::Off(client) => Some(client),
-            Plan::Unknown => None,
-        };
-        let asker = Asker {
-            mac: request.mac,
-            kind: request.kind,
-            client: client.map(|client| client.name.clone()),
-            machine: Machine::of(request),
-            address: None,
-        };
-        let reason = match plan {
-            Plan::Off(client) => Reason::OutOfService(client.name.clone()),
-            Plan::Unknown if site.role == Role::Proxy => Reason::Stranger,
-            _ if !request.giaddr.is_unspecified() => Reason::Relayed(request.giaddr),
+        let (client, asker) = recognise(fleet, request)?;
+        let reason = match client {
+            None if site.role == Role::Proxy => Reason::Stranger,
             _ if !(asker.machine.netboot || asker.machine.ipxe) => Reason::NoNetboot,
             _ => return Ok(Self { site, request, client, asker }),
         };
@@ -104,7 +95,10 @@ impl<'a> Place<'a> {
     /// The answer: a boot file, and no address.
     fn answer(self, answer: Answer, to: Destination) -> Outcome {
         let Self { site, request, client, asker } = self;
-        let note = |detail| Some(Note { mac: asker.mac, client: asker.client.clone(), stage: Stage::Offer, detail });
+        let at = asker.at();
+        let note = |detail: String| {
+            Some(Note { detail: detail + &at, mac: asker.mac, client: asker.client.clone(), stage: Stage::Offer })
+        };
         let mut reply = Encoder::new(request, answer, site.server);
         let handout = boot::hand_out(&mut reply, site, request, &asker.machine, client);
         if let Handout::NoLoader(architecture) = handout {

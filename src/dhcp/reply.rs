@@ -46,6 +46,10 @@ impl Encoder {
             Self { bytes, tail: Vec::new(), limit: usize::from(datagram - IP_AND_UDP), left_out: Vec::new() };
         reply.put(at::XID, &request.xid);
         reply.put(at::FLAGS, &request.flags);
+        if answer == Answer::Nak && !request.giaddr.is_unspecified() {
+            // The relay must not send it to an address that the client may not have (RFC 2131 §4.3.2).
+            reply.bytes[at::FLAGS] |= 0x80;
+        }
         reply.put(at::GIADDR, &request.giaddr.octets());
         reply.put(at::CHADDR, &request.mac.octets());
         reply.put(at::COOKIE, &COOKIE);

@@ -1,10 +1,11 @@
-//! The wire that we serve: our address on it, who gives addresses there, and, where we do, its subnet and the pool.
+//! The wire that we serve: our address on it, who gives addresses there, and, where we do, the subnets and their pools: its
+//! own, and those whose requests relays bring.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use super::guide::Guide;
-use crate::fleet::lease::MIN_LEASE;
+use crate::fleet::lease::{MIN_LEASE, Subnet, netmask};
 use crate::fleet::{Naming, Pool};
 
 /// Who gives addresses on a wire.
@@ -43,8 +44,62 @@ impl Site {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
     site: Site,
+    /// Any address of the subnet.
+    within: Ipv4Addr,
     prefix: u8,
     pool: Pool,
+}
+
+/// One interface, and the subnets whose machines get their addresses through it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wire {
+    site: Site,
+    local: Option<Scope>,
+    beyond: Vec<Scope>,
+}
+
+impl Wire {
+    /// An interface where machines find us at `site`. `local` is the subnet of the interface itself; the others are behind
+    /// relays.
+    #[must_use]
+    pub fn new(site: Site, local: Option<Scope>, beyond: Vec<Scope>) -> Self {
+        Self { site, local, beyond }
+    }
+
+    /// Where machines on it find us.
+    #[must_use]
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// The same, with these loaders.
+    #[must_use]
+    pub fn with_guide(self, guide: &Guide) -> Self {
+        let with = |scope: Scope| scope.with_guide(guide.clone());
+        Self {
+            site: Site { guide: guide.clone(), ..self.site },
+            local: self.local.map(with),
+            beyond: self.beyond.into_iter().map(with).collect(),
+        }
+    }
+
+    /// The subnet of the interface itself; `None` where we give no addresses on it.
+    #[must_use]
+    pub fn local(&self) -> Option<&Scope> {
+        self.local.as_ref()
+    }
+
+    /// The subnet that this address is of.
+    #[must_use]
+    pub fn scope_of(&self, address: Ipv4Addr) -> Option<&Scope> {
+        self.local.iter().chain(&self.beyond).find(|scope| scope.contains(address))
+    }
+}
+
+impl From<Scope> for Wire {
+    fn from(scope: Scope) -> Self {
+        Self { site: scope.site.clone(), local: Some(scope), beyond: Vec::new() }
+    }
 }
 
 /// Why there is nothing to serve on an interface.
@@ -63,15 +118,15 @@ pub enum ScopeError {
     },
     /// The pool is for another wire.
     #[error(
-        "the pool {first}-{last} lies outside {server}/{prefix}, the subnet of the interface; change [server.pool] range, or the interface's address"
+        "the pool {first}-{last} lies outside {within}/{prefix}, the subnet of the interface; change [server.pool] range, or the interface's address"
     )]
     Outside {
         /// First address.
         first: Ipv4Addr,
         /// Last address.
         last: Ipv4Addr,
-        /// Our address.
-        server: Ipv4Addr,
+        /// Our address, or another of the subnet.
+        within: Ipv4Addr,
         /// Its prefix.
         prefix: u8,
     },
@@ -87,26 +142,34 @@ impl Scope {
     /// # Errors
     /// A [`ScopeError`]; `config` reports most of them with their place before it comes to this.
     pub fn new(server: Ipv4Addr, prefix: u8, pool: Pool, http_port: u16, naming: Naming) -> Result<Self, ScopeError> {
-        let (first, last) = (pool.first, pool.last);
-        let lease = pool.lease;
-        let scope = Self {
-            site: Site { server, http_port, naming, role: Role::Server, guide: Guide::default() },
-            prefix,
-            pool,
-        };
+        let site = Site { server, http_port, naming, role: Role::Server, guide: Guide::default() };
+        Self { site, within: server, prefix, pool }.checked()
+    }
+
+    /// A subnet that the file describes, whose machines find us at `site`.
+    ///
+    /// # Errors
+    /// A [`ScopeError`].
+    pub fn of(site: &Site, subnet: &Subnet) -> Result<Self, ScopeError> {
+        let Subnet { network, prefix, pool, .. } = subnet.clone();
+        Self { site: site.clone(), within: network, prefix, pool }.checked()
+    }
+
+    fn checked(self) -> Result<Self, ScopeError> {
+        let Self { prefix, pool: Pool { first, last, lease, .. }, .. } = self;
         if prefix > 32 {
             return Err(ScopeError::Prefix(prefix));
         }
         if first > last {
             return Err(ScopeError::Empty { first, last });
         }
-        if !scope.contains(first) || !scope.contains(last) {
-            return Err(ScopeError::Outside { first, last, server, prefix });
+        if !self.contains(first) || !self.contains(last) {
+            return Err(ScopeError::Outside { first, last, within: self.within, prefix });
         }
         if lease < MIN_LEASE {
             return Err(ScopeError::Lease(lease));
         }
-        Ok(scope)
+        Ok(self)
     }
 
     /// Our address: server identifier, TFTP and HTTP server.
@@ -137,19 +200,19 @@ impl Scope {
     /// The subnet's mask.
     #[must_use]
     pub fn netmask(&self) -> Ipv4Addr {
-        u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0).into()
+        netmask(self.prefix)
     }
 
     /// The address of everybody on the subnet.
     #[must_use]
     pub fn broadcast(&self) -> Ipv4Addr {
-        self.server() | !self.netmask()
+        self.within | !self.netmask()
     }
 
     /// The address is of this subnet.
     #[must_use]
     pub fn contains(&self, address: Ipv4Addr) -> bool {
-        address & self.netmask() == self.server() & self.netmask()
+        address & self.netmask() == self.within & self.netmask()
     }
 
     /// The address is in the pool.
@@ -162,7 +225,7 @@ impl Scope {
     #[must_use]
     pub fn is_host(&self, address: Ipv4Addr) -> bool {
         // A subnet of one or two addresses has neither a network nor a broadcast address (RFC 3021).
-        let special = self.prefix < 31 && (address == self.broadcast() || address == self.netmask() & self.server());
+        let special = self.prefix < 31 && (address == self.broadcast() || address == self.netmask() & self.within);
         self.contains(address) && !special && address != self.server() && Some(address) != self.pool.router
     }
 }

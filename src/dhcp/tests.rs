@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::wire::at;
 use super::*;
-use crate::fleet::{DiskPolicy, Initiators, Lease, Naming, Pool};
+use crate::fleet::{DiskPolicy, ExtraOption, Initiators, Lease, Naming, Pool, Subnet};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const SCRIPT_URL: &str = "http://10.9.0.1/boot.ipxe?mac=${mac:hexhyp}";
@@ -33,6 +33,8 @@ fn client(text: &str, macs: &[u8], ip: Option<[u8; 4]>) -> Client {
         name: name(text),
         group: None,
         macs: macs.iter().copied().map(mac).collect(),
+        port: None,
+        options: Vec::new(),
         ip: ip.map(Ipv4Addr::from),
         image: "debian-12".parse().unwrap(),
         disk: DiskPolicy::Keep,
@@ -70,12 +72,16 @@ struct Lab {
     leases: Leases,
     fleet: Fleet,
     scope: Scope,
+    /// Subnets behind relays.
+    beyond: Vec<Scope>,
+    sessions: BTreeMap<Ipv4Addr, ClientName>,
     now: Timestamp,
 }
 
 impl Lab {
     fn new() -> Self {
-        Self { leases: Leases::default(), fleet: fleet(), scope: scope_of(100, 103), now: T0 }
+        let (leases, scope) = (Leases::default(), scope_of(100, 103));
+        Self { leases, fleet: fleet(), scope, beyond: Vec::new(), sessions: BTreeMap::new(), now: T0 }
     }
 
     fn hear(&mut self, packet: &Packet) -> Outcome {
@@ -88,7 +94,15 @@ impl Lab {
 
     fn hear_bytes(&mut self, bytes: &[u8], to: Ipv4Addr) -> Outcome {
         let arrival = Arrival { from: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT), to };
-        handle(&mut self.leases, &self.fleet, &self.scope, self.now, &arrival, bytes)
+        self.hear_from(&arrival, bytes)
+    }
+
+    fn hear_from(&mut self, arrival: &Arrival, bytes: &[u8]) -> Outcome {
+        let wire = Wire::new(self.scope.site().clone(), Some(self.scope.clone()), self.beyond.clone());
+        let sessions = &self.sessions;
+        let in_session = |address| sessions.get(&address).cloned();
+        let around = Around { fleet: &self.fleet, wire: &wire, in_session: &in_session };
+        handle(&mut self.leases, around, self.now, arrival, bytes)
     }
 
     /// DISCOVER and REQUEST; the address, or why there is none.
@@ -380,7 +394,7 @@ fn what_is_no_request_on_this_wire_is_ignored_with_its_reason() {
         (discover.clone().with(1, &[6]), Reason::Malformed(Malformed::Hardware { kind: 6, len: 6 })),
         (discover.clone().with(at::COOKIE, &[0]), Reason::Malformed(Malformed::Cookie)),
         (discover.clone().with(at::CHADDR, &[0; 6]), Reason::Malformed(Malformed::Mac([0; 6]))),
-        (discover.with(at::GIADDR, &relay.octets()), Reason::Relayed(relay)),
+        (discover.with(at::GIADDR, &relay.octets()), Reason::NoSubnet(relay)),
         (Packet::new(2, 2), Reason::Malformed(Malformed::Kind(2))),
         (Packet::new(3, 2), Reason::NothingAsked),
         (Packet::new(8, 2), Reason::NothingAsked),
@@ -762,13 +776,11 @@ fn a_proxys_offer_is_to_the_byte_what_each_firmware_takes() {
 
 #[test]
 fn a_proxy_is_silent_towards_everybody_else_and_says_why() {
-    let relayed = Packet::ovmf(1, 2).with(at::GIADDR, &[10, 8, 0, 1]);
     let arm = Packet::new(1, 2).option(60, b"PXEClient").option(93, &[0, 11]);
     for (packet, words) in [
         (Packet::ovmf(1, 9), "ignored: no client has this MAC, and another server gives its address"),
         (Packet::linux(1, 2), "ignored: it does not boot from the network"),
         (Packet::ovmf(1, 3), "ignored: pc-03 is out of service (off = true)"),
-        (relayed, "ignored: it came through the relay 10.8.0.1, and relays are not served yet"),
         (arm, "ignored: no boot file: there is no loader for UEFI ARM64"),
         (Packet::ovmf(8, 2).using(ip(60)), "ignored: its address is another server's matter"),
         (Packet::ovmf(3, 2).option(50, &[10, 9, 0, 60]).option(54, &[10, 9, 0, 7]), "it takes 10.9.0.60 from 10.9.0.7"),
@@ -825,6 +837,340 @@ fn firmware_that_boots_by_http_gets_an_absolute_url_and_its_own_class() {
     assert_eq!(raw(&outcome, 67), Some(b"http://10.9.0.1/snponly.efi\0".to_vec()));
     assert_eq!((raw(&outcome, 43), decode(&outcome).yiaddr()), (None, ip(100)));
     assert_eq!(outcome.note.unwrap().detail, "10.9.0.100, snponly.efi by HTTP (UEFI x64 by HTTP)");
+}
+
+const RELAY: Ipv4Addr = Ipv4Addr::new(10, 30, 0, 1);
+
+/// A lab with a second subnet, 10.30.0.0/24, behind a relay.
+fn relayed_lab() -> Lab {
+    let mut lab = Lab::new();
+    let pool = Pool {
+        first: Ipv4Addr::new(10, 30, 0, 100),
+        last: Ipv4Addr::new(10, 30, 0, 103),
+        router: Some(RELAY),
+        ..lab.scope.pool().clone()
+    };
+    let subnet = Subnet { name: "room-b".into(), network: Ipv4Addr::new(10, 30, 0, 0), prefix: 24, pool };
+    lab.beyond = vec![Scope::of(lab.scope.site(), &subnet).unwrap()];
+    lab
+}
+
+fn far(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 30, 0, last)
+}
+
+impl Packet {
+    fn relayed(self, giaddr: Ipv4Addr) -> Self {
+        self.with(at::GIADDR, &giaddr.octets())
+    }
+
+    /// Option 82 with these sub-options.
+    fn agent(self, subs: &[(u8, &[u8])]) -> Self {
+        let mut value = Vec::new();
+        for (code, sub) in subs {
+            value.extend([*code, u8::try_from(sub.len()).unwrap()]);
+            value.extend_from_slice(sub);
+        }
+        self.option(82, &value)
+    }
+}
+
+#[test]
+fn what_a_relay_brings_goes_back_to_it_with_an_address_of_its_subnet_and_its_option_last() {
+    let mut lab = relayed_lab();
+    let agent = |packet: Packet| packet.relayed(RELAY).agent(&[(2, b"sw1"), (1, b"ge-0/0/4"), (9, &[0, 0, 13, 233])]);
+    let offer = lab.hear_unicast(&agent(Packet::ovmf(1, 2)));
+    assert_eq!(offer.reason, Reason::Offered(far(100), Handout::Loader(UEFI_X64_LOADER)));
+    let reply = offer.reply.as_ref().unwrap();
+    assert_eq!(reply.to, Destination::Relay(RELAY), "though the broadcast flag was set");
+    let seen = decode(&offer);
+    assert_eq!((seen.giaddr(), seen.flags().broadcast(), seen.yiaddr()), (RELAY, true, far(100)));
+    assert_eq!((seen.siaddr(), raw(&offer, 54)), (SERVER, Some(SERVER.octets().to_vec())));
+    assert_eq!((raw(&offer, 1), raw(&offer, 3)), (Some(vec![255, 255, 255, 0]), Some(RELAY.octets().to_vec())));
+    assert_eq!(raw(&offer, 28), Some(far(255).octets().to_vec()));
+    let sent = agent(Packet::ovmf(1, 2)).options.pop().unwrap();
+    assert_eq!(raw_options(&reply.bytes).last(), Some(&sent), "verbatim and last");
+    let port = offer.asker.unwrap().port.unwrap();
+    assert_eq!(port.as_str(), "sw1/ge-0/0/4");
+    assert!(offer.note.unwrap().detail.ends_with(", at port sw1/ge-0/0/4"));
+
+    let ack = lab.hear_unicast(&agent(Packet::ovmf(3, 2).selecting(far(100))));
+    assert_eq!(ack.reason, Reason::Acked(far(100), State::Selecting));
+    assert_eq!(ack.reply.unwrap().to, Destination::Relay(RELAY));
+    // It renews by itself, past the relay; where that fails, it asks through the relay again.
+    let renew = lab.hear_unicast(&Packet::linux(3, 2).using(far(100)));
+    assert_eq!(renew.reason, Reason::Acked(far(100), State::Renewing));
+    assert_eq!(renew.reply.as_ref().unwrap().to, Destination::Unicast(far(100)));
+    assert_eq!(raw(&renew, 3), Some(RELAY.octets().to_vec()), "of its own subnet");
+    let rebind = lab.hear_unicast(&Packet::linux(3, 2).using(far(100)).relayed(RELAY));
+    assert_eq!(rebind.reply.unwrap().to, Destination::Relay(RELAY));
+    let inform = lab.hear_unicast(&Packet::linux(8, 2).using(far(100)));
+    assert_eq!(raw(&inform, 28), Some(far(255).octets().to_vec()));
+    let released = lab.hear_unicast(&Packet::new(7, 2).using(far(100)));
+    assert_eq!(released.reason, Reason::Released(far(100)));
+}
+
+#[test]
+fn a_refusal_through_a_relay_is_for_everybody_behind_it() {
+    let mut lab = relayed_lab();
+    lab.boot(2).unwrap();
+    // Plugged in behind the relay, it remembers the address that it had here.
+    let remembers = Packet::linux(3, 2).option(code::REQUESTED, &ip(100).octets()).relayed(RELAY);
+    let nak = lab.hear_unicast(&remembers);
+    assert_eq!(nak.reason, Reason::Refused { address: ip(100), why: Obstacle::NoHost });
+    assert_eq!(nak.reply.as_ref().unwrap().to, Destination::Relay(RELAY));
+    assert!(decode(&nak).flags().broadcast(), "which the relay must heed");
+    // It has an address there, and then here again.
+    assert!(
+        matches!(lab.hear_unicast(&Packet::new(1, 2).relayed(RELAY)).reason, Reason::Offered(at, _) if at == far(100))
+    );
+    let taken = lab.hear_unicast(&Packet::new(3, 2).selecting(far(100)).relayed(RELAY));
+    assert_eq!(taken.reason, Reason::Acked(far(100), State::Selecting));
+    assert_eq!(lab.boot(2), Ok(ip(100)));
+    // A fixed address holds in its own subnet only.
+    assert!(
+        matches!(lab.hear_unicast(&Packet::new(1, 1).relayed(RELAY)).reason, Reason::Offered(at, _) if at == far(100))
+    );
+    assert_eq!(lab.boot(1), Ok(ip(101)));
+}
+
+#[test]
+fn a_relay_says_which_subnet_it_means_and_which_server_its_clients_ask() {
+    let mut lab = relayed_lab();
+    let elsewhere = Ipv4Addr::new(192, 0, 2, 1);
+    let here = SERVER.octets();
+    for (packet, expected) in [
+        (Packet::new(1, 2).relayed(RELAY), far(100)),
+        (Packet::new(1, 2).relayed(elsewhere).agent(&[(5, &far(0).octets())]), far(100)),
+        (Packet::new(1, 2).relayed(elsewhere).option(118, &far(0).octets()), far(100)),
+        (Packet::new(1, 2).relayed(elsewhere).option(118, &here).agent(&[(5, &far(9).octets())]), far(100)),
+        (Packet::new(1, 2).relayed(RELAY).option(118, &here), ip(100)),
+        (Packet::new(1, 2).relayed(RELAY).agent(&[(5, &[10, 9, 0])]), far(100)),
+        // Who is on the wire itself does not choose.
+        (Packet::new(1, 2).option(118, &far(0).octets()).agent(&[(5, &far(0).octets())]), ip(100)),
+    ] {
+        let outcome = lab.hear_unicast(&packet);
+        assert!(matches!(outcome.reason, Reason::Offered(address, _) if address == expected), "{:?}", outcome.reason);
+        let relayed = packet.header[at::GIADDR] != 0;
+        let selected = packet.options.iter().find(|(code, _)| *code == 118 && relayed);
+        assert_eq!(raw(&outcome, 118), selected.map(|option| option.1.clone()), "comes back (RFC 3011)");
+    }
+    let lost = lab.hear_unicast(&Packet::new(1, 2).relayed(elsewhere));
+    assert_eq!((&lost.reason, lost.reply), (&Reason::NoSubnet(elsewhere), None));
+    assert!(lost.reason.is_alarming() && lost.reason.to_string().contains("[server.pools.NAME]"));
+
+    let instead = |packet: Packet| packet.relayed(RELAY).agent(&[(11, &RELAY.octets())]);
+    let offer = lab.hear_unicast(&instead(Packet::ovmf(1, 2)));
+    assert_eq!((raw(&offer, 54), decode(&offer).siaddr()), (Some(RELAY.octets().to_vec()), SERVER));
+    let request = Packet::ovmf(3, 2).option(50, &far(100).octets()).option(54, &RELAY.octets());
+    assert_eq!(lab.hear_unicast(&instead(request.clone())).reason, Reason::Acked(far(100), State::Selecting));
+    assert_eq!(lab.hear_unicast(&request.relayed(RELAY)).reason, Reason::ChoseOther(RELAY), "nobody stands in for us");
+}
+
+#[test]
+fn a_proxy_answers_through_a_relay_too() {
+    let outcome = overheard(&Packet::ovmf(1, 2).relayed(RELAY).agent(&[(1, b"7")]));
+    assert_eq!(outcome.reason, Reason::OfferedBoot(Handout::Loader(UEFI_X64_LOADER)));
+    assert_eq!(outcome.reply.as_ref().unwrap().to, Destination::Relay(RELAY));
+    assert_eq!(raw_options(&outcome.reply.as_ref().unwrap().bytes).last(), Some(&(82, vec![1, 1, b'7'])));
+    assert_eq!(outcome.asker.unwrap().port.unwrap().as_str(), "10.30.0.1/7");
+    let takes = Packet::ovmf(3, 2).option(50, &far(60).octets()).option(54, &[10, 9, 0, 7]).relayed(RELAY);
+    assert_eq!(overheard(&takes).asker.unwrap().address, Some(far(60)), "nobody here will see it in use");
+}
+
+#[test]
+fn a_port_is_told_as_its_switch_writes_it() {
+    let port = |giaddr: [u8; 4], subs: &[(u8, &[u8])]| {
+        let packet = Packet::new(1, 2).relayed(giaddr.into()).agent(subs);
+        relay::port(&Request::parse(&packet.bytes()).unwrap()).map(|port| port.to_string())
+    };
+    let relay = RELAY.octets();
+    for (subs, expected) in [
+        (&[(1, &b"ge-0/0/4"[..]), (2, b"sw1")][..], Some("sw1/ge-0/0/4")),
+        (&[(1, b"Gi 1/0/4\0"), (2, b"\x01\x03sw1")], Some("sw1/Gi 1/0/4")),
+        (&[(1, &[0, 4, 0, 10, 1, 4]), (2, &[0, 6, 0x52, 0x54, 0, 0, 0, 1])], Some("52:54:00:00:00:01/vlan10/1/4")),
+        (&[(1, b"7"), (2, &[0x52, 0x54, 0, 0, 0, 1])], Some("52:54:00:00:00:01/7")),
+        (&[(1, &[1, 2, 3]), (2, b"a/b")], Some("0x612f62/0x010203")),
+        (&[(1, b"0x07"), (2, &[0xff])], Some("0xff/0x30783037")),
+        (&[(1, b"eth0")], Some("10.30.0.1/eth0")),
+        (&[(1, b"eth0"), (2, b"")], Some("10.30.0.1/eth0")),
+        (&[(2, b"sw1")], None),
+        (&[(1, b"")], None),
+    ] {
+        assert_eq!(port(relay, subs).as_deref(), expected, "{subs:?}");
+    }
+    assert_eq!(port([0; 4], &[(1, b"eth0")]).as_deref(), Some("eth0"), "a switch that is no relay");
+    let cut = Packet::new(1, 2).option(82, &[1, 9, b'x']);
+    assert_eq!(relay::port(&Request::parse(&cut.bytes()).unwrap()), None);
+}
+
+proptest! {
+    /// Whatever a relay sends, a port is a text that the mapping file can have; and what is plain text stays apart.
+    #[test]
+    fn a_port_can_be_written_into_the_file(circuit in prop::collection::vec(any::<u8>(), 1..120),
+                                           remote in prop::collection::vec(any::<u8>(), 0..120),
+                                           texts in prop::collection::vec("[!-.0-~]{1,8}", 4)) {
+        let port = |circuit: &[u8], remote: &[u8]| {
+            let packet = Packet::new(1, 2).agent(&[(1, circuit), (2, remote)]);
+            relay::port(&Request::parse(&packet.bytes()).unwrap())
+        };
+        let found = port(&circuit, &remote).unwrap();
+        prop_assert_eq!(found.as_str().parse::<Port>(), Ok(found.clone()));
+        let [a, b, c, d] = &texts[..] else { unreachable!() };
+        let (one, other) = (port(a.as_bytes(), b.as_bytes()), port(c.as_bytes(), d.as_bytes()));
+        prop_assert_eq!(one == other, (a, b) == (c, d));
+    }
+}
+
+#[test]
+fn whatever_is_plugged_in_at_a_clients_port_is_that_client_until_it_is_another_ones_too() {
+    let mut lab = Lab::new();
+    let at_port = Client { port: Some("sw1/4".parse().unwrap()), ..client("desk", &[], None) };
+    lab.fleet = Fleet::new([at_port, client("pc-02", &[2], None)]).unwrap();
+    let plugged = |packet: Packet, port: &[u8]| packet.agent(&[(1, port), (2, b"sw1")]);
+    let first = lab.hear(&plugged(Packet::ipxe(1, 20, 7), b"4"));
+    assert_eq!(raw(&first, 203), Some(b"iqn.2026-11.test:client.desk".to_vec()));
+    let taken = lab.hear(&plugged(Packet::new(3, 20).selecting(ip(100)), b"4"));
+    assert_eq!(taken.asker.unwrap().client, Some(name("desk")));
+    // Another machine has the place, and the address, unless the first one is running.
+    lab.sessions.insert(ip(100), name("desk"));
+    let rival = lab.hear(&plugged(Packet::new(1, 21), b"4"));
+    assert_eq!((&rival.reason, rival.reply), (&Reason::PortInUse(name("desk"), mac(20)), None));
+    assert!(rival.reason.is_alarming());
+    lab.sessions.clear();
+    let next = lab.hear(&plugged(Packet::new(1, 21), b"4"));
+    assert!(matches!(next.reason, Reason::Offered(address, _) if address == ip(100)), "{:?}", next.reason);
+    // The machine of another client there is a mistake of somebody.
+    let both = lab.hear(&plugged(Packet::new(1, 2), b"4"));
+    let words = "ignored: it is plugged in at the port of `desk` and has the MAC of `pc-02`; correct one of the two";
+    assert_eq!((both.reason.to_string().as_str(), both.reply), (words, None));
+    assert!(both.reason.is_alarming());
+    assert_eq!(lab.hear(&plugged(Packet::new(1, 2), b"5")).asker.unwrap().client, Some(name("pc-02")));
+    // A renewal does not pass the switch that tells the port.
+    lab.fleet = lab.fleet.plug(mac(21), &"sw1/4".parse().unwrap()).unwrap();
+    assert_eq!(lab.hear(&Packet::new(1, 21)).asker.unwrap().client, Some(name("desk")));
+    assert_eq!(lab.hear(&plugged(Packet::new(1, 21), b"5")).asker.unwrap().client, None, "it moved");
+}
+
+#[test]
+fn a_machine_that_runs_from_its_disk_keeps_its_address_whatever_changes() {
+    let mut lab = Lab::new();
+    let address = lab.boot(2).unwrap();
+    lab.sessions.insert(address, name("pc-02"));
+    // Anybody can send these in its name.
+    for packet in [Packet::new(7, 2).using(address), Packet::new(4, 2).selecting(address)] {
+        let outcome = lab.hear_unicast(&packet);
+        assert_eq!((outcome.reason, outcome.persist), (Reason::InSession(address), vec![]));
+    }
+    lab.pass(LEASE * 100);
+    let reserved = |holder, ip: Option<[u8; 4]>| client(holder, &[if holder == "pc-02" { 2 } else { 1 }], ip);
+    for fleet in [
+        // Its own fixed address is another one now; its address is another client's; it is in no client's place any more.
+        Fleet::new([reserved("pc-02", Some([10, 9, 0, 103]))]).unwrap(),
+        Fleet::new([reserved("pc-02", None), reserved("pc-01", Some(address.octets()))]).unwrap(),
+        Fleet::new([reserved("pc-02", None)]).unwrap(),
+    ] {
+        lab.fleet = fleet;
+        for taker in [1, 20, 21, 22, 23] {
+            if let Reason::Offered(given, _) = lab.hear(&Packet::new(1, taker)).reason {
+                assert_ne!(given, address, "machine {taker}");
+            }
+            let asks = lab.hear(&Packet::new(3, taker).option(code::REQUESTED, &address.octets()));
+            assert!(!matches!(asks.reason, Reason::Acked(..)), "machine {taker}: {:?}", asks.reason);
+        }
+        let renew = lab.hear_unicast(&Packet::linux(3, 2).using(address));
+        assert_eq!(renew.reason, Reason::Acked(address, State::Renewing));
+    }
+    lab.scope = scope_of(110, 120);
+    let renew = lab.hear_unicast(&Packet::linux(3, 2).using(address));
+    assert_eq!(renew.reason, Reason::Acked(address, State::Renewing), "though the pool is another one");
+    // When it is gone, the file has its way.
+    lab.sessions.clear();
+    assert!(matches!(lab.hear_unicast(&Packet::linux(3, 2).using(address)).reason, Reason::Refused { .. }));
+}
+
+#[test]
+fn an_operators_options_go_with_the_address_and_take_the_place_of_the_pools() {
+    let mut lab = Lab::new();
+    let options = [(6, vec![10, 9, 0, 7]), (43, vec![1, 2, 3]), (42, vec![10, 9, 0, 8]), (252, b"wpad".to_vec())];
+    let options = options.map(|(code, value)| ExtraOption { code, value });
+    lab.fleet = Fleet::new([Client { options: options.to_vec(), ..client("pc-02", &[2], None) }]).unwrap();
+    let system = lab.hear(&Packet::linux(1, 2));
+    for ExtraOption { code, value } in options {
+        assert_eq!(raw(&system, code), Some(value), "option {code}");
+    }
+    let all = raw_options(&system.reply.unwrap().bytes);
+    assert_eq!(all.iter().filter(|(code, _)| *code == 6).count(), 1);
+    let firmware = lab.hear(&Packet::ovmf(1, 2));
+    assert_eq!(raw(&firmware, 43), Some(vec![6, 1, 8, 255]), "43 is ours where a machine boots");
+    assert_eq!(raw(&firmware, 252), Some(b"wpad".to_vec()));
+    assert_eq!(raw(&lab.hear(&Packet::linux(1, 9)), 252), None, "a stranger's are the pool's alone");
+}
+
+#[test]
+fn somebody_is_asked_about_an_address_only_where_its_owner_may_not_know_of_us() {
+    let mut lab = Lab::new();
+    let probe = |lab: &mut Lab, packet: &Packet| lab.hear(packet).probe;
+    assert_eq!(probe(&mut lab, &Packet::new(1, 1)), None, "a fixed address is its client's");
+    assert_eq!(probe(&mut lab, &Packet::new(1, 2)), Some(ip(100)));
+    assert_eq!(probe(&mut lab, &Packet::new(1, 2)), Some(ip(100)), "nothing came of it yet");
+    lab.leases.found_silent(ip(100), lab.now);
+    assert_eq!(probe(&mut lab, &Packet::new(1, 2)), None);
+    assert_eq!(lab.boot(2), Ok(ip(100)));
+    lab.pass(LEASE * 2);
+    assert_eq!(probe(&mut lab, &Packet::new(1, 2)), None, "it is back");
+    assert_eq!(probe(&mut lab, &Packet::new(1, 9)), Some(ip(102)));
+    lab.leases.found_in_use(ip(102), lab.now);
+    let next = lab.hear(&Packet::new(1, 9).option(code::REQUESTED, &ip(102).octets()));
+    assert_eq!(next.probe, Some(ip(103)), "another one");
+    let insists = lab.hear(&Packet::new(3, 9).option(code::REQUESTED, &ip(102).octets()));
+    assert_eq!(insists.reason, Reason::Refused { address: ip(102), why: Obstacle::Quarantined });
+    lab.pass(QUARANTINE);
+    assert!(matches!(lab.boot(20), Ok(address) if address == ip(102)));
+    // What is silent counts for a while, and for so many.
+    let mut lab = relayed_lab();
+    assert_eq!(lab.hear_unicast(&Packet::new(1, 2).relayed(RELAY)).probe, None, "behind a relay nobody hears us");
+    for number in 0..5_000_u32 {
+        lab.leases.found_silent(Ipv4Addr::from(number), lab.now.after(Duration::from_millis(number.into())));
+    }
+    assert_eq!(lab.leases.silent_count(), 1_024);
+}
+
+/// Made-up machines ask as fast as they can. The pool is not theirs, nor is the memory; whoever has a name boots.
+#[test]
+fn a_flood_of_made_up_machines_takes_neither_the_pool_nor_a_clients_boot() {
+    const A_SECOND: u32 = 10_000;
+    let mut lab = Lab::new();
+    lab.scope = scope_of(100, 199);
+    let from = |packet: Packet, port: Option<&[u8]>| match port {
+        Some(port) => packet.agent(&[(1, port), (2, b"sw1")]),
+        None => packet,
+    };
+    let mut made_up = 0_u32;
+    for port in [None, Some(&b"7"[..])] {
+        for second in 0..2 {
+            for turn in 0..A_SECOND {
+                made_up += 1;
+                let [_, a, b, c] = made_up.to_be_bytes();
+                let packet = Packet::new(1, 0).with(at::CHADDR, &[0x52, 0x54, 1, a, b, c]);
+                lab.hear(&from(packet, port));
+                if turn % 5_000 == 0 {
+                    let known = 1 + u8::try_from(turn / 5_000).unwrap();
+                    assert!(lab.boot(known).is_ok(), "client {known} in second {second}");
+                }
+            }
+            lab.pass(Duration::from_secs(1));
+        }
+        assert!(lab.leases.offer_count() <= 100);
+        assert_eq!(lab.leases.iter().count(), 2, "whoever only asks has no lease");
+        if port.is_some() {
+            assert_eq!(lab.leases.offer_count(), MAX_OFFERS_OF_PORT);
+            assert!(lab.boot(90).is_ok(), "a machine at another port");
+        }
+        lab.pass(STRANGERS_OFFER_HOLD);
+        assert!(lab.boot(91).is_ok(), "fifteen seconds later, for everybody");
+        lab.leases = Leases::default();
+    }
 }
 
 fn option_strategy() -> impl Strategy<Value = (u8, Vec<u8>)> {

@@ -33,7 +33,7 @@ pub(super) const BOOTREPLY: u8 = 2;
 pub(super) const ETHERNET: u8 = 1;
 pub(super) const ETHERNET_LEN: u8 = 6;
 
-/// Option codes (RFC 2132, RFC 4578, RFC 3046, and iPXE's own 175 and 203).
+/// Option codes (RFC 2132, RFC 3011, RFC 3046, RFC 4578, and iPXE's own 175 and 203).
 pub(super) mod code {
     pub(in super::super) const SUBNET_MASK: u8 = 1;
     pub(in super::super) const ROUTER: u8 = 3;
@@ -56,6 +56,7 @@ pub(super) mod code {
     pub(in super::super) const BOOT_FILE: u8 = 67;
     pub(in super::super) const USER_CLASS: u8 = 77;
     pub(in super::super) const RELAY_AGENT: u8 = 82;
+    pub(in super::super) const SUBNET_SELECTION: u8 = 118;
     pub(in super::super) const ARCHITECTURE: u8 = 93;
     pub(in super::super) const MACHINE_ID: u8 = 97;
     pub(in super::super) const IPXE: u8 = 175;

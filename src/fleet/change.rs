@@ -111,7 +111,8 @@ impl Change {
             true => Client { macs: vec![*mac], ..client.clone() },
             false => client.clone(),
         };
-        let fleet = Fleet::new(fleet.clients().map(with)).expect("no other client has the MAC");
+        let changed = Fleet::new(fleet.clients().map(with)).expect("no other client has the MAC");
+        let fleet = changed.plugged_as(fleet);
         Ok(Changed { fleet, effects: vec![Effect::Machine { client: name.clone(), old, new: *mac }] })
     }
 }
@@ -130,6 +131,8 @@ mod tests {
             name: name.parse().unwrap(),
             group: Some("lab-a".to_owned()),
             macs: macs.iter().map(|number| mac(*number)).collect(),
+            port: None,
+            options: Vec::new(),
             ip: Some([10, 0, 0, 7].into()),
             image: "debian-12".parse().unwrap(),
             disk: DiskPolicy::Keep,

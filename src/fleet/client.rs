@@ -5,9 +5,11 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use super::extra::ExtraOption;
 use super::image::ImageName;
 use super::mac::Mac;
 use super::platform::Start;
+use super::port::Port;
 
 /// Longest client name: it becomes one DNS label (RFC 1035 §2.3.4).
 pub const MAX_NAME: usize = 63;
@@ -113,10 +115,14 @@ pub struct Client {
     pub name: ClientName,
     /// The group it is in; `None` for those under `[clients]`.
     pub group: Option<String>,
-    /// The MAC addresses of the machine in its place; at least one.
+    /// The MAC addresses of the machine in its place; at least one, unless it is recognised by its port.
     pub macs: Vec<Mac>,
+    /// The port of a switch: whatever is plugged in there stands in its place.
+    pub port: Option<Port>,
     /// A fixed address.
     pub ip: Option<Ipv4Addr>,
+    /// DHCP options of the operator's own.
+    pub options: Vec<ExtraOption>,
     /// The image its disk is a child of.
     pub image: ImageName,
     /// What happens to its disk between boots.

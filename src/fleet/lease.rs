@@ -26,6 +26,34 @@ pub struct Pool {
     pub lease: Duration,
 }
 
+/// A further subnet whose machines we give addresses: `[server.pools.NAME]`. It is that of another interface or of another
+/// address, or one whose requests a relay brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subnet {
+    /// What the operator calls it.
+    pub name: String,
+    /// Its first address.
+    pub network: Ipv4Addr,
+    /// The length of its prefix.
+    pub prefix: u8,
+    /// The addresses of it that we give.
+    pub pool: Pool,
+}
+
+impl Subnet {
+    /// The address is of this subnet.
+    #[must_use]
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        address & netmask(self.prefix) == self.network & netmask(self.prefix)
+    }
+}
+
+/// The mask of a prefix of this length; a length above 32 is taken for 32.
+#[must_use]
+pub fn netmask(prefix: u8) -> Ipv4Addr {
+    u32::MAX.checked_shl(32_u32.saturating_sub(u32::from(prefix))).unwrap_or(0).into()
+}
+
 /// Who a lease belongs to. A client's address follows its name, whatever hardware stands in its place.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Holder {

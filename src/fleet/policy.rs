@@ -1,6 +1,6 @@
 //! What one machine is to boot now, and what that means for its disk: decided here and nowhere else.
 
-use super::{Client, DiskPolicy, Fleet, Mac};
+use super::{Client, ClientName, DiskPolicy, Fleet, Mac, Port};
 
 /// The decision for one machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,11 +16,41 @@ pub enum Plan<'fleet> {
 /// What the machine with this MAC is to boot.
 #[must_use]
 pub fn boot_plan(fleet: &Fleet, mac: Mac) -> Plan<'_> {
-    match fleet.by_mac(mac) {
+    plan_of(fleet.by_mac(mac))
+}
+
+fn plan_of(client: Option<&Client>) -> Plan<'_> {
+    match client {
         Some(client) if client.off => Plan::Off(client),
         Some(client) => Plan::Boot(client),
         None => Plan::Unknown,
     }
+}
+
+/// One machine matches two clients: it is plugged in at the port of one, and has the MAC of another.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("it is plugged in at the port of `{by_port}` and has the MAC of `{by_mac}`; correct one of the two")]
+pub struct TwoClients {
+    /// The client whose port it is.
+    pub by_port: ClientName,
+    /// The client whose MAC it is.
+    pub by_mac: ClientName,
+}
+
+/// What the machine with this MAC, plugged in at this port, is to boot. Where the port is known, what was seen there before
+/// counts for nothing.
+///
+/// # Errors
+/// [`TwoClients`]: it could write another one's disk, so it boots none.
+pub fn boot_plan_at<'fleet>(fleet: &'fleet Fleet, mac: Mac, port: Option<&Port>) -> Result<Plan<'fleet>, TwoClients> {
+    let Some(port) = port else { return Ok(boot_plan(fleet, mac)) };
+    let client = match (fleet.by_port(port), fleet.by_own_mac(mac)) {
+        (Some(one), Some(other)) if one.name != other.name => {
+            return Err(TwoClients { by_port: one.name.clone(), by_mac: other.name.clone() });
+        }
+        (by_port, by_mac) => by_port.or(by_mac),
+    };
+    Ok(plan_of(client))
 }
 
 /// What a client's disk is found to be when its machine fetches a boot script.

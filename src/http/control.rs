@@ -407,20 +407,24 @@ mod tests {
 
     fn control(state: &Path) -> Control {
         let settings = Settings {
-            interface: None,
+            interfaces: Vec::new(),
             dhcp: DhcpMode::Full,
             pool: None,
+            pools: Vec::new(),
             state: state.to_owned(),
             iqn: crate::fleet::iqn::DEFAULT_PREFIX.to_owned(),
             loader_dir: None,
             loaders: Default::default(),
             files: None,
+            tftp_single_port: false,
             ipv6_answer: true,
         };
         let client = Client {
             name: "pc-01".parse().unwrap(),
             group: Some("lab-a".to_owned()),
             macs: vec!["52:54:00:aa:00:01".parse().unwrap()],
+            port: None,
+            options: Vec::new(),
             ip: None,
             image: "debian-12".parse().unwrap(),
             disk: DiskPolicy::Keep,

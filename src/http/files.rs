@@ -8,6 +8,7 @@
 //! connection's own task, without a hop to another thread; what it has not, on one where waiting does no harm. A chunk's memory
 //! is used again for the next.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
@@ -34,6 +35,9 @@ use super::boot::{Wanted, only_read, unescape, wanted};
 
 /// Bytes that are read and sent at once: large enough that system calls cost little, small enough for hundreds of connections.
 const CHUNK: usize = 256 << 10;
+
+/// Chunks of one answer that are under way at most: one that is sent, and the end of one before it.
+const UNDER_WAY: usize = 2;
 
 /// The folder that is served.
 #[derive(Debug)]
@@ -106,7 +110,7 @@ async fn answer(
         [(CONTENT_TYPE, kind.to_owned()), (CONTENT_LENGTH, left.to_string()), (ACCEPT_RANGES, "bytes".to_owned())];
     let body = match method {
         Method::HEAD => Body::empty(),
-        _ => Body::new(Chunks { file: Arc::new(file), at: range.start, left, last: Bytes::new(), waiting: None }),
+        _ => Body::new(Chunks { file: Arc::new(file), at: range.start, left, sent: VecDeque::new(), waiting: None }),
     };
     let mut response = (status, headers, body).into_response();
     if let Some(value) = part.and_then(|part| part.parse().ok()) {
@@ -146,16 +150,17 @@ struct Chunks {
     file: Arc<OwnedFd>,
     at: u64,
     left: u64,
-    /// The chunk before: its memory is ours again once it is sent.
-    last: Bytes,
+    /// The chunks before: the memory of each is ours again once it is sent.
+    sent: VecDeque<Bytes>,
     waiting: Option<JoinHandle<io::Result<BytesMut>>>,
 }
 
 impl Chunks {
     fn buffer(&mut self) -> BytesMut {
         let len = usize::try_from(self.left).unwrap_or(CHUNK).min(CHUNK);
-        match std::mem::take(&mut self.last).try_into_mut() {
-            Ok(mut buffer) if buffer.capacity() >= len => {
+        let free = self.sent.iter().position(Bytes::is_unique).and_then(|at| self.sent.remove(at));
+        match free.map(Bytes::try_into_mut) {
+            Some(Ok(mut buffer)) if buffer.capacity() >= len => {
                 buffer.resize(len, 0);
                 buffer
             }
@@ -207,8 +212,12 @@ impl hyper::body::Body for Chunks {
         }
         let read = chunk.len() as u64;
         (self.at, self.left) = (self.at + read, self.left - read);
-        self.last = chunk.freeze();
-        Poll::Ready(Some(Ok(Frame::data(self.last.clone()))))
+        let chunk = chunk.freeze();
+        if self.sent.len() == UNDER_WAY {
+            self.sent.pop_front();
+        }
+        self.sent.push_back(chunk.clone());
+        Poll::Ready(Some(Ok(Frame::data(chunk))))
     }
 }
 

@@ -1,18 +1,18 @@
 //! Adapter: TFTP's sockets. One for requests, and one for each transfer, at the address that the request was sent to and at
-//! a port of its own (its transfer ID, RFC 1350 §4).
+//! a port of its own (its transfer ID, RFC 1350 §4); or, where only one port gets through, that of requests for all.
 //!
 //! What a name means is [`BootContext`]'s, and what to send when is [`Transfer`]'s; here are only the sockets, the clock and
 //! the bounds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
-use std::sync::Arc;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::UdpSocket;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time;
 
@@ -33,6 +33,10 @@ const MAX_PACKET: usize = 2048;
 const MAX_STRAYS: u32 = 8;
 /// How long running transfers may go on after the server was asked to stop.
 pub const DRAIN: Duration = Duration::from_secs(5);
+/// Packets of one client that wait for its transfer where all share one port. A client has a window's worth of ACKs under way.
+const MAX_INBOX: usize = 64;
+/// Machines that are remembered to lose large blocks; when there are more, that is found out anew.
+const MAX_CAUTIOUS: usize = 1_024;
 /// Wait after a failure of the request socket, so that one that lasts does not fill the log.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -69,6 +73,29 @@ pub struct TftpServer {
     address: SocketAddrV4,
     limits: Limits,
     boot: Arc<BootContext>,
+    /// Every transfer goes over the request's own port: for containers and firewalls that pass no other.
+    single_port: bool,
+    /// Machines that lost large blocks before.
+    cautious: Cautious,
+}
+
+/// The addresses of machines whose transfers stood still at the first block until it was a small one.
+#[derive(Debug, Clone, Default)]
+struct Cautious(Arc<Mutex<HashSet<Ipv4Addr>>>);
+
+impl Cautious {
+    fn has(&self, address: Ipv4Addr) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&address)
+    }
+
+    /// Whether that is news.
+    fn add(&self, address: Ipv4Addr) -> bool {
+        let mut addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if addresses.len() >= MAX_CAUTIOUS {
+            addresses.clear();
+        }
+        addresses.insert(address)
+    }
 }
 
 /// A transfer in its own task.
@@ -77,6 +104,8 @@ struct Running {
     request: Vec<u8>,
     again: Arc<Notify>,
     task: AbortHandle,
+    /// Where its packets go if it has no socket of its own.
+    inbox: Option<mpsc::Sender<Vec<u8>>>,
 }
 
 impl TftpServer {
@@ -95,7 +124,20 @@ impl TftpServer {
         let socket = UdpSocket::bind(address).await.map_err(failed)?;
         let port = socket.local_addr().map_err(failed)?.port();
         let address = SocketAddrV4::new(*address.ip(), port);
-        Ok(Self { socket: Arc::new(socket), address, limits: Limits::for_mtu(mtu), boot })
+        Ok(Self {
+            socket: Arc::new(socket),
+            address,
+            limits: Limits::for_mtu(mtu),
+            boot,
+            single_port: false,
+            cautious: Cautious::default(),
+        })
+    }
+
+    /// The same, with all of its traffic over the one port. A transfer then is known by its client's address and port alone.
+    #[must_use]
+    pub fn over_one_port(self, single_port: bool) -> Self {
+        Self { single_port, ..self }
     }
 
     /// Where it listens.
@@ -143,7 +185,16 @@ impl TftpServer {
         tasks: &mut JoinSet<()>,
     ) {
         tracing::trace!(%peer, length = bytes.len(), "TFTP request packet");
+        if let Some(inbox) = running.get(&peer).and_then(|transfer| transfer.inbox.as_ref())
+            && !matches!(parse(bytes), Inbound::Read(_))
+        {
+            // What finds no room is as good as lost on the wire.
+            let _ = inbox.try_send(bytes.to_vec());
+            return;
+        }
         let request = match parse(bytes) {
+            // The last ACK of a transfer that is over.
+            Inbound::Ack(_) | Inbound::Error { .. } if self.single_port => return,
             Inbound::Read(request) => request,
             Inbound::Write => {
                 return self.refuse(peer, ErrorCode::Access, "this server sends boot files and takes none").await;
@@ -167,26 +218,41 @@ impl TftpServer {
             tracing::warn!(%peer, transfers = running.len(), of_peer, "TFTP: too many transfers, request refused");
             return self.refuse(peer, ErrorCode::Undefined, "too many transfers, ask again later").await;
         }
-        let socket = match UdpSocket::bind(SocketAddrV4::new(*self.address.ip(), 0)).await {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::warn!(%peer, %error, "TFTP: no socket for a transfer");
-                return self.refuse(peer, ErrorCode::Undefined, "the server is out of sockets, ask again later").await;
+        let (link, inbox) = if self.single_port {
+            let (sender, inbox) = mpsc::channel(MAX_INBOX);
+            (Link::Shared { socket: Arc::clone(&self.socket), inbox }, Some(sender))
+        } else {
+            match UdpSocket::bind(SocketAddrV4::new(*self.address.ip(), 0)).await {
+                Ok(socket) => (Link::Own(socket), None),
+                Err(error) => {
+                    tracing::warn!(%peer, %error, "TFTP: no socket for a transfer");
+                    let words = "the server is out of sockets, ask again later";
+                    return self.refuse(peer, ErrorCode::Undefined, words).await;
+                }
             }
         };
+        let limits = if self.cautious.has(*peer.ip()) { self.limits.cautious() } else { self.limits };
         let again = Arc::new(Notify::new());
-        let session =
-            Session { socket, peer, file, who, boot: Arc::clone(&self.boot), again: Arc::clone(&again), strays: 0 };
-        let task = tasks.spawn(session.run(request, self.limits));
-        running.insert(peer, Running { request: bytes.to_vec(), again, task });
+        let session = Session {
+            link,
+            peer,
+            file,
+            who,
+            boot: Arc::clone(&self.boot),
+            again: Arc::clone(&again),
+            strays: 0,
+            cautious: self.cautious.clone(),
+        };
+        let task = tasks.spawn(session.run(request, limits));
+        running.insert(peer, Running { request: bytes.to_vec(), again, task, inbox });
     }
 
     /// The file that is asked for, and by which machine; or the client was told why there is none.
     async fn find(&self, peer: SocketAddrV4, request: &Request) -> Option<(BootFile, Option<Mac>)> {
         let name = printable(&request.name);
-        if request.mode != Mode::Octet {
-            tracing::info!(%peer, name, "TFTP: not in octet mode");
-            self.refuse(peer, ErrorCode::Undefined, "boot files are sent in octet mode only (try: binary)").await;
+        if request.mode == Mode::Other {
+            tracing::info!(%peer, name, "TFTP: neither in octet nor in netascii mode");
+            self.refuse(peer, ErrorCode::Undefined, "boot files are sent in octet mode (try: binary)").await;
             return None;
         }
         if matches!(request.name.last(), Some(0xff)) {
@@ -194,7 +260,12 @@ impl TftpServer {
         }
         let who = (self.boot.resolver)(*peer.ip());
         match self.boot.lookup(&request.name, who) {
-            Ok(Some(file)) => Some((file, who)),
+            Ok(Some(mut file)) => {
+                if request.mode == Mode::Netascii {
+                    file.bytes = packet::netascii(&file.bytes).into();
+                }
+                Some((file, who))
+            }
             Ok(None) => {
                 let there = self.boot.names().collect::<Vec<_>>().join(", ");
                 tracing::info!("TFTP: {peer} asked for `{name}`: there is no such boot file; there are {there}");
@@ -216,33 +287,68 @@ impl TftpServer {
     }
 }
 
+/// How a transfer's packets come and go.
+enum Link {
+    /// Over a port of its own, its transfer ID (RFC 1350 §4).
+    Own(UdpSocket),
+    /// Over the port of requests, where who reads it hands us our client's.
+    Shared { socket: Arc<UdpSocket>, inbox: mpsc::Receiver<Vec<u8>> },
+}
+
+impl Link {
+    async fn receive(&mut self, peer: SocketAddrV4, buffer: &mut Vec<u8>) -> io::Result<SocketAddr> {
+        match self {
+            Self::Own(socket) => {
+                buffer.resize(MAX_PACKET, 0);
+                let (length, from) = socket.recv_from(buffer).await?;
+                buffer.truncate(length);
+                Ok(from)
+            }
+            Self::Shared { inbox, .. } => match inbox.recv().await {
+                Some(packet) => {
+                    *buffer = packet;
+                    Ok(peer.into())
+                }
+                None => std::future::pending().await,
+            },
+        }
+    }
+
+    async fn send(&self, packet: &[u8], to: SocketAddr) -> io::Result<()> {
+        let socket = match self {
+            Self::Own(socket) => socket,
+            Self::Shared { socket, .. } => socket,
+        };
+        socket.send_to(packet, to).await.map(drop)
+    }
+}
+
 /// One transfer with its socket.
 struct Session {
-    socket: UdpSocket,
+    link: Link,
     peer: SocketAddrV4,
     file: BootFile,
     who: Option<Mac>,
     boot: Arc<BootContext>,
     again: Arc<Notify>,
     strays: u32,
+    cautious: Cautious,
 }
 
 impl Session {
     async fn run(mut self, request: Request, limits: Limits) {
         let began = Instant::now();
         let (mut transfer, mut effects) = Transfer::new(request.options, self.file.bytes.clone(), limits, began);
-        let mut buffer = vec![0; MAX_PACKET];
+        let mut buffer = Vec::with_capacity(MAX_PACKET);
         loop {
             if let Some(end) = self.perform(effects).await {
                 return self.report(&end, began.elapsed());
             }
             effects = tokio::select! {
-                received = self.socket.recv_from(&mut buffer) => match received {
-                    Ok((length, from)) if from == SocketAddr::V4(self.peer) => {
-                        transfer.on_packet(Instant::now(), &buffer[..length])
-                    }
-                    Ok((length, from)) => {
-                        self.stray(from, &buffer[..length]).await;
+                received = self.link.receive(self.peer, &mut buffer) => match received {
+                    Ok(from) if from == SocketAddr::V4(self.peer) => transfer.on_packet(Instant::now(), &buffer),
+                    Ok(from) => {
+                        self.stray(from, &buffer).await;
                         Vec::new()
                     }
                     Err(error) => {
@@ -253,6 +359,11 @@ impl Session {
                 () = time::sleep_until(transfer.deadline().into()) => transfer.on_timeout(Instant::now()),
                 () = self.again.notified() => transfer.on_request_again(Instant::now()),
             };
+            if transfer.loses_large_blocks() && self.cautious.add(*self.peer.ip()) {
+                let words = "TFTP stands still at its first large block: an MTU, or a firewall that drops fragments; \
+                             it gets blocks of 512 bytes from now on";
+                self.boot.stalled(self.who, words);
+            }
         }
     }
 
@@ -261,7 +372,7 @@ impl Session {
             match effect {
                 Effect::Send(packet) => {
                     // A packet that cannot be sent is a packet that is lost: the transfer's timer sees to it.
-                    if let Err(error) = self.socket.send_to(&packet, self.peer).await {
+                    if let Err(error) = self.link.send(&packet, self.peer.into()).await {
                         tracing::debug!(peer = %self.peer, %error, "TFTP: a packet could not be sent");
                     }
                 }
@@ -278,7 +389,7 @@ impl Session {
         }
         self.strays += 1;
         let answer = packet::error(ErrorCode::UnknownTid, "this is somebody else's transfer");
-        if let Err(error) = self.socket.send_to(&answer, from).await {
+        if let Err(error) = self.link.send(&answer, from).await {
             tracing::debug!(%from, %error, "TFTP: a stray packet could not be answered");
         }
     }

@@ -207,6 +207,8 @@ mod tests {
             name: "pc-01".parse().unwrap(),
             group: None,
             macs: vec![mac()],
+            port: None,
+            options: Vec::new(),
             ip: None,
             image: "debian-12".parse().unwrap(),
             disk: DiskPolicy::Keep,

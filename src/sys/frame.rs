@@ -129,6 +129,43 @@ impl AsFd for PacketSocket {
     }
 }
 
+/// A sender of whole IPv4 packets (`raw(7)`), which the kernel routes: for datagrams from a port that another process has.
+#[derive(Debug)]
+pub struct RawSocket {
+    fd: OwnedFd,
+}
+
+impl RawSocket {
+    /// A sender. It does not block, and receives nothing.
+    ///
+    /// # Errors
+    /// `PermissionDenied` without `CAP_NET_RAW`.
+    pub fn open() -> io::Result<Self> {
+        // SAFETY: no pointers; the result is checked before it becomes an owned descriptor, which nobody else has.
+        let fd = unsafe {
+            let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+            let fd = libc::socket(libc::AF_INET, kind, libc::IPPROTO_RAW);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        Ok(Self { fd })
+    }
+
+    /// Sends one UDP datagram.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the payload is longer than a datagram; else what `sendto(2)` says.
+    pub fn send(&self, from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
+        let packet = packet(from, to, payload)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "longer than a UDP datagram"))?;
+        let to = SocketAddrV4::new(*to.ip(), 0);
+        rustix::net::sendto(&self.fd, &packet, rustix::net::SendFlags::NOSIGNAL, &to)?;
+        Ok(())
+    }
+}
+
 /// A classic BPF program (`Documentation/networking/filter.rst` of Linux) that passes the first fragments of UDP datagrams to
 /// this port. Offsets count from the IPv4 header.
 fn for_port(port: u16) -> [socket2::SockFilter; 9] {

@@ -1,11 +1,12 @@
 //! What the kernel knows and no crate wraps: interfaces, datagrams that tell on which address they arrived, frames to
-//! machines that have no address yet, datagrams for a port that another process has, and which process that is, and IPv6's
-//! router solicitations.
+//! machines that have no address yet, questions by ARP, datagrams for a port that another process has, and which process
+//! that is, and IPv6's router solicitations.
 //!
 //! The only room with `unsafe` in it; each block says why it is sound. Not here: waiting (`net` does, with
 //! tokio) and meaning (who may have which address). Linux only.
 #![expect(unsafe_code, reason = "the system calls below have no safe wrapper; every block carries its argument")]
 
+pub mod arp;
 pub mod datagram;
 pub mod frame;
 pub mod interface;
@@ -15,8 +16,9 @@ pub mod solicitation;
 use std::io;
 use std::net::Ipv4Addr;
 
+pub use arp::ArpSocket;
 pub use datagram::{Local, Received};
-pub use frame::{Overheard, PacketSocket};
+pub use frame::{Overheard, PacketSocket, RawSocket};
 pub use interface::{Interface, InterfaceError, choose, interfaces};
 pub use port::{Taken, Transport};
 pub use solicitation::{Solicitation, SolicitationSocket};

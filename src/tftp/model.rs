@@ -349,6 +349,26 @@ fn a_slow_client_that_goes_on_is_never_given_up() {
 }
 
 #[test]
+fn a_client_that_never_gets_a_large_block_is_known_before_it_gives_up() {
+    for (blksize, lost) in [(1468, true), (512, false)] {
+        let mut now = Instant::now();
+        let (mut transfer, _) = Transfer::new(windowed(blksize, 1), file(20_000), limits(), now);
+        transfer.on_packet(now, &[0, 4, 0, 0]);
+        let mut known = None;
+        for second in 0..10 {
+            now += Duration::from_secs(1);
+            transfer.on_timeout(now);
+            known = known.or(transfer.loses_large_blocks().then_some(second));
+        }
+        // EDK2 begins anew after 4 s.
+        assert_eq!(known, lost.then_some(2), "{blksize}");
+        transfer.on_packet(now, &[0, 4, 0, 1]);
+        assert!(!transfer.loses_large_blocks(), "it got one after all");
+    }
+    assert_eq!(limits().cautious().blksize, 512);
+}
+
+#[test]
 fn the_size_probe_ends_without_an_answer() {
     let now = Instant::now();
     let asked = Options { tsize: true, ..windowed(1468, 4) };

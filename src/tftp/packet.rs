@@ -157,6 +157,20 @@ fn decimal(digits: &[u8]) -> Option<u32> {
     Some(digits.iter().fold(0_u32, |sum, digit| sum.saturating_mul(10).saturating_add(u32::from(digit - b'0'))))
 }
 
+/// A file as `netascii` sends it: a line ends in CR LF, and a CR that ends none has a NUL behind it (RFC 764, RFC 1350 §1).
+#[must_use]
+pub fn netascii(bytes: &[u8]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(bytes.len() + bytes.len() / 32);
+    for byte in bytes {
+        match byte {
+            b'\n' => text.extend_from_slice(b"\r\n"),
+            b'\r' => text.extend_from_slice(b"\r\0"),
+            other => text.push(*other),
+        }
+    }
+    text
+}
+
 /// A stranger's bytes, made safe for a log line.
 #[must_use]
 pub fn printable(bytes: &[u8]) -> String {

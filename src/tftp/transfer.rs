@@ -25,6 +25,8 @@ const MAX_TIMEOUT_S: u8 = 10;
 /// No window is sent again sooner than this after it was sent. Without progress the next time is twice as long, so that a
 /// client that repeats itself cannot make us talk without end.
 pub const NUDGE: Duration = Duration::from_millis(20);
+/// A first block that was sent so often without an answer is too large for some wire on its way.
+const LOST_FIRST: u8 = 3;
 /// A request that comes again while blocks are being acknowledged is an old packet, not a machine that started again.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
@@ -40,6 +42,12 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The same, for a client that did not get larger blocks than those that every wire carries.
+    #[must_use]
+    pub fn cautious(self) -> Self {
+        Self { blksize: DEFAULT_BLKSIZE, ..self }
+    }
+
     /// The limits on a wire with this MTU. 32 bytes go to the headers of IP, UDP and TFTP.
     #[must_use]
     pub fn for_mtu(mtu: u16) -> Self {
@@ -118,6 +126,8 @@ pub struct Transfer {
     retry_at: Instant,
     /// When an ACK inside the window last made us go back.
     back_at: Option<Instant>,
+    /// How often the first block was sent.
+    first_sent: u8,
     over: bool,
 }
 
@@ -144,6 +154,7 @@ impl Transfer {
             progress_at: now,
             retry_at: now,
             back_at: None,
+            first_sent: 0,
             over: false,
         };
         let effects = transfer.send_window(now);
@@ -191,6 +202,13 @@ impl Transfer {
         }
         self.retry = (self.retry * 2).min(SLOWEST_RETRY).max(self.first_retry);
         self.send_window(now)
+    }
+
+    /// The client agreed to large blocks and then confirmed none, though the first was sent again and again: a tunnel, a
+    /// firewall that drops fragments, or a switch with a smaller MTU eats them. The next time it should get small ones.
+    #[must_use]
+    pub fn loses_large_blocks(&self) -> bool {
+        self.acked == 0 && self.first_sent >= LOST_FIRST && self.blksize > usize::from(DEFAULT_BLKSIZE)
     }
 
     /// When [`Self::on_timeout`] wants to be called.
@@ -253,6 +271,9 @@ impl Transfer {
         if self.offering {
             self.sent = 0;
             return vec![Effect::Send(packet::oack(&self.options, self.file.len()))];
+        }
+        if self.acked == 0 {
+            self.first_sent = self.first_sent.saturating_add(1);
         }
         self.sent = self.blocks.min(self.acked + self.window);
         (self.acked + 1..=self.sent).map(|block| Effect::Send(packet::data(wire(block), self.payload(block)))).collect()

@@ -39,6 +39,11 @@ pub(crate) struct Lab {
 impl Lab {
     /// With an `undionly.kpxe` of so many bytes.
     pub(crate) fn new(undionly: usize, neighbour: Option<&str>) -> Self {
+        Self::with(undionly, neighbour, false)
+    }
+
+    /// The same, with TFTP over one port alone if that is wanted.
+    pub(crate) fn with(undionly: usize, neighbour: Option<&str>, single_port: bool) -> Self {
         let undionly = bytes(undionly);
         let snponly = efi(100_000);
         let out = tempfile::tempdir().unwrap();
@@ -66,7 +71,7 @@ impl Lab {
                 resolver: Box::new(move |_| neighbour),
                 begin: Box::new(|_, _| Box::pin(async { Ok(None) })),
             });
-            let server = TftpServer::bind(at(0), 1500, Arc::clone(&boot)).await.unwrap();
+            let server = TftpServer::bind(at(0), 1500, Arc::clone(&boot)).await.unwrap().over_one_port(single_port);
             let tftp = server.address().port();
             let tasks = vec![
                 tokio::spawn(server.run(stopped(stop.subscribe()))),
@@ -118,6 +123,8 @@ fn fleet() -> Fleet {
         name: "pc-01".parse().unwrap(),
         group: None,
         macs: vec![MAC.parse().unwrap()],
+        port: None,
+        options: Vec::new(),
         ip: None,
         image: "debian-12".parse().unwrap(),
         disk: DiskPolicy::Keep,

@@ -87,6 +87,8 @@ def tftp_hpa(options):
     fetched = Path(options.fast) / "by-tftp-hpa"
     run(options.server, "tftp", "-m", "binary", ADDRESS, "-c", "get", LOADER, fetched)
     same(fetched.read_bytes(), (LOADERS / LOADER).read_bytes(), "the loader by tftp-hpa")
+    run(options.server, "tftp", "-m", "ascii", ADDRESS, "-c", "get", LOADER, fetched)
+    same(fetched.read_bytes(), (LOADERS / LOADER).read_bytes(), "the loader by tftp-hpa, as text and back")
 
 
 def atftp(options):

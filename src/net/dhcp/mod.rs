@@ -1,4 +1,4 @@
-//! DHCP on one interface: packets in, packets out, and leases durable before the client hears of them.
+//! DHCP on the interfaces that clients are on: packets in, packets out, and leases durable before the client hears of them.
 //!
 //! [`Server`] gives addresses; [`Proxy`] works beside a server that does; [`BootServer`] answers port 4011 beside either.
 //! Not here: what is answered (`dhcp::handle`, `dhcp::proxy`), and where leases are kept ([`Durable`]).
@@ -10,10 +10,15 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::sync::Arc;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, trace, warn};
 
 pub use boot_server::BootServer;
@@ -23,11 +28,11 @@ use super::udp::{BindError, Udp};
 use crate::app::App;
 use crate::app::recorder::now;
 use crate::dhcp::{
-    self, Arrival, Asker, CLIENT_PORT, Destination, Guide, Kind, LeaseChange, Leases, Outcome, Reason, Reply,
-    SERVER_PORT, Scope, ScopeError,
+    self, Around, Arrival, Asker, CLIENT_PORT, Destination, Guide, Kind, LeaseChange, Leases, Outcome, PROBE, Reason,
+    Reply, Role, SERVER_PORT, Scope, ScopeError, Site, Wire,
 };
-use crate::fleet::{Mac, Naming, Pool, Timestamp};
-use crate::sys::{self, Interface, Local, PacketSocket};
+use crate::fleet::{Mac, Naming, Pool, Stage, Subnet, Timestamp};
+use crate::sys::{self, ArpSocket, Interface, Local, PacketSocket};
 
 /// Largest packet that is read; no client sends more than an Ethernet frame holds.
 const LARGEST_PACKET: usize = 2_048;
@@ -37,6 +42,9 @@ const MAX_WAITING: usize = 256;
 
 /// Most answers that share one commit.
 const MAX_BATCH: usize = 64;
+
+/// Most offers that wait for an answer by ARP. Those of a flood beyond that leave at once.
+const MAX_PROBES: usize = 64;
 
 /// How long nothing is read after an error, so that one that stays does not turn into a loop.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -58,7 +66,7 @@ pub trait Durable: Send + Sync {
 #[derive(Debug, thiserror::Error)]
 pub enum DhcpError {
     /// `dhcp = "full"` without `[server.pool]`.
-    #[error("there are no addresses to give: dhcp = \"full\" needs [server.pool] range")]
+    #[error("there are no addresses to give: dhcp = \"full\" needs [server.pool], or [server.pools.NAME]")]
     NoPool,
     /// The interface lost its addresses since it was chosen.
     #[error("interface `{0}` has no IPv4 address")]
@@ -93,114 +101,141 @@ fn or(error: &BindError, instead: &str) -> String {
     if let BindError::Taken { .. } = error { format!(": stop it, or {instead}") } else { String::new() }
 }
 
-/// A DHCP server that is bound to its interface.
+/// An interface that clients are on, and our address there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The interface.
+    pub interface: Interface,
+    /// The one of its addresses at which machines find us.
+    pub address: Ipv4Addr,
+}
+
+/// A DHCP server that is bound to its interfaces.
 #[derive(Debug)]
 pub struct Server<D> {
     app: Arc<App>,
-    scope: Scope,
     leases: Leases,
     durable: D,
-    wire: Wire,
+    ports: Vec<Port>,
 }
 
-impl<D: Durable> Server<D> {
-    /// Takes port 67 of this interface. Scripts are served on `http_port` of the same address. Servers on other interfaces
-    /// of the host are not disturbed.
+impl<D: Durable + 'static> Server<D> {
+    /// Takes port 67 of these interfaces. Scripts are served on `http_port` of the same addresses. Servers on other
+    /// interfaces of the host are not disturbed.
     ///
     /// # Errors
-    /// A [`DhcpError`]: no pool, none that fits the interface, the port is taken, privileges are missing.
+    /// A [`DhcpError`]: no pool, none that fits an interface, the port is taken, privileges are missing.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn bind(
         app: Arc<App>,
-        interface: &Interface,
+        places: &[Place],
         http_port: u16,
         leases: Leases,
         durable: D,
     ) -> Result<Self, DhcpError> {
-        let scope = scope(app.settings.pool.as_ref(), &app.naming, interface, http_port)?;
-        let udp = Udp::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, SERVER_PORT), Some(&interface.name))
-            .map_err(|source| DhcpError::Bind { source })?;
-        let frames = PacketSocket::open(interface.index).map_err(DhcpError::Frames)?;
-        let local = Local { interface: interface.index, address: scope.server() };
-        Ok(Self { app, scope, leases, durable, wire: Wire { udp, frames, local } })
+        let open = |(place, wire): (&Place, Wire)| {
+            let Interface { name, index, .. } = &place.interface;
+            let udp = Udp::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, SERVER_PORT), Some(name))
+                .map_err(|source| DhcpError::Bind { source })?;
+            let frames = PacketSocket::open(*index).map_err(DhcpError::Frames)?;
+            let local = Local { interface: *index, address: place.address };
+            let arp = Arp::open(&place.interface).map_err(DhcpError::Frames)?;
+            Ok(Port { wire, udp, frames, arp, local })
+        };
+        let wires = wires(app.settings.pool.as_ref(), &app.settings.pools, &app.naming, places, http_port)?;
+        let ports = places.iter().zip(wires).map(open).collect::<Result<_, _>>()?;
+        Ok(Self { app, leases, durable, ports })
     }
 
     /// The same, with these loaders.
     #[must_use]
-    pub fn with_guide(self, guide: Guide) -> Self {
-        Self { scope: self.scope.with_guide(guide), ..self }
+    pub fn with_guide(mut self, guide: &Guide) -> Self {
+        let with = |port: Port| Port { wire: port.wire.with_guide(guide), ..port };
+        self.ports = self.ports.into_iter().map(with).collect();
+        self
     }
 
-    /// The subnet that it serves.
-    #[must_use]
-    pub fn scope(&self) -> &Scope {
-        &self.scope
+    /// Our addresses on wires whose own machines get none.
+    pub fn without_pool(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.ports.iter().filter(|port| port.wire.local().is_none()).map(|port| port.local.address)
     }
 
     /// Serves until the future is dropped. What was not answered by then, clients ask again.
     pub async fn run(self) -> Infallible {
-        let Self { app, scope, mut leases, durable, wire } = self;
+        let Self { app, leases, durable, ports } = self;
         let (waiting, commits) = mpsc::channel(MAX_WAITING);
-        let receive = async {
-            let mut buffer = [0; LARGEST_PACKET];
-            let mut alarms = Alarms::default();
-            loop {
-                let received = match wire.udp.receive(&mut buffer).await {
-                    Ok(received) => received,
-                    Err(error) => {
-                        warn!(%error, "DHCP: a packet could not be read");
-                        tokio::time::sleep(AFTER_ERROR).await;
-                        continue;
-                    }
-                };
-                let arrival = Arrival { from: received.from, to: received.to };
-                let now = now();
-                let outcome = dhcp::handle(&mut leases, &app.fleet(), &scope, now, &arrival, &buffer[..received.len]);
-                // An address that we give is its machine's; what an INFORM says of one, anybody can say.
-                tell(&app, &scope.site().guide, received.from, &outcome, |asker| {
-                    asker.kind != Kind::Inform || is_neighbour(asker)
-                });
-                alarms.sound(&outcome, now);
-                let Outcome { persist, reply, .. } = outcome;
-                match reply {
-                    Some(reply) if persist.is_empty() => wire.send(&reply).await,
-                    None if persist.is_empty() => {}
-                    reply => {
-                        if waiting.send((persist, reply)).await.is_err() {
-                            unreachable!("the receiver lives in the same future");
-                        }
-                    }
+        let leases = Arc::new(Mutex::new(leases));
+        let mut serving = JoinSet::new();
+        for port in ports {
+            let (port, app, leases) = (Arc::new(port), Arc::clone(&app), Arc::clone(&leases));
+            let (waiting, alarms, probes) = (waiting.clone(), Alarms::default(), Vec::new());
+            serving.spawn(Serving { port, app, leases, waiting, alarms, probes }.run());
+        }
+        serving.spawn(async move { commit(&durable, commits).await });
+        match serving.join_next().await {
+            // One of them panicked: what it left undone must not look like a server.
+            Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+/// What is served on each place. The pool of `[server.pool]` is for the place whose subnet holds it; a subnet of
+/// `[server.pools]` for that which has an address in it, and for relays on all of them.
+fn wires(
+    pool: Option<&Pool>,
+    pools: &[Subnet],
+    naming: &Naming,
+    places: &[Place],
+    http_port: u16,
+) -> Result<Vec<Wire>, DhcpError> {
+    if pool.is_none() && pools.is_empty() {
+        return Err(DhcpError::NoPool);
+    }
+    let prefix =
+        |place: &Place| place.interface.addresses.iter().find(|(own, _)| *own == place.address).map(|own| own.1);
+    let misfit = |place: &Place, source| DhcpError::Scope { interface: place.interface.name.clone(), source };
+    let (mut first_error, mut pool_fits) = (None, false);
+    let mut wires = Vec::new();
+    for place in places {
+        let naming = naming.clone();
+        let guide = Guide::default();
+        let site = Site { server: place.address, http_port, naming: naming.clone(), role: Role::Server, guide };
+        let prefix = prefix(place).ok_or_else(|| DhcpError::NoAddress(place.interface.name.clone()))?;
+        let mut local = None;
+        if let Some(pool) = pool {
+            match Scope::new(place.address, prefix, pool.clone(), http_port, naming) {
+                Ok(scope) => {
+                    local = Some(scope);
+                    pool_fits = true;
                 }
+                Err(error) => first_error = first_error.or_else(|| Some(misfit(place, error))),
             }
-        };
-        tokio::select! {
-            never = receive => never,
-            never = commit(&wire, &durable, commits) => never,
         }
+        let mut beyond = Vec::new();
+        for subnet in pools {
+            let scope = Scope::of(&site, subnet).map_err(|error| misfit(place, error))?;
+            if subnet.contains(place.address) && local.is_none() {
+                local = Some(scope);
+            } else {
+                beyond.push(scope);
+            }
+        }
+        wires.push(Wire::new(site, local, beyond));
+    }
+    match first_error {
+        Some(error) if !pool_fits => Err(error),
+        _ => Ok(wires),
     }
 }
 
-/// The scope of the interface's address whose subnet holds the pool.
-fn scope(pool: Option<&Pool>, naming: &Naming, interface: &Interface, http_port: u16) -> Result<Scope, DhcpError> {
-    let pool = pool.ok_or(DhcpError::NoPool)?;
-    let mut first_error = None;
-    for (address, prefix) in &interface.addresses {
-        match Scope::new(*address, *prefix, pool.clone(), http_port, naming.clone()) {
-            Ok(scope) => return Ok(scope),
-            Err(error) => first_error = first_error.or(Some(error)),
-        }
-    }
-    let interface = interface.name.clone();
-    Err(match first_error {
-        Some(source) => DhcpError::Scope { interface, source },
-        None => DhcpError::NoAddress(interface),
-    })
-}
-
-/// A lease that must be durable, and the answer that waits for it.
-type Waiting = (Vec<LeaseChange>, Option<Reply>);
+/// A lease that must be durable, the answer that waits for it, and the way that it goes.
+type Waiting = (Vec<LeaseChange>, Option<(Arc<Port>, Reply)>);
 
 /// Commits what waits, all that is there at once, and sends the answers.
-async fn commit(wire: &Wire, durable: &impl Durable, mut waiting: mpsc::Receiver<Waiting>) -> Infallible {
+async fn commit(durable: &impl Durable, mut waiting: mpsc::Receiver<Waiting>) -> Infallible {
     let mut batch = Vec::with_capacity(MAX_BATCH);
     loop {
         if waiting.recv_many(&mut batch, MAX_BATCH).await == 0 {
@@ -209,8 +244,8 @@ async fn commit(wire: &Wire, durable: &impl Durable, mut waiting: mpsc::Receiver
         let (changes, replies): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
         match durable.commit(changes.into_iter().flatten().collect()).await {
             Ok(()) => {
-                for reply in replies.iter().flatten() {
-                    wire.send(reply).await;
+                for (port, reply) in replies.iter().flatten() {
+                    port.send(reply).await;
                 }
             }
             Err(error) => warn!(%error, "DHCP: leases could not be stored, so their clients get no answer"),
@@ -218,15 +253,181 @@ async fn commit(wire: &Wire, durable: &impl Durable, mut waiting: mpsc::Receiver
     }
 }
 
-/// The two ways out of an interface.
+/// Port 67 of one interface: what is served there, the way in, and the two ways out.
 #[derive(Debug)]
-struct Wire {
+struct Port {
+    wire: Wire,
     udp: Udp,
     frames: PacketSocket,
+    /// Whom to ask about addresses; `None` where the interface has no hardware address.
+    arp: Option<Arp>,
     local: Local,
 }
 
-impl Wire {
+/// The socket for ARP.
+#[derive(Debug)]
+struct Arp {
+    socket: ArpSocket,
+    /// The same socket once more, in the hands of tokio, that wakes us. Only its readiness is used.
+    wake: UdpSocket,
+}
+
+impl Arp {
+    fn open(interface: &Interface) -> std::io::Result<Option<Self>> {
+        let Some(mac) = interface.mac else { return Ok(None) };
+        let socket = ArpSocket::open(interface.index, mac)?;
+        let wake = UdpSocket::from_std(socket.as_fd().try_clone_to_owned()?.into())?;
+        Ok(Some(Self { socket, wake }))
+    }
+}
+
+/// A packet whose answer waits until nobody is found at the address that it offers.
+#[derive(Debug)]
+struct Probe {
+    address: Ipv4Addr,
+    mac: Mac,
+    until: Instant,
+    arrival: Arrival,
+    bytes: Vec<u8>,
+    reply: Reply,
+}
+
+/// What serves a port.
+struct Serving {
+    port: Arc<Port>,
+    app: Arc<App>,
+    leases: Arc<Mutex<Leases>>,
+    waiting: mpsc::Sender<Waiting>,
+    alarms: Alarms,
+    probes: Vec<Probe>,
+}
+
+impl Serving {
+    async fn run(mut self) -> Infallible {
+        let port = Arc::clone(&self.port);
+        let mut buffer = [0; LARGEST_PACKET];
+        loop {
+            let soonest = self.probes.iter().map(|probe| probe.until).min();
+            tokio::select! {
+                received = port.udp.receive(&mut buffer) => match received {
+                    Ok(received) => {
+                        let arrival = Arrival { from: received.from, to: received.to };
+                        self.take(arrival, &buffer[..received.len], None).await;
+                    }
+                    Err(error) => {
+                        warn!(%error, "DHCP: a packet could not be read");
+                        tokio::time::sleep(AFTER_ERROR).await;
+                    }
+                },
+                (address, mac) = port.answered() => self.found(address, mac).await,
+                () = tokio::time::sleep_until(soonest.unwrap_or_else(Instant::now)), if soonest.is_some() => {
+                    self.release().await;
+                }
+            }
+        }
+    }
+
+    /// Handles a packet. One whose answer was thrown away, because its address is in use, has time until `until`.
+    async fn take(&mut self, arrival: Arrival, bytes: &[u8], until: Option<Instant>) {
+        let (now, fleet) = (now(), self.app.fleet());
+        let outcome = {
+            let in_session = |address| self.app.sessions.client_at(address);
+            let around = Around { fleet: &fleet, wire: &self.port.wire, in_session: &in_session };
+            dhcp::handle(&mut lock(&self.leases), around, now, &arrival, bytes)
+        };
+        // An address that we give is its machine's; what an INFORM says of one, anybody can say.
+        tell(&self.app, &self.port.wire.site().guide, arrival.from, &outcome, |asker| {
+            asker.kind != Kind::Inform || is_neighbour(asker)
+        });
+        self.alarms.sound(&outcome, now);
+        let Outcome { persist, reply, probe, asker, .. } = outcome;
+        let mac = asker.map(|asker| asker.mac);
+        let until = until.unwrap_or_else(|| Instant::now() + PROBE);
+        let (Some(reply), Some(address), Some(mac)) = (&reply, probe, mac) else {
+            return self.answer(persist, reply).await;
+        };
+        // Asked a second time, its question goes on where it is.
+        let until = match self.probes.iter().position(|probe| probe.mac == mac) {
+            Some(at) => self.probes.swap_remove(at).until.min(until),
+            None => until,
+        };
+        let Some(arp) = self.port.arp.as_ref().filter(|_| self.probes.len() < MAX_PROBES && Instant::now() < until)
+        else {
+            return self.answer(persist, Some(reply.clone())).await;
+        };
+        if let Err(error) = arp.socket.ask(address) {
+            debug!(%error, %address, "DHCP: nobody could be asked about an address");
+            return self.answer(persist, Some(reply.clone())).await;
+        }
+        let probe = Probe { address, mac, until, arrival, bytes: bytes.to_vec(), reply: reply.clone() };
+        self.probes.push(probe);
+        self.answer(persist, None).await;
+    }
+
+    /// Sends an answer once what it depends on is durable.
+    async fn answer(&self, persist: Vec<LeaseChange>, reply: Option<Reply>) {
+        match reply {
+            Some(reply) if persist.is_empty() => self.port.send(&reply).await,
+            None if persist.is_empty() => {}
+            reply => {
+                let reply = reply.map(|reply| (Arc::clone(&self.port), reply));
+                if self.waiting.send((persist, reply)).await.is_err() {
+                    // The process is stopping.
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+
+    /// Somebody uses this address: those to whom it was about to be offered get another one.
+    async fn found(&mut self, address: Ipv4Addr, mac: Mac) {
+        let asked: Vec<Probe> = self.probes.extract_if(.., |probe| probe.address == address).collect();
+        // A machine that asks for the address that it has already answers for itself.
+        for probe in asked {
+            if probe.mac == mac {
+                self.port.send(&probe.reply).await;
+                continue;
+            }
+            warn!("DHCP: {address} is in use by {mac}, to which we did not give it: nobody gets it for now");
+            let words = format!("{address} is in use by {mac}, to which we did not give it; it is offered another one");
+            let client = self.app.fleet().by_mac(probe.mac).map(|client| client.name.clone());
+            self.app.recorder.note(Some(probe.mac), client.as_ref(), Stage::Offer, &words);
+            lock(&self.leases).found_in_use(address, now());
+            self.take(probe.arrival, &probe.bytes, Some(probe.until)).await;
+        }
+    }
+
+    /// Sends the answers about whose addresses nobody has said anything in time.
+    async fn release(&mut self) {
+        let due = Instant::now();
+        let silent: Vec<Probe> = self.probes.extract_if(.., |probe| probe.until <= due).collect();
+        for probe in silent {
+            lock(&self.leases).found_silent(probe.address, now());
+            self.port.send(&probe.reply).await;
+        }
+    }
+}
+
+impl Port {
+    /// The next answer by ARP: an address, and who uses it.
+    async fn answered(&self) -> (Ipv4Addr, Mac) {
+        let Some(arp) = &self.arp else { return std::future::pending().await };
+        loop {
+            match arp.wake.async_io(Interest::READABLE, || arp.socket.receive()).await {
+                Ok(Some((address, mac))) => {
+                    if let Some(mac) = Mac::from_octets(mac) {
+                        return (address, mac);
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    debug!(%error, "DHCP: an answer by ARP could not be read");
+                    tokio::time::sleep(AFTER_ERROR).await;
+                }
+            }
+        }
+    }
+
     async fn send(&self, reply: &Reply) {
         let to = |address| SocketAddrV4::new(address, CLIENT_PORT);
         let sent = match reply.to {
@@ -236,6 +437,9 @@ impl Wire {
                 let from = SocketAddrV4::new(self.local.address, SERVER_PORT);
                 self.frames.send(mac.octets(), from, to(ip), &reply.bytes)
             }
+            Destination::Relay(relay) => {
+                self.udp.send(&reply.bytes, SocketAddrV4::new(relay, SERVER_PORT), self.local).await
+            }
             Destination::Asker(asker) => self.udp.send(&reply.bytes, asker, self.local).await,
         };
         if let Err(error) = sent {
@@ -243,6 +447,11 @@ impl Wire {
             debug!(%error, to = ?reply.to, "DHCP: an answer could not be sent");
         }
     }
+}
+
+/// The book; whoever panicked while it had it left it whole, for every change of it is one call.
+fn lock(leases: &Mutex<Leases>) -> MutexGuard<'_, Leases> {
+    leases.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Says what came of a packet: to the log, and to the recorder what it told about a machine. `proven` says whether the asker
@@ -257,12 +466,18 @@ fn tell(app: &App, guide: &Guide, from: SocketAddrV4, outcome: &Outcome, proven:
                 mac = %asker.mac,
                 kind = ?asker.kind,
                 client = asker.client.as_ref().map(tracing::field::display),
+                port = asker.port.as_ref().map(tracing::field::display),
                 ipxe = asker.machine.ipxe,
                 architecture = asker.machine.architecture,
                 ?left_out,
                 reason = %outcome.reason,
                 "DHCP"
             );
+            if let Some(port) = &asker.port
+                && !matches!(outcome.reason, Reason::TwoClients(_) | Reason::PortInUse(..))
+            {
+                app.plugged_in(asker.mac, port);
+            }
             // Beside another server, what the rest of the building's machines ask is none of our business.
             if !matches!(outcome.reason, Reason::Stranger) {
                 app.recorder.saw(asker.mac, asker.address.filter(|_| proven(asker)));
@@ -309,10 +524,9 @@ impl Alarms {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_address_that_the_pool_belongs_to_is_the_servers() {
-        let interface = |addresses: &[&str]| Interface {
-            name: "enp3s0".into(),
+    fn place(name: &str, addresses: &[&str]) -> Place {
+        let interface = Interface {
+            name: name.into(),
             index: 2,
             mac: None,
             addresses: addresses.iter().map(|address| (address.parse().unwrap(), 24)).collect(),
@@ -321,19 +535,47 @@ mod tests {
             wired: true,
             mtu: 1500,
         };
-        let pool = Pool {
-            first: Ipv4Addr::new(10, 20, 0, 100),
-            last: Ipv4Addr::new(10, 20, 0, 199),
+        Place { address: interface.addresses.first().map_or(Ipv4Addr::UNSPECIFIED, |own| own.0), interface }
+    }
+
+    fn pool(third: u8) -> Pool {
+        Pool {
+            first: Ipv4Addr::new(10, 20, third, 100),
+            last: Ipv4Addr::new(10, 20, third, 199),
             router: None,
             dns: Vec::new(),
             lease: Duration::from_secs(3600),
-        };
-        let naming = Naming::new("iqn.2026-11.test");
-        let scope_on = |addresses: &[&str]| scope(Some(&pool), &naming, &interface(addresses), 80);
-        assert_eq!(scope_on(&["192.168.1.5", "10.20.0.2"]).unwrap().server(), Ipv4Addr::new(10, 20, 0, 2));
-        let words = scope_on(&["192.168.1.5", "172.16.0.1"]).unwrap_err().to_string();
+        }
+    }
+
+    fn subnet(third: u8) -> Subnet {
+        let name = format!("room-{third}");
+        Subnet { name, network: Ipv4Addr::new(10, 20, third, 0), prefix: 24, pool: pool(third) }
+    }
+
+    fn plan(pool: Option<&Pool>, pools: &[Subnet], places: &[Place]) -> Result<Vec<Wire>, DhcpError> {
+        wires(pool, pools, &Naming::new("iqn.2026-11.test"), places, 80)
+    }
+
+    #[test]
+    fn each_wire_gives_the_addresses_of_its_own_subnet_and_all_give_those_behind_relays() {
+        let places = [place("enp3s0", &["10.20.0.2"]), place("lab", &["10.20.1.2"]), place("spare", &["10.9.0.2"])];
+        let wires = plan(Some(&pool(0)), &[subnet(1), subnet(7)], &places).unwrap();
+        let locals: Vec<_> = wires.iter().map(|wire| wire.local().map(|scope| scope.pool().first)).collect();
+        assert_eq!(locals, [Some(pool(0).first), Some(pool(1).first), None]);
+        for wire in &wires {
+            assert!(wire.scope_of(Ipv4Addr::new(10, 20, 7, 1)).is_some());
+            assert_eq!(wire.scope_of(Ipv4Addr::new(10, 20, 9, 1)), None);
+        }
+        let served: Vec<_> = wires.iter().map(|wire| wire.scope_of(pool(7).first).unwrap().server()).collect();
+        assert_eq!(served, places.map(|place| place.address), "each by its own address");
+    }
+
+    #[test]
+    fn what_cannot_be_served_is_said() {
+        let words = plan(Some(&pool(0)), &[], &[place("enp3s0", &["192.168.1.5"])]).unwrap_err().to_string();
         assert!(words.contains("enp3s0") && words.contains("outside 192.168.1.5/24"), "{words}");
-        assert!(matches!(scope_on(&[]), Err(DhcpError::NoAddress(_))));
-        assert!(matches!(scope(None, &naming, &interface(&["10.20.0.2"]), 80), Err(DhcpError::NoPool)));
+        assert!(matches!(plan(Some(&pool(0)), &[], &[place("enp3s0", &[])]), Err(DhcpError::NoAddress(_))));
+        assert!(matches!(plan(None, &[], &[place("enp3s0", &["10.20.0.2"])]), Err(DhcpError::NoPool)));
     }
 }

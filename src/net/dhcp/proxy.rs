@@ -16,8 +16,9 @@ use tracing::{info, warn};
 use super::{AFTER_ERROR, Alarms, DhcpError, LARGEST_PACKET, tell};
 use crate::app::App;
 use crate::app::recorder::now;
-use crate::dhcp::{CLIENT_PORT, SERVER_PORT, Site, proxy};
-use crate::sys::{Interface, PacketSocket, Taken, Transport};
+use crate::dhcp::{CLIENT_PORT, Destination, SERVER_PORT, Site, proxy};
+use crate::fleet::lease::netmask;
+use crate::sys::{Interface, PacketSocket, RawSocket, Taken, Transport};
 
 /// Where everybody on a wire listens.
 const EVERYBODY: [u8; 6] = [0xff; 6];
@@ -30,6 +31,9 @@ pub struct Proxy {
     app: Arc<App>,
     site: Site,
     frames: PacketSocket,
+    /// The way to relays, which can be anywhere.
+    raw: RawSocket,
+    interface: Interface,
     /// The same socket once more, in the hands of tokio, that wakes us. Only its readiness is used: tokio's own type for any
     /// descriptor is `unsafe` to make.
     wake: UdpSocket,
@@ -48,9 +52,9 @@ impl Proxy {
             let frames = PacketSocket::open(interface.index)?;
             frames.listen(SERVER_PORT)?;
             let wake = UdpSocket::from_std(frames.as_fd().try_clone_to_owned()?.into())?;
-            Ok((frames, wake))
+            Ok((frames, RawSocket::open()?, wake))
         };
-        let (frames, wake) = open().map_err(DhcpError::Frames)?;
+        let (frames, raw, wake) = open().map_err(DhcpError::Frames)?;
         let on = SocketAddrV4::new(site.server, SERVER_PORT);
         match crate::sys::port::holder(Transport::Udp, on) {
             Some(process) => {
@@ -63,12 +67,16 @@ impl Proxy {
                 );
             }
         }
-        Ok(Self { app, site, frames, wake })
+        Ok(Self { app, site, frames, raw, interface: interface.clone(), wake })
     }
 
     /// Serves until the future is dropped.
     pub async fn run(self) -> Infallible {
-        let Self { app, site, frames, wake } = self;
+        let Self { app, site, frames, raw, interface, wake } = self;
+        let on_link = |address: Ipv4Addr| {
+            let mut own = interface.addresses.iter();
+            own.any(|(ip, prefix)| *ip & netmask(*prefix) == address & netmask(*prefix))
+        };
         let mut buffer = [0; HEADERS + LARGEST_PACKET];
         let mut alarms = Alarms::default();
         loop {
@@ -85,10 +93,17 @@ impl Proxy {
                     continue;
                 }
             };
-            tell(&app, &site.guide, from, &outcome, |_| true);
+            // Nobody vouches for an address that a relay's packet names; on this wire it will be seen in use, or not.
+            tell(&app, &site.guide, from, &outcome, |asker| asker.address.is_some_and(|address| !on_link(address)));
             alarms.sound(&outcome, now());
             if let Some(reply) = outcome.reply
-                && let Err(error) = shout(&frames, &site, &reply.bytes)
+                && let Err(error) = match reply.to {
+                    Destination::Relay(relay) => {
+                        let from = SocketAddrV4::new(site.server, SERVER_PORT);
+                        raw.send(from, SocketAddrV4::new(relay, SERVER_PORT), &reply.bytes)
+                    }
+                    _ => shout(&frames, &site, &reply.bytes),
+                }
             {
                 tracing::debug!(%error, "DHCP: an answer could not be sent");
             }

@@ -73,7 +73,10 @@ pub(super) async fn log_in(
         return Ok(Some(Entered::Discovery(Box::new(session), agreed.who.initiator)));
     };
     let session = Session::new(place.entry.nexus, &agreed);
-    let first_mac = || app.fleet().client(&place.entry.client).and_then(|client| client.macs.first().copied());
+    let first_mac = || {
+        let fleet = app.fleet();
+        fleet.client(&place.entry.client).and_then(|client| fleet.macs_of(client).next())
+    };
     let mac = machine_at(peer.ip()).or_else(first_mac);
     Ok(Some(Entered::Normal(Box::new(Seat { session, place, mac }))))
 }

@@ -1,0 +1,228 @@
+"""A room behind a relay, and an address that somebody took: ISC dhcrelay and dnsmasq bring what dhclient and udhcpc ask."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from netboot import NOTE_SCRIPT, noted, plug_in, unplug
+from report import run, same
+from server import ADDRESS, Dnsmasq, Roost, mapping_file, wait_for
+
+# The relay stands on the lab's wire, and is the router of the room behind it.
+RELAY, ROUTER, ROOM = "10.77.0.20", "10.78.5.1", "10.78.5.0/24"
+POOLS = f"""
+[server.pools.room-b]
+subnet = "{ROOM}"
+range  = "10.78.5.100-10.78.5.109"
+router = "{ROUTER}"
+lease  = "1h"
+
+[defaults]
+"""
+FIRST, SECOND, KNOWN = "52:54:00:77:03:01", "52:54:00:77:03:02", "52:54:00:77:03:03"
+# What dhcrelay says of its interface `room0`: no remote ID, so the port begins with the relay's address.
+CLIENTS = {"desk": f'{{ port = "{ROUTER}/room0", options = {{ ntp-servers = "10.77.0.9" }} }}', "pc-03": f'"{KNOWN}"'}
+# The address of another DHCP server on the lab's wire.
+OTHER = "10.77.0.30"
+# A machine on the wire that has an address of the pool, of which Roost knows nothing.
+SQUATTER, SQUATTED = "52:54:00:77:03:99", "10.77.0.100"
+
+
+@contextlib.contextmanager
+def room(options):
+    """A namespace for the relay and one for the room's machines; `card` in the latter is plugged in at the relay's `room0`."""
+    relay, machines = f"{options.switch}-relay", f"{options.switch}-room"
+    try:
+        for namespace in (relay, machines):
+            subprocess.run(["ip", "netns", "add", namespace], check=True)
+            run(namespace, "ip", "link", "set", "lo", "up")
+        run(options.switch, "ip", "link", "add", "to-relay", "type", "veth", "peer", "name", "up0", "netns", relay)
+        run(options.switch, "ip", "link", "set", "to-relay", "master", "br0", "up")
+        run(relay, "ip", "link", "add", "room0", "type", "veth", "peer", "name", "card", "netns", machines)
+        for interface, address in (("up0", f"{RELAY}/24"), ("room0", f"{ROUTER}/24")):
+            run(relay, "ip", "address", "add", address, "dev", interface)
+            run(relay, "ip", "link", "set", interface, "up")
+        run(relay, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        run(options.server, "ip", "route", "add", ROOM, "via", RELAY)
+        yield relay, machines
+    finally:
+        for namespace in (relay, machines):
+            pids = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+            for pid in pids.stdout.split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            subprocess.run(["ip", "netns", "del", namespace], check=False)
+        run(options.server, "ip", "route", "del", ROOM, check=False)
+
+
+RELAYS = {
+    "dhcrelay": ["dhcrelay", "-4", "-d", "-a", "-iu", "up0", "-id", "room0", ADDRESS],
+    "dnsmasq": ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", f"--dhcp-relay={ROUTER},{ADDRESS}",
+                "--user=root", "--pid-file="],
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def relaying(namespace, program, scratch, *servers):
+    with open(scratch / f"{program}.log", "w") as log:
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", namespace, *RELAYS[program], *servers], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    try:
+        listens = lambda: ":67 " in run(namespace, "ss", "-lnuH").stdout  # noqa: E731
+        wait_for(f"{program} on port 67", listens, 10, tail=(scratch / f"{program}.log").read_text)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def become(machines, mac):
+    """Another machine is plugged in: without an address, and with none remembered."""
+    run(machines, "ip", "address", "flush", "dev", "card")
+    run(machines, "ip", "link", "set", "card", "down")
+    run(machines, "ip", "link", "set", "card", "address", mac, "up")
+
+
+def udhcpc(machines, script, out, *words):
+    run(machines, "udhcpc", "-i", "card", "-n", "-q", "-f", "-t", "6", "-T", "2", "-s", script, *words)
+    return noted(Path(f"{out}.bound"))
+
+
+def behind_a_relay(options, roost, scratch):
+    """Whatever is plugged in at the port is `desk`, with an address of the room; it renews past the relay."""
+    script, out = scratch / "note.sh", scratch / "dhcp"
+    script.write_text(NOTE_SCRIPT.format(out=out))
+    script.chmod(0o755)
+    with room(options) as (relay, machines):
+        with relaying(relay, "dhcrelay", scratch):
+            firmware = ["-V", "PXEClient:Arch:00007:UNDI:003000", "-x", "93:0007"]
+            become(machines, FIRST)
+            bound = udhcpc(machines, script, out, *firmware, "-O", "ntpsrv")
+            same((bound["ip"], bound["subnet"], bound["router"]), ("10.78.5.100", "255.255.255.0", ROUTER), "the room's")
+            same((bound["hostname"], bound["boot_file"], bound["siaddr"]), ("desk", "snponly.efi", ADDRESS), "desk's")
+            same(bound["ntpsrv"], "10.77.0.9", "an option of the operator's")
+            become(machines, SECOND)
+            same(udhcpc(machines, script, out, *firmware)["ip"], "10.78.5.100", "the address of what is plugged in next")
+            details = lambda: [stage["detail"] for stage in roost.stages("desk")]  # noqa: E731
+            said = f"10.78.5.100, snponly.efi (UEFI x64), at port {ROUTER}/room0"
+            wait_for("the offer", lambda: said in details(), 10, tail=roost.tail)
+            renews_past_the_relay(machines, script, out)
+        with relaying(relay, "dnsmasq", scratch):
+            become(machines, KNOWN)
+            same(udhcpc(machines, script, out)["hostname"], "pc-03", "by its MAC, where the relay tells no port")
+
+
+def renews_past_the_relay(machines, script, out):
+    """By unicast, from the address that it has, by way of the router."""
+    run(machines, "ip", "address", "add", "10.78.5.100/24", "dev", "card")
+    run(machines, "ip", "route", "add", "default", "via", ROUTER)
+    renewed = Path(f"{out}.renew")
+    renewed.unlink(missing_ok=True)
+    command = ["ip", "netns", "exec", machines, "udhcpc", "-i", "card", "-f", "-s", str(script), "-r", "10.78.5.100"]
+    Path(f"{out}.bound").unlink()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as resident:
+        try:
+            wait_for("a lease", Path(f"{out}.bound").exists, 20)
+            resident.send_signal(signal.SIGUSR1)
+            wait_for("a renewal", renewed.exists, 20)
+        finally:
+            resident.kill()
+    same(noted(renewed)["ip"], "10.78.5.100", "the address after the renewal")
+    run(machines, "ip", "route", "del", "default")
+
+
+def beside_another_server(options, scratch):
+    """The relay asks both: dnsmasq gives the address, and Roost's offer, without one, reaches the machine through the relay."""
+    roost = Roost(options.roost, scratch / "roost-beside", options.server)
+    roost.config.write_text(mapping_file(roost.state, {"pc-03": f'"{KNOWN}"'}, "blank", pool=None))
+    import_blank(roost, scratch)
+    script, out, dnsmasq = scratch / "note.sh", scratch / "beside", None
+    script.write_text(NOTE_SCRIPT.format(out=out))
+    run(options.switch, "ip", "address", "add", f"{OTHER}/24", "dev", "br0")
+    run(options.switch, "ip", "route", "add", ROOM, "via", RELAY)
+    try:
+        dnsmasq = Dnsmasq(options.switch, "br0", scratch, "10.78.5.100-10.78.5.109")
+        roost.start()
+        with room(options) as (relay, machines), relaying(relay, "dhcrelay", scratch, OTHER):
+            become(machines, KNOWN)
+            capture = ["ip", "netns", "exec", machines, "tcpdump", "-lnvi", "card", "udp", "dst", "port", "68"]
+            with (scratch / "heard").open("w") as heard:
+                listener = subprocess.Popen(capture, stdin=subprocess.DEVNULL, stdout=heard, stderr=subprocess.STDOUT)
+            try:
+                wait_for("tcpdump", lambda: "listening on" in (scratch / "heard").read_text(), 10)
+                # As a system; as firmware, which udhcpc can only ask as: it takes an offer without an address for one.
+                same(udhcpc(machines, script, out)["ip"], dnsmasq.gave(KNOWN), "the address is dnsmasq's")
+                firmware = ["-V", "PXEClient:Arch:00007:UNDI:003000", "-x", "93:0007"]
+                ask = ["udhcpc", "-i", "card", "-n", "-q", "-f", "-t", "1", "-T", "2", "-s", script, *firmware]
+                run(machines, *ask, check=False)
+                said = lambda: (scratch / "heard").read_text()  # noqa: E731
+                ours = lambda: "snponly.efi" in said() and f"length 4: {ADDRESS}" in said()  # noqa: E731
+                wait_for("Roost's offer", ours, 10, tail=said)
+            finally:
+                listener.kill()
+                listener.wait()
+        offer = f"snponly.efi (UEFI x64), at port {ROUTER}/room0"
+        wait_for("the offer", lambda: any(offer in stage["detail"] for stage in roost.stages("pc-03")), 10, tail=roost.tail)
+        roost.stop()
+    finally:
+        roost.kill()
+        if dnsmasq:
+            dnsmasq.kill()
+        run(options.switch, "ip", "route", "del", ROOM, check=False)
+        run(options.switch, "ip", "address", "del", f"{OTHER}/24", "dev", "br0", check=False)
+
+
+def import_blank(roost, scratch):
+    """An image of zeros."""
+    blank = scratch / "blank.raw"
+    blank.write_bytes(bytes(1 << 20))
+    roost.cli("image", "import", str(blank), "--name", "blank")
+
+
+def in_use(options, roost, scratch):
+    """An address that somebody uses is not given: the next one is, at once, and the event says whose it is."""
+    script, out = scratch / "note.sh", scratch / "conflict"
+    script.write_text(NOTE_SCRIPT.format(out=out))
+    # Linux answers for an address at every one of its interfaces, unless it is told not to.
+    run(options.switch, "sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1")
+    run(options.switch, "ip", "link", "add", "squatter", "address", SQUATTER, "type", "veth", "peer", "name", "squatted")
+    try:
+        run(options.switch, "ip", "link", "set", "squatted", "master", "br0", "up")
+        run(options.switch, "ip", "link", "set", "squatter", "up")
+        run(options.switch, "ip", "address", "add", f"{SQUATTED}/24", "dev", "squatter")
+        plug_in(options.switch, KNOWN)
+        began = time.monotonic()
+        run(options.switch, "udhcpc", "-i", "card", "-n", "-q", "-f", "-t", "1", "-T", "3", "-s", script)
+        took = time.monotonic() - began
+        same(noted(Path(f"{out}.bound"))["ip"], "10.77.0.101", "the address")
+        log = roost.log.read_text()
+        said = f"{SQUATTED} is in use by {SQUATTER}, to which we did not give it"
+        assert said in log, f"`{said}` is not said\n{roost.tail()}"
+        assert took < 3, f"one DISCOVER and one REQUEST took {took:.1f} s"
+        return f"{took:.2f} s"
+    finally:
+        unplug(options.switch)
+        run(options.switch, "ip", "link", "del", "squatter", check=False)
+        run(options.switch, "sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=0")
+
+
+def tests(options, report):
+    """All of them, while no other Roost runs."""
+    scratch = Path(options.fast) / "relays"
+    scratch.mkdir()
+    roost = Roost(options.roost, scratch / "roost", options.server)
+    text = mapping_file(roost.state, CLIENTS, "blank").replace("\n[defaults]\n", POOLS)
+    roost.config.write_text(text)
+    import_blank(roost, scratch)
+    roost.start()
+    try:
+        report.test("rooms-behind-dhcrelay-and-dnsmasq", behind_a_relay, options, roost, scratch)
+        report.test("an-address-that-is-in-use", in_use, options, roost, scratch)
+        roost.stop()
+    finally:
+        roost.kill()
+    report.test("a-relay-beside-another-server", beside_another_server, options, scratch)
