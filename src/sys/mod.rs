@@ -1,6 +1,7 @@
 //! What the kernel knows and no crate wraps: interfaces, datagrams that tell on which address they arrived, frames to
 //! machines that have no address yet, questions by ARP, datagrams for a port that another process has, and which process
-//! that is, and IPv6's router solicitations.
+//! that is, IPv6's router solicitations, and what of a file is in
+//! memory.
 //!
 //! The only room with `unsafe` in it; each block says why it is sound. Not here: waiting (`net` does, with
 //! tokio) and meaning (who may have which address). Linux only.
@@ -11,6 +12,7 @@ pub mod datagram;
 pub mod frame;
 pub mod interface;
 pub mod port;
+pub mod resident;
 pub mod solicitation;
 
 use std::io;
@@ -21,6 +23,7 @@ pub use datagram::{Local, Received};
 pub use frame::{Overheard, PacketSocket, RawSocket};
 pub use interface::{Interface, InterfaceError, choose, interfaces};
 pub use port::{Taken, Transport};
+pub use resident::is_resident;
 pub use solicitation::{Solicitation, SolicitationSocket};
 
 /// The identity of this boot of this host: it changes at every boot and at nothing else (`random(4)`).
