@@ -105,11 +105,25 @@ def boots_behind(fleet, machine):
     return f"{figures}, address {address}"
 
 
+@contextlib.contextmanager
+def advertising(relay):
+    """The room's router says that it has IPv6, as routers do: else an iPXE of 2019 waits 16 s for it, and Roost is too far away
+    to answer."""
+    run(relay, "ip", "address", "add", "fd00:78::1/64", "dev", "room0", "nodad")
+    command = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--user=root", "--pid-file=",
+               "--interface=room0", "--enable-ra", "--dhcp-range=fd00:78::,ra-only"]  # fmt: skip
+    with subprocess.Popen(["ip", "netns", "exec", relay, *command], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
 def behind_a_relay(options, report):
     """Every firmware, in a room behind a router on which ISC dhcrelay runs: DHCP goes by it, all else is routed."""
     folder = Path(options.fast) / "behind"
     folder.mkdir()
-    with room(options) as (relay, machines), relaying(relay, "dhcrelay", folder):
+    with room(options) as (relay, machines), relaying(relay, "dhcrelay", folder), advertising(relay):
         # Where the interop suite has one card, these machines need a switch.
         subprocess.run(["bash", "-c", '. "$0" && lab_bridge "$@"', LAB / "net.sh", machines, "card", str(len(EVERY))], check=True)
         with Fleet(options, folder, EVERY, master_path(), tables=ROOM_POOL, namespace=machines) as fleet:
