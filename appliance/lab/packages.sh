@@ -15,7 +15,10 @@ demo_packages=(
 )
 # The boots, two strangers that read the disks afterwards (7-Zip from the file, qemu-img over iSCSI), another DHCP server,
 # and what debian.sh builds with.
-boot_packages=("${demo_packages[@]}" 7zip qemu-utils qemu-block-extra dnsmasq-base mmdebstrap)
+boot_packages=(
+    "${demo_packages[@]}" 7zip qemu-utils qemu-block-extra dnsmasq-base isc-dhcp-relay mmdebstrap
+    qemu-system-arm qemu-efi-aarch64 u-boot-qemu
+)
 # Clients that nobody here wrote, and a compiler for the one that must log each acknowledgement (libiscsi).
 interop_packages=(
     libiscsi-bin libiscsi-dev gcc libc6-dev qemu-utils qemu-block-extra 7zip openssl

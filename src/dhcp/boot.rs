@@ -100,6 +100,11 @@ impl Machine {
         (self.http || !by_http).then_some(platform)
     }
 
+    /// It is U-Boot, and says so: a moment later it may ask as UEFI.
+    pub(super) fn is_u_boot(&self) -> bool {
+        self.architecture.is_some_and(is_u_boot)
+    }
+
     /// What its iPXE cannot do and a boot from here needs, as far as it says.
     #[must_use]
     pub fn missing(&self) -> Option<Missing> {
@@ -175,6 +180,11 @@ fn platform(architecture: u16) -> Option<(Platform, bool)> {
         41 => (Platform::RaspberryPi, false),
         _ => return None,
     })
+}
+
+/// The architectures that U-Boot calls itself (IANA, "Processor Architecture Types").
+fn is_u_boot(architecture: u16) -> bool {
+    matches!(architecture, 21..=24)
 }
 
 /// iPXE's numbers for what it can do (`src/include/ipxe/features.h`): each is an option of one byte within option 175.
@@ -403,7 +413,7 @@ impl Handout {
 /// A client architecture in words (IANA, "Processor Architecture Types").
 #[must_use]
 pub fn architecture_name(architecture: u16) -> String {
-    let u_boot = if matches!(architecture, 21..=24) { ", U-Boot" } else { "" };
+    let u_boot = if is_u_boot(architecture) { ", U-Boot" } else { "" };
     match platform(architecture) {
         Some((platform, by_http)) => format!("{platform}{}{u_boot}", if by_http { " by HTTP" } else { "" }),
         None => format!("architecture {architecture}"),

@@ -5,6 +5,9 @@
 //! on port 4011, iPXE's own DISCOVER, or the same DISCOVER once more. From the first two a machine's way is known to work; by the
 //! third, another is tried. An exchange is one DISCOVER and what follows it: within one, the answers do not change.
 //!
+//! U-Boot asks as itself before it asks as the UEFI that it also is, for a script of its own, and takes a new exchange for every
+//! DISCOVER that it repeats. What it is told then says nothing of the loader, and does not count.
+//!
 //! [`Guide::learn`] takes in what came of a packet, after it was answered. Nothing here outlives the process, and strangers
 //! cannot make it grow.
 
@@ -121,6 +124,7 @@ impl Guide {
             }
             // It asks port 4011 by itself: that way works.
             Handout::Loader(_) | Handout::LoaderUrl(_) if asked => (habit.now.file, habit.now.asked) = (false, true),
+            Handout::Loader(_) | Handout::LoaderUrl(_) if machine.is_u_boot() => {}
             Handout::Loader(name) | Handout::LoaderUrl(name) if begins => {
                 habit.now = Known { told: last.told.saturating_add(1), asked: false, ..habit.before };
                 words = (habit.now.told == ROUNDS + 1).then(|| in_a_loop(name));

@@ -168,7 +168,10 @@ impl RawSocket {
 
 /// A classic BPF program (`Documentation/networking/filter.rst` of Linux) that passes the first fragments of UDP datagrams to
 /// this port. Offsets count from the IPv4 header.
-fn for_port(port: u16) -> [socket2::SockFilter; 9] {
+///
+/// What the kernel knows to be for others is not passed. That is above all what carries the tag of a VLAN of which this host has
+/// no interface: the tag is taken off before a packet socket sees the frame, which then looks like one of this wire.
+fn for_port(port: u16) -> [socket2::SockFilter; 11] {
     const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
     const LOAD_HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
     const LOAD_HALF_BEHIND: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_IND;
@@ -179,7 +182,10 @@ fn for_port(port: u16) -> [socket2::SockFilter; 9] {
     let step = |code: u32, yes, no, k| {
         socket2::SockFilter::new(u16::try_from(code).expect("BPF codes have 16 bits"), yes, no, k)
     };
+    let packet_type = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE).cast_unsigned();
     [
+        step(LOAD_BYTE, 0, 0, packet_type),
+        step(EQUAL, 8, 0, u32::from(libc::PACKET_OTHERHOST)),
         step(LOAD_BYTE, 0, 0, 9),
         step(EQUAL, 0, 6, u32::from(UDP)),
         step(LOAD_HALF, 0, 0, 6),
@@ -305,16 +311,35 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_port_that_another_socket_has_is_overheard() {
-        let socket = match PacketSocket::open(1) {
-            Ok(socket) => socket,
+    /// A socket on the loopback interface, if this process may have one.
+    fn on_loopback(test: &str) -> Option<PacketSocket> {
+        match PacketSocket::open(1) {
+            Ok(socket) => Some(socket),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                eprintln!("skip: a_port_that_another_socket_has_is_overheard needs CAP_NET_RAW");
-                return;
+                eprintln!("skip: {test} needs CAP_NET_RAW");
+                None
             }
             Err(error) => panic!("{error}"),
-        };
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_knows_to_be_for_others_is_not_overheard() {
+        let Some(socket) = on_loopback("what_the_kernel_knows_to_be_for_others_is_not_overheard") else { return };
+        let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let std::net::SocketAddr::V4(to) = server.local_addr().unwrap() else { unreachable!() };
+        socket.listen(to.port()).unwrap();
+        // The loopback interface's own hardware address is zeros.
+        for (hardware, payload) in [([2, 0, 0, 0, 0, 1], b"theirs"), ([0; 6], b"for us")] {
+            socket.send(hardware, to, to, payload).unwrap();
+        }
+        let mut buffer = [0; 1500];
+        assert_eq!(socket.receive(&mut buffer).unwrap().unwrap().payload, b"for us");
+    }
+
+    #[test]
+    fn a_port_that_another_socket_has_is_overheard() {
+        let Some(socket) = on_loopback("a_port_that_another_socket_has_is_overheard") else { return };
         let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = server.local_addr().unwrap().port();

@@ -18,6 +18,7 @@ import chap  # noqa: E402
 import netboot  # noqa: E402
 import relays  # noqa: E402
 import targets  # noqa: E402
+import vlan  # noqa: E402
 import writes  # noqa: E402
 from server import Roost  # noqa: E402
 
@@ -76,6 +77,7 @@ def main():
     report = Report()
     report.part("beside", beside.tests, options, report)
     report.part("relays", relays.tests, options, report)
+    report.part("vlan", vlan.tests, options, report)
     report.part("interop", everything, options, report)
     return report.exit_code()
 

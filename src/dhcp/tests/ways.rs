@@ -225,6 +225,28 @@ fn a_loader_that_never_asks_as_ipxe_is_told_of_and_another_is_tried() {
 }
 
 #[test]
+fn u_boot_that_asks_again_and_again_before_it_asks_as_uefi_is_in_no_loop() {
+    let mut lab = lab();
+    let guide = lab.scope.site().guide.clone();
+    let mut exchange = 0;
+    let mut tell = |architecture: u8| {
+        exchange += 1;
+        let packet = Packet::new(1, 2).option(60, b"PXEClient").option(93, &[0, architecture]);
+        let outcome = lab.hear(&again(&packet, exchange));
+        (outcome.reason.clone(), guide.learn(&outcome))
+    };
+    let arm64 = Reason::Offered(ip(100), Handout::Loader("arm64"));
+    for _boot in 0..2 {
+        for architecture in [22, 22, 22, 22, 11] {
+            assert_eq!(tell(architecture), (arm64.clone(), None));
+        }
+    }
+    let said = tell(11).1.unwrap().detail;
+    assert!(said.contains("for the third time"), "what it asks as UEFI counts: {said}");
+    assert_eq!(tell(22), (arm64, None));
+}
+
+#[test]
 fn beside_another_server_firmware_that_does_not_ask_port_4011_is_told_in_the_offer_alone() {
     let site = site(Role::Proxy);
     let vendor = |exchange| {
