@@ -32,11 +32,6 @@ use crate::fleet::{ClientName, Fleet, Mac, Stage, web};
 pub const SERVER_PORT: u16 = 547;
 /// The port that clients listen on (RFC 8415 §7.2).
 pub const CLIENT_PORT: u16 = 546;
-/// Where clients and relays find servers on their wire (RFC 8415 §7.1).
-pub const SERVERS_AND_RELAYS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
-/// Where relays find servers (RFC 8415 §7.1).
-pub const SERVERS: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 1, 3);
-
 /// Most bytes of an answer: what every IPv6 network carries whole (RFC 8200 §5), without the headers of IPv6 and UDP.
 pub const LARGEST_REPLY: usize = 1280 - 40 - 8;
 /// Most associations of one request that are told that there is no address for them; firmware has one.
@@ -84,7 +79,7 @@ pub struct Arrival {
     pub from: SocketAddrV6,
     /// Where to.
     pub port: Port,
-    /// The machine that the kernel knows at that address, if it knows one.
+    /// The machine that is seen to use that address, if one is.
     pub neighbour: Option<Mac>,
 }
 
@@ -230,7 +225,8 @@ pub fn handle(fleet: &Fleet, site: &Site, arrival: &Arrival, bytes: &[u8]) -> Ou
     };
     let known = site.wired.guide.known(mac, exchange, machine.exchange);
     let handout = machine.handout(&site.wired, client, known);
-    let at = if arrival.port == Port::BootServer { format!(", asked on port {BOOT_SERVER_PORT}") } else { String::new() };
+    let at =
+        if arrival.port == Port::BootServer { format!(", asked on port {BOOT_SERVER_PORT}") } else { String::new() };
     let detail = format!("{}, over IPv6{at}", handout.to(&machine));
     let note = Some(Note { mac, client: asker.client.clone(), stage: Stage::Offer, detail });
     if let Handout::NoLoader(architecture) = handout {
@@ -276,7 +272,10 @@ fn told_of_itself(request: &Request<'_>) -> Machine {
     Machine {
         netboot: architectures.is_some() || http || class(PXE_CLIENT),
         http,
-        ipxe: options.all(code::USER_CLASS).flat_map(class_parts).any(|part| part.windows(4).any(|word| word == b"iPXE")),
+        ipxe: options
+            .all(code::USER_CLASS)
+            .flat_map(class_parts)
+            .any(|part| part.windows(4).any(|word| word == b"iPXE")),
         features: None,
         architecture: architectures.and_then(|list| list.first_chunk()).map(|first| u16::from_be_bytes(*first)),
         uuid: None,

@@ -189,8 +189,7 @@ impl<'a> Request<'a> {
 
 impl<'a> Relay<'a> {
     fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
-        let (header, options) =
-            bytes.split_first_chunk::<RELAY_HEADER>().ok_or(Malformed::Short(bytes.len()))?;
+        let (header, options) = bytes.split_first_chunk::<RELAY_HEADER>().ok_or(Malformed::Short(bytes.len()))?;
         let address = |at: usize| <[u8; 16]>::try_from(&header[at..at + 16]).expect("it lies within the header");
         Ok(Self { hops: header[1], link: address(2), peer: address(18).into(), options: Options(options) })
     }
