@@ -39,6 +39,8 @@ MODES = {
     "bios-chain": "SeaBIOS, iPXE that chains undionly.kpxe over TFTP",
     "uefi": "OVMF with its own PXE client",
     "uefi-http": "OVMF with its own HTTP client",
+    "uefi-ipv6": "OVMF with its own PXE client, over IPv6",
+    "uefi-http-ipv6": "OVMF with its own HTTP client, over IPv6 once it got no answer over IPv4",
 }
 
 # Console stages, in the order of a boot.
@@ -111,10 +113,10 @@ class Machine:
                 "-device", f"{nic},romfile=,bootindex=1",
                 "-device", "virtio-rng-pci",
             ]  # fmt: skip
-            if self.mode == "uefi-http":
-                # Unanswered, each kind of PXE would be tried for a minute first.
-                for way in ("IPv4PXESupport", "IPv6PXESupport"):
-                    arguments += ["-fw_cfg", f"name=opt/org.tianocore/{way},string=n"]
+            # Unanswered, each kind of PXE would be tried for a minute first; answered, the others would not be tried at all.
+            http = self.mode.startswith("uefi-http")
+            for way in ("IPv4PXESupport", "IPv6PXESupport") if http else ("IPv4PXESupport",) if self.mode == "uefi-ipv6" else ():
+                arguments += ["-fw_cfg", f"name=opt/org.tianocore/{way},string=n"]
         else:
             # Without graphics SeaBIOS and iPXE speak on the serial port.
             arguments += ["-machine", "pc,graphics=off"]

@@ -3,7 +3,7 @@
 
 Fleets: three machines, one for each way into a boot, and a fourth whose disk is reset, power-cycled in between, with their
 disks (VHDs, and a VHDX) then read by two programs that nobody here wrote; every firmware beside another DHCP server, on
-another host and on Roost's own; one that boots by HTTP; two that must pass CHAP, both ways; two Debian systems, on VHDXs, that
+another host and on Roost's own; one that boots by HTTP; two that boot over IPv6, by PXE and by HTTP; two that must pass CHAP, both ways; two Debian systems, on VHDXs, that
 write, one of them to a second disk too, while Roost is killed and their network cut, and that are reset amid it; and two
 machines that read a master of 2 GiB to its end, while Roost's memory is watched.
 
@@ -23,6 +23,7 @@ from report import TESTER, Report, arguments, no_panic, run, same, sha256_by_7zi
 
 from machine import Machine  # noqa: E402
 from server import ADDRESS, INTERFACE, IQN, POOL, Dnsmasq, Roost, bytes_on_host, sha256_file, wait_for  # noqa: E402
+import over_ipv6  # noqa: E402
 from seconddisk import SecondDisk  # noqa: E402
 from writer import Writer  # noqa: E402
 
@@ -32,7 +33,7 @@ IMAGE = "lab-linux"
 VHDX_IMAGE = "lab-linux-vhdx"
 
 # What Roost is to serve as the loader; `None` where the machine's own ROM is the loader already.
-LOADERS = {"bios": None, "bios-chain": "undionly.kpxe", "uefi": "snponly.efi", "uefi-http": "snponly.efi"}
+LOADERS = {"bios": None, "bios-chain": "undionly.kpxe"} | dict.fromkeys(["uefi", "uefi-http", "uefi-ipv6", "uefi-http-ipv6"], "snponly.efi")
 TWICE = ["bios", "bios-chain:vhdx", "uefi"]
 # A client whose disk is clean at every boot, on this firmware.
 RESET = "bios:reset"
@@ -356,6 +357,16 @@ def with_chap(options, report):
         fleet.roost.kill()
 
 
+def pxe_over_ipv6(options, report):
+    """UEFI PXE over IPv6, with Roost's own addresses of IPv4."""
+    over_ipv6.by_pxe(options, report, Fleet, master_path(), boots_to_its_marker)
+
+
+def http_over_ipv6(options, report):
+    """UEFI HTTP boot over IPv6, beside another server for both kinds of addresses."""
+    over_ipv6.by_http(options, report, Fleet, master_path(), boots_to_its_marker)
+
+
 def writes_through_restarts(fleet, writers):
     """Roost is killed and stopped under systems that write. They wait, and go on."""
     returns = []
@@ -528,7 +539,7 @@ def little_memory(options, report):
 def main():
     options = arguments()
     report = Report()
-    parts = (every_firmware, beside_another_host, beside_on_this_host, by_http, with_chap, debian, little_memory)
+    parts = (every_firmware, beside_another_host, beside_on_this_host, by_http, pxe_over_ipv6, http_over_ipv6, with_chap, debian, little_memory)
     chosen = os.environ.get("ROOST_PARTS", "").split()
     for part in [part for part in parts if not chosen or part.__name__ in chosen]:
         # Where one fleet cannot even be made, the other is still tested.

@@ -100,6 +100,11 @@ impl<'a> Iterator for Options<'a> {
 }
 
 impl<'a> Options<'a> {
+    #[cfg(test)]
+    pub(super) fn of(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
     /// The first option with this code.
     pub(super) fn first(self, code: u16) -> Option<&'a [u8]> {
         self.all(code).next()

@@ -2,7 +2,8 @@
 //! firmware asks which file to boot. What is answered is `dhcp::v6`'s.
 
 use std::convert::Infallible;
-use std::net::{SocketAddr, SocketAddrV6};
+use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -53,39 +54,15 @@ impl Six {
 
     /// Serves until the future is dropped.
     pub async fn run(self) -> Infallible {
-        let (mut buffer, mut boot_buffer) = (vec![0; LARGEST_PACKET], vec![0; LARGEST_PACKET]);
+        let (mut questions, mut requests) = (vec![0; LARGEST_PACKET], vec![0; LARGEST_PACKET]);
         let mut alarms = Alarms::default();
         loop {
             let heard = tokio::select! {
-                asked = self.wake.async_io(Interest::READABLE, || self.on_question(&mut buffer)) => {
-                    asked.map(|answer| {
-                        answer.and_then(|(mac, outcome)| {
-                            let reply = outcome.reply.as_ref();
-                            let sent = reply.map(|it| self.servers.send(mac, self.site.address, it.to, &it.bytes));
-                            Some((outcome, sent))
-                        })
-                    })
-                }
-                received = self.boot_server.recv_from(&mut boot_buffer) => match received {
-                    Ok((len, SocketAddr::V6(from))) => {
-                        let outcome = self.on_boot_request(from, &boot_buffer[..len]);
-                        let sent = match &outcome.reply {
-                            Some(reply) => Some(self.boot_server.send_to(&reply.bytes, reply.to).await.map(drop)),
-                            None => None,
-                        };
-                        Ok(Some((outcome, sent)))
-                    }
-                    Ok(_) => Ok(None),
-                    Err(error) => Err(error),
-                },
+                heard = self.question(&mut questions) => heard,
+                heard = self.boot_request(&mut requests) => heard,
             };
             match heard {
-                Ok(Some((outcome, sent))) => {
-                    if let Some(Err(error)) = sent {
-                        debug!(%error, "DHCPv6: an answer could not be sent");
-                    }
-                    alarms.sound(&outcome, now());
-                }
+                Ok(Some(outcome)) => alarms.sound(&outcome, now()),
                 Ok(None) => {}
                 Err(error) => {
                     warn!(%error, "DHCPv6: a packet could not be read");
@@ -95,16 +72,33 @@ impl Six {
         }
     }
 
-    /// The next question to all servers: the hardware that its answer goes to, and what came of it.
-    fn on_question(&self, buffer: &mut [u8]) -> std::io::Result<Option<([u8; 6], Outcome)>> {
-        let Some(asked) = self.servers.receive(buffer)? else { return Ok(None) };
-        let arrival = Arrival { from: asked.from, port: Port::Servers, neighbour: Mac::from_octets(asked.mac) };
-        Ok(Some((asked.mac, self.handle(&arrival, asked.payload))))
+    /// Answers the next question to all servers. Once it is read, nothing is waited for, so that none is lost when the other
+    /// port hears something.
+    async fn question(&self, buffer: &mut [u8]) -> io::Result<Option<Outcome>> {
+        let heard = self.wake.async_io(Interest::READABLE, || {
+            let asked = self.servers.receive(buffer)?;
+            Ok(asked.map(|asked| {
+                let neighbour = Mac::from_octets(asked.mac);
+                let arrival = Arrival { from: asked.from, port: Port::Servers, neighbour };
+                (asked.mac, self.handle(&arrival, asked.payload))
+            }))
+        });
+        let Some((mac, outcome)) = heard.await? else { return Ok(None) };
+        if let Some(reply) = &outcome.reply {
+            say(self.servers.send(mac, self.site.address, reply.to, &reply.bytes));
+        }
+        Ok(Some(outcome))
     }
 
-    fn on_boot_request(&self, from: SocketAddrV6, bytes: &[u8]) -> Outcome {
+    /// The same for port 4011.
+    async fn boot_request(&self, buffer: &mut [u8]) -> io::Result<Option<Outcome>> {
+        let (len, SocketAddr::V6(from)) = self.boot_server.recv_from(buffer).await? else { return Ok(None) };
         let neighbour = sys::neighbour(*from.ip()).and_then(Mac::from_octets);
-        self.handle(&Arrival { from, port: Port::BootServer, neighbour }, bytes)
+        let outcome = self.handle(&Arrival { from, port: Port::BootServer, neighbour }, &buffer[..len]);
+        if let Some(reply) = &outcome.reply {
+            say(self.boot_server.try_send_to(&reply.bytes, reply.to.into()).map(drop));
+        }
+        Ok(Some(outcome))
     }
 
     /// What came of a packet, which is told to the log and the recorder.
@@ -135,6 +129,13 @@ impl Six {
             self.app.recorder.note(Some(note.mac), note.client.as_ref(), note.stage, &note.detail);
         }
         outcome
+    }
+}
+
+fn say(sent: io::Result<()>) {
+    if let Err(error) = sent {
+        // The client asks again.
+        debug!(%error, "DHCPv6: an answer could not be sent");
     }
 }
 
