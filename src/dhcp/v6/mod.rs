@@ -32,7 +32,8 @@ use crate::fleet::{ClientName, Fleet, Mac, Stage, web};
 pub const SERVER_PORT: u16 = 547;
 /// The port that clients listen on (RFC 8415 §7.2).
 pub const CLIENT_PORT: u16 = 546;
-/// Most bytes of an answer: what every IPv6 network carries whole (RFC 8200 §5), without the headers of IPv6 and UDP.
+/// Most bytes of an answer: what every IPv6 network carries whole (RFC 8200 §5), without the headers of IPv6 and UDP. Without
+/// relays it is half of that: an identifier, and a URL with the name of a file.
 pub const LARGEST_REPLY: usize = 1280 - 40 - 8;
 /// Most associations of one request that are told that there is no address for them; firmware has one.
 const MAX_ASSOCIATIONS: usize = 4;
@@ -232,10 +233,10 @@ pub fn handle(fleet: &Fleet, site: &Site, arrival: &Arrival, bytes: &[u8]) -> Ou
     if let Handout::NoLoader(architecture) = handout {
         return Outcome { note, ..silent(Some(asker), Reason::NoLoader(architecture)) };
     }
-    let bytes = relayed(&request, answer(site, &request, handout));
-    if bytes.len() > LARGEST_REPLY {
-        return silent(Some(asker), Reason::TooLong(bytes.len()));
-    }
+    let bytes = match relayed(&request, answer(site, &request, handout)) {
+        Ok(bytes) => bytes,
+        Err(len) => return silent(Some(asker), Reason::TooLong(len)),
+    };
     let mut to = arrival.from;
     match arrival.port {
         _ if !request.relays.is_empty() => to.set_port(SERVER_PORT),
@@ -318,22 +319,28 @@ fn answer(site: &Site, request: &Request<'_>, handout: Handout) -> Vec<u8> {
     bytes
 }
 
-/// The answer as the last relay gets it: each takes off its own part (RFC 8415 §19.3).
-fn relayed(request: &Request<'_>, answer: Vec<u8>) -> Vec<u8> {
-    request.relays.iter().rev().fold(answer, |inner, relay| {
-        let mut bytes = vec![message::RELAY_REPLY, relay.hops];
+/// The answer as the last relay gets it: each takes off its own part (RFC 8415 §19.3). Else, how long it would become.
+fn relayed(request: &Request<'_>, answer: Vec<u8>) -> Result<Vec<u8>, usize> {
+    request.relays.iter().rev().try_fold(answer, |inner, relay| {
+        let id = relay.options.first(code::INTERFACE_ID);
+        let len = wire::RELAY_HEADER + 4 + inner.len() + id.map_or(0, |id| 4 + id.len());
+        if len > LARGEST_REPLY {
+            return Err(len);
+        }
+        let mut bytes = Vec::with_capacity(len);
+        bytes.extend([message::RELAY_REPLY, relay.hops]);
         bytes.extend(relay.link);
         bytes.extend(relay.peer.octets());
-        if let Some(id) = relay.options.first(code::INTERFACE_ID) {
+        if let Some(id) = id {
             put(&mut bytes, code::INTERFACE_ID, id);
         }
         put(&mut bytes, code::RELAY_MESSAGE, &inner);
-        bytes
+        Ok(bytes)
     })
 }
 
 fn put(bytes: &mut Vec<u8>, code: u16, value: &[u8]) {
-    let len = u16::try_from(value.len()).expect("what a packet brought or a URL of ours, and its wrappings");
+    let len = u16::try_from(value.len()).expect("all that is put is shorter than an answer");
     bytes.extend(code.to_be_bytes());
     bytes.extend(len.to_be_bytes());
     bytes.extend(value);

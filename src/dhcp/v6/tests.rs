@@ -209,6 +209,13 @@ fn an_answer_that_would_be_too_long_is_not_made() {
     let mut bytes = relayed(&firmware(1, false), MACHINE);
     bytes.splice(34..34, options([(18, &[7; 1_150][..])]));
     assert!(matches!(hear(Role::Proxy, Port::Servers, &bytes).reason, Reason::TooLong(1_233..)));
+    // Nor is one begun that no length in a packet could say.
+    let vast = (0..2).fold(firmware(1, false), |inner, _| {
+        let mut bytes = relayed(&inner, MACHINE);
+        bytes.splice(34..34, options([(18, &[7; 40_000][..])]));
+        bytes
+    });
+    assert!(matches!(hear(Role::Proxy, Port::Servers, &vast).reason, Reason::TooLong(40_000..)));
 }
 
 #[test]

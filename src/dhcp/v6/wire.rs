@@ -15,7 +15,7 @@ pub(super) const MAX_DUID: usize = 130;
 /// Bytes before the options: the type and the transaction (RFC 8415 §8).
 const HEADER: usize = 4;
 /// Bytes before the options of a relay: type, hops, link and peer (RFC 8415 §9).
-const RELAY_HEADER: usize = 34;
+pub(super) const RELAY_HEADER: usize = 34;
 /// Hardware type of Ethernet (RFC 8415 §11, RFC 6939 §4).
 const ETHERNET: [u8; 2] = [0, 1];
 
