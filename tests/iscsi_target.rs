@@ -170,6 +170,7 @@ impl Life {
             files: None,
             tftp_single_port: false,
             ipv6_answer: true,
+            ipv6_boot: None,
         };
         let admin = Initiators::Also(vec![ADMIN.to_owned()]);
         let fleet = Fleet::new([

@@ -151,6 +151,7 @@ impl Life {
             files: None,
             tftp_single_port: false,
             ipv6_answer: true,
+            ipv6_boot: None,
         };
         let client = Client {
             name: name(),

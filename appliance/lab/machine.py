@@ -45,6 +45,8 @@ MODES = {
     "uefi-rom": "OVMF, iPXE in the network card's ROM",
     "arm64": "AAVMF on an ARM64 board, with its own PXE client",
     "u-boot": "U-Boot on an ARM64 board",
+    "uefi-ipv6": "OVMF with its own PXE client, over IPv6",
+    "uefi-http-ipv6": "OVMF with its own HTTP client, over IPv6 once it got no answer over IPv4",
 }
 
 # Console stages, in the order of a boot.
@@ -128,10 +130,10 @@ class Machine:
         # An empty ROM: else the card's iPXE would take the place of OVMF's own client.
         rom = [] if self.mode == "uefi-rom" else ["romfile="]
         board = ["-machine", "q35,smm=off", "-cpu", "max", *self._flash(OVMF), *self._card(*rom, "bootindex=1")]
-        if self.mode == "uefi-http":
-            # Unanswered, each kind of PXE would be tried for a minute first.
-            for way in ("IPv4PXESupport", "IPv6PXESupport"):
-                board += ["-fw_cfg", f"name=opt/org.tianocore/{way},string=n"]
+        # Unanswered, each kind of PXE would be tried for a minute first; answered, the others would not be tried at all.
+        http = self.mode.startswith("uefi-http")
+        for way in ["IPv4PXESupport", "IPv6PXESupport"] if http else ["IPv4PXESupport"] if self.mode == "uefi-ipv6" else []:
+            board += ["-fw_cfg", f"name=opt/org.tianocore/{way},string=n"]
         return board
 
     def _arm64(self):

@@ -8,7 +8,7 @@
 //! Not here: the protocols that carry them, and what a script says ([`crate::script`]).
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,7 +75,7 @@ pub struct BootFile {
 }
 
 /// Who has this address, as far as the lease table and the kernel's neighbours know.
-pub type Resolver = Box<dyn Fn(Ipv4Addr) -> Option<Mac> + Send + Sync>;
+pub type Resolver = Box<dyn Fn(IpAddr) -> Option<Mac> + Send + Sync>;
 
 /// Begins a boot of this machine, which fetches its script from this address; `None` where it is nobody's machine, or its
 /// client is out of service.

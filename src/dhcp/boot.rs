@@ -19,9 +19,9 @@ pub use crate::fleet::platform::{BIOS_LOADER, UEFI_X64_LOADER};
 use crate::fleet::{Client, Mac, Platform, Pxe, web};
 
 /// How option 60 of a machine begins that boots by PXE; in an answer, the whole of it (PXE 2.1 §2.4).
-const PXE_CLIENT: &[u8] = b"PXEClient";
+pub(super) const PXE_CLIENT: &[u8] = b"PXEClient";
 /// How option 60 of a machine begins that boots by HTTP; in an answer, the whole of it (UEFI 2.10 §24.7.2).
-const HTTP_CLIENT: &[u8] = b"HTTPClient";
+pub(super) const HTTP_CLIENT: &[u8] = b"HTTPClient";
 /// PXE_DISCOVERY_CONTROL = 8, end: take the boot file from this packet and ask no boot server (PXE 2.1 §3.2.1). Without it,
 /// firmware that sees `PXEClient` in option 60 asks port 4011 first.
 const BOOT_FROM_FILE: [u8; 4] = [6, 1, 8, 255];

@@ -14,10 +14,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::boot::{Handout, Missing};
+use super::boot::{Handout, Machine, Missing};
 use super::wire::Kind;
 use super::{Note, Outcome, Reason};
-use crate::fleet::{Loaders, Mac, Stage};
+use crate::fleet::{ClientName, Loaders, Mac, Stage};
 
 /// Machines that are remembered; when there are more, what they did is forgotten and learned anew.
 pub(super) const MAX_MACHINES: usize = 4_096;
@@ -99,12 +99,23 @@ impl Guide {
             Reason::ToldBoot(handout) => (handout, true),
             _ => return None,
         };
-        let machine = &asker.machine;
+        self.take_in(asker.mac, asker.client.as_ref(), &asker.machine, handout, asked)
+    }
+
+    /// Takes in what a machine was handed out, in an offer or because it `asked` by itself.
+    pub(super) fn take_in(
+        &self,
+        mac: Mac,
+        client: Option<&ClientName>,
+        machine: &Machine,
+        handout: Handout,
+        asked: bool,
+    ) -> Option<Note> {
         let mut habits = self.habits();
-        if habits.len() >= MAX_MACHINES && !habits.contains_key(&asker.mac) {
+        if habits.len() >= MAX_MACHINES && !habits.contains_key(&mac) {
             habits.clear();
         }
-        let habit = habits.entry(asker.mac).or_default();
+        let habit = habits.entry(mac).or_default();
         let begins = !asked && habit.exchange != Some(machine.exchange);
         let last = habit.now;
         if begins {
@@ -131,7 +142,7 @@ impl Guide {
             }
             _ => {}
         }
-        words.map(|detail| Note { mac: asker.mac, client: asker.client.clone(), stage: Stage::Offer, detail })
+        words.map(|detail| Note { mac, client: client.cloned(), stage: Stage::Offer, detail })
     }
 
     fn habits(&self) -> MutexGuard<'_, HashMap<Mac, Habit>> {

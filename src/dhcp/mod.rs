@@ -15,6 +15,7 @@ mod reply;
 mod scope;
 #[cfg(test)]
 mod tests;
+pub mod v6;
 mod wire;
 
 use std::fmt;

@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -54,7 +54,7 @@ pub enum HttpError {
     #[error("cannot serve HTTP on {address}: {source}{}", hint(source))]
     Bind {
         /// The address.
-        address: SocketAddrV4,
+        address: SocketAddr,
         /// Why.
         source: io::Error,
     },
@@ -84,7 +84,8 @@ impl BootServer {
     ///
     /// # Errors
     /// The address cannot be bound.
-    pub async fn bind(address: SocketAddrV4) -> Result<Self, HttpError> {
+    pub async fn bind(address: impl Into<SocketAddr>) -> Result<Self, HttpError> {
+        let address = address.into();
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => HttpError::Taken(Taken::find(Transport::Tcp, address)),
             _ => HttpError::Bind { address, source },
@@ -259,7 +260,7 @@ async fn begin(boot: &BootContext, file: &BootFile, named: Option<Mac>, peer: So
 
 /// Reports a fetch, and a sighting where the address proves it (see the module's words).
 fn note(boot: &BootContext, file: &BootFile, named: Option<Mac>, peer: SocketAddr, disk: Option<&str>) {
-    let IpAddr::V4(address) = peer.ip() else { return };
+    let address = peer.ip();
     let resolved = (boot.resolver)(address);
     match file.kind {
         Kind::Hook => {}
@@ -267,7 +268,10 @@ fn note(boot: &BootContext, file: &BootFile, named: Option<Mac>, peer: SocketAdd
         Kind::Script => {
             boot.fetched_with(file, named, "HTTP", None, disk);
             match (named, resolved) {
-                (Some(named), Some(resolved)) if named == resolved => boot.recorder.saw(named, Some(address)),
+                (Some(named), Some(resolved)) if named == resolved => {
+                    // Disks are opened over IPv4 alone: by IPv6 nothing new of its address is learned.
+                    boot.recorder.saw(named, if let IpAddr::V4(address) = address { Some(address) } else { None });
+                }
                 (Some(named), other) => {
                     let resolved = other.map(|mac| mac.to_string());
                     tracing::debug!(%address, %named, resolved, "HTTP: a script fetched from an address not known to be that machine's");

@@ -418,6 +418,7 @@ mod tests {
             files: None,
             tftp_single_port: false,
             ipv6_answer: true,
+            ipv6_boot: None,
         };
         let client = Client {
             name: "pc-01".parse().unwrap(),

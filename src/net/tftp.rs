@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,9 @@ const MAX_CAUTIOUS: usize = 1_024;
 /// Wait after a failure of the request socket, so that one that lasts does not fill the log.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// What the header of IPv6 is longer than that of IPv4 (RFC 8200 §3, RFC 791 §3.1).
+const LONGER_HEADER: u16 = 20;
+
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum TftpError {
@@ -50,12 +53,12 @@ pub enum TftpError {
     #[error("cannot serve TFTP on {address}: {source}{}", hint(source))]
     Bind {
         /// The address.
-        address: SocketAddrV4,
+        address: SocketAddr,
         /// Why.
         source: io::Error,
     },
-    /// Replies must come from the address that was asked, which 0.0.0.0 does not say.
-    #[error("TFTP needs the address that machines ask, not 0.0.0.0")]
+    /// Replies must come from the address that was asked, which 0.0.0.0 and :: do not say.
+    #[error("TFTP needs the address that machines ask, not any")]
     Unspecified,
 }
 
@@ -70,7 +73,7 @@ fn hint(error: &io::Error) -> &'static str {
 #[derive(Debug)]
 pub struct TftpServer {
     socket: Arc<UdpSocket>,
-    address: SocketAddrV4,
+    address: SocketAddr,
     limits: Limits,
     boot: Arc<BootContext>,
     /// Every transfer goes over the request's own port: for containers and firewalls that pass no other.
@@ -81,15 +84,15 @@ pub struct TftpServer {
 
 /// The addresses of machines whose transfers stood still at the first block until it was a small one.
 #[derive(Debug, Clone, Default)]
-struct Cautious(Arc<Mutex<HashSet<Ipv4Addr>>>);
+struct Cautious(Arc<Mutex<HashSet<IpAddr>>>);
 
 impl Cautious {
-    fn has(&self, address: Ipv4Addr) -> bool {
+    fn has(&self, address: IpAddr) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&address)
     }
 
     /// Whether that is news.
-    fn add(&self, address: Ipv4Addr) -> bool {
+    fn add(&self, address: IpAddr) -> bool {
         let mut addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if addresses.len() >= MAX_CAUTIOUS {
             addresses.clear();
@@ -112,8 +115,9 @@ impl TftpServer {
     /// Listens on this address, of a wire with this MTU. Port 0 takes any that is free.
     ///
     /// # Errors
-    /// The address is 0.0.0.0, or cannot be bound.
-    pub async fn bind(address: SocketAddrV4, mtu: u16, boot: Arc<BootContext>) -> Result<Self, TftpError> {
+    /// The address is unspecified, or cannot be bound.
+    pub async fn bind(address: impl Into<SocketAddr>, mtu: u16, boot: Arc<BootContext>) -> Result<Self, TftpError> {
+        let address = address.into();
         if address.ip().is_unspecified() {
             return Err(TftpError::Unspecified);
         }
@@ -122,8 +126,8 @@ impl TftpServer {
             _ => TftpError::Bind { address, source },
         };
         let socket = UdpSocket::bind(address).await.map_err(failed)?;
-        let port = socket.local_addr().map_err(failed)?.port();
-        let address = SocketAddrV4::new(*address.ip(), port);
+        let address = socket.local_addr().map_err(failed)?;
+        let mtu = if address.is_ipv6() { mtu.saturating_sub(LONGER_HEADER) } else { mtu };
         Ok(Self {
             socket: Arc::new(socket),
             address,
@@ -142,7 +146,7 @@ impl TftpServer {
 
     /// Where it listens.
     #[must_use]
-    pub fn address(&self) -> SocketAddrV4 {
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
@@ -160,10 +164,9 @@ impl TftpServer {
                     running.retain(|_, transfer: &mut Running| transfer.task.id() != id);
                 }
                 received = self.socket.recv_from(&mut buffer) => match received {
-                    Ok((length, SocketAddr::V4(peer))) => {
+                    Ok((length, peer)) => {
                         self.on_request(peer, &buffer[..length], &mut running, &mut tasks).await;
                     }
-                    Ok(_) => {}
                     Err(error) => {
                         tracing::warn!(%error, "TFTP: cannot receive requests");
                         time::sleep(PAUSE).await;
@@ -179,9 +182,9 @@ impl TftpServer {
 
     async fn on_request(
         &self,
-        peer: SocketAddrV4,
+        peer: SocketAddr,
         bytes: &[u8],
-        running: &mut HashMap<SocketAddrV4, Running>,
+        running: &mut HashMap<SocketAddr, Running>,
         tasks: &mut JoinSet<()>,
     ) {
         tracing::trace!(%peer, length = bytes.len(), "TFTP request packet");
@@ -222,7 +225,7 @@ impl TftpServer {
             let (sender, inbox) = mpsc::channel(MAX_INBOX);
             (Link::Shared { socket: Arc::clone(&self.socket), inbox }, Some(sender))
         } else {
-            match UdpSocket::bind(SocketAddrV4::new(*self.address.ip(), 0)).await {
+            match UdpSocket::bind(SocketAddr::new(self.address.ip(), 0)).await {
                 Ok(socket) => (Link::Own(socket), None),
                 Err(error) => {
                     tracing::warn!(%peer, %error, "TFTP: no socket for a transfer");
@@ -231,7 +234,7 @@ impl TftpServer {
                 }
             }
         };
-        let limits = if self.cautious.has(*peer.ip()) { self.limits.cautious() } else { self.limits };
+        let limits = if self.cautious.has(peer.ip()) { self.limits.cautious() } else { self.limits };
         let again = Arc::new(Notify::new());
         let session = Session {
             link,
@@ -248,7 +251,7 @@ impl TftpServer {
     }
 
     /// The file that is asked for, and by which machine; or the client was told why there is none.
-    async fn find(&self, peer: SocketAddrV4, request: &Request) -> Option<(BootFile, Option<Mac>)> {
+    async fn find(&self, peer: SocketAddr, request: &Request) -> Option<(BootFile, Option<Mac>)> {
         let name = printable(&request.name);
         if request.mode == Mode::Other {
             tracing::info!(%peer, name, "TFTP: neither in octet nor in netascii mode");
@@ -258,7 +261,7 @@ impl TftpServer {
         if matches!(request.name.last(), Some(0xff)) {
             tracing::info!(%peer, name, "TFTP: the name ends in 0xFF, read past the end of DHCP's option 67; dropped");
         }
-        let who = (self.boot.resolver)(*peer.ip());
+        let who = (self.boot.resolver)(peer.ip());
         match self.boot.lookup(&request.name, who) {
             Ok(Some(mut file)) => {
                 if request.mode == Mode::Netascii {
@@ -280,7 +283,7 @@ impl TftpServer {
         }
     }
 
-    async fn refuse(&self, peer: SocketAddrV4, code: ErrorCode, text: &str) {
+    async fn refuse(&self, peer: SocketAddr, code: ErrorCode, text: &str) {
         if let Err(error) = self.socket.send_to(&packet::error(code, text), peer).await {
             tracing::debug!(%peer, %error, "TFTP: an ERROR could not be sent");
         }
@@ -296,7 +299,7 @@ enum Link {
 }
 
 impl Link {
-    async fn receive(&mut self, peer: SocketAddrV4, buffer: &mut Vec<u8>) -> io::Result<SocketAddr> {
+    async fn receive(&mut self, peer: SocketAddr, buffer: &mut Vec<u8>) -> io::Result<SocketAddr> {
         match self {
             Self::Own(socket) => {
                 buffer.resize(MAX_PACKET, 0);
@@ -307,7 +310,7 @@ impl Link {
             Self::Shared { inbox, .. } => match inbox.recv().await {
                 Some(packet) => {
                     *buffer = packet;
-                    Ok(peer.into())
+                    Ok(peer)
                 }
                 None => std::future::pending().await,
             },
@@ -326,7 +329,7 @@ impl Link {
 /// One transfer with its socket.
 struct Session {
     link: Link,
-    peer: SocketAddrV4,
+    peer: SocketAddr,
     file: BootFile,
     who: Option<Mac>,
     boot: Arc<BootContext>,
@@ -346,7 +349,7 @@ impl Session {
             }
             effects = tokio::select! {
                 received = self.link.receive(self.peer, &mut buffer) => match received {
-                    Ok(from) if from == SocketAddr::V4(self.peer) => transfer.on_packet(Instant::now(), &buffer),
+                    Ok(from) if from == self.peer => transfer.on_packet(Instant::now(), &buffer),
                     Ok(from) => {
                         self.stray(from, &buffer).await;
                         Vec::new()
@@ -359,7 +362,7 @@ impl Session {
                 () = time::sleep_until(transfer.deadline().into()) => transfer.on_timeout(Instant::now()),
                 () = self.again.notified() => transfer.on_request_again(Instant::now()),
             };
-            if transfer.loses_large_blocks() && self.cautious.add(*self.peer.ip()) {
+            if transfer.loses_large_blocks() && self.cautious.add(self.peer.ip()) {
                 let words = "TFTP stands still at its first large block: an MTU, or a firewall that drops fragments; \
                              it gets blocks of 512 bytes from now on";
                 self.boot.stalled(self.who, words);
@@ -372,7 +375,7 @@ impl Session {
             match effect {
                 Effect::Send(packet) => {
                     // A packet that cannot be sent is a packet that is lost: the transfer's timer sees to it.
-                    if let Err(error) = self.link.send(&packet, self.peer.into()).await {
+                    if let Err(error) = self.link.send(&packet, self.peer).await {
                         tracing::debug!(peer = %self.peer, %error, "TFTP: a packet could not be sent");
                     }
                 }

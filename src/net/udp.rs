@@ -31,7 +31,7 @@ pub enum BindError {
     #[error("UDP port {}{} needs privileges; run as root, or with CAP_NET_BIND_SERVICE and CAP_NET_RAW", .address.port(), on(.device))]
     Permission {
         /// The address and port.
-        address: SocketAddrV4,
+        address: SocketAddr,
         /// The interface.
         device: Option<String>,
     },
@@ -39,12 +39,25 @@ pub enum BindError {
     #[error("UDP {address}{}: {source}", on(.device))]
     Other {
         /// The address and port.
-        address: SocketAddrV4,
+        address: SocketAddr,
         /// The interface.
         device: Option<String>,
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+impl BindError {
+    /// What it means that this address could not be bound.
+    #[must_use]
+    pub fn of(source: io::Error, address: SocketAddr, device: Option<&str>) -> Self {
+        let device = device.map(str::to_owned);
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::Taken { taken: Taken::find(Transport::Udp, address) },
+            io::ErrorKind::PermissionDenied => Self::Permission { address, device },
+            _ => Self::Other { address, device, source },
+        }
+    }
 }
 
 fn on(device: &Option<String>) -> String {
@@ -61,14 +74,7 @@ impl Udp {
     /// # Errors
     /// A [`BindError`] that says what to do.
     pub fn bind(address: SocketAddrV4, device: Option<&str>) -> Result<Self, BindError> {
-        Self::open(address, device).map_err(|source| {
-            let device = device.map(str::to_owned);
-            match source.kind() {
-                io::ErrorKind::AddrInUse => BindError::Taken { taken: Taken::find(Transport::Udp, address) },
-                io::ErrorKind::PermissionDenied => BindError::Permission { address, device },
-                _ => BindError::Other { address, device, source },
-            }
-        })
+        Self::open(address, device).map_err(|source| BindError::of(source, address.into(), device))
     }
 
     fn open(address: SocketAddrV4, device: Option<&str>) -> io::Result<Self> {

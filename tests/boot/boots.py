@@ -3,7 +3,8 @@
 
 Fleets: three machines, one for each way into a boot, and a fourth whose disk is reset, power-cycled in between, with their
 disks (VHDs, and a VHDX) then read by two programs that nobody here wrote; every firmware beside another DHCP server, on
-another host and on Roost's own, and through a relay (ways.py); two that must pass CHAP, both ways; two Debian systems, on VHDXs, that
+another host and on Roost's own, and through a relay (ways.py); two that boot over IPv6, by PXE and by HTTP (over_ipv6.py); two
+that must pass CHAP, both ways; two Debian systems, on VHDXs, that
 write, one of them to a second disk too, while Roost is killed and their network cut, and that are reset amid it; and two
 machines that read a master of 2 GiB to its end, while Roost's memory is watched.
 
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from report import TESTER, Report, arguments, no_panic, run, same, sha256_by_7zip, sha256_over_iscsi  # noqa: E402
 
+import over_ipv6  # noqa: E402
 import ways  # noqa: E402
 from fleet import IMAGE, VHDX_IMAGE, Fleet, boots_to_its_marker, debian_master_path, master_path, name_of, resets  # noqa: E402
 from seconddisk import SecondDisk  # noqa: E402
@@ -312,7 +314,7 @@ def little_memory(options, report):
 def main():
     options = arguments()
     report = Report()
-    parts = (every_firmware, *ways.PARTS, with_chap, debian, little_memory)
+    parts = (every_firmware, *ways.PARTS, *over_ipv6.PARTS, with_chap, debian, little_memory)
     chosen = os.environ.get("ROOST_PARTS", "").split()
     for part in [part for part in parts if not chosen or part.__name__ in chosen]:
         # Where one fleet cannot even be made, the other is still tested.

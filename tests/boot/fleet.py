@@ -15,7 +15,8 @@ IMAGE = "lab-linux"
 VHDX_IMAGE = "lab-linux-vhdx"
 
 # What Roost is to serve as the loader; `None` where the machine's own ROM is the loader already.
-LOADERS = {"bios": None, "bios-chain": "undionly.kpxe", "uefi": "snponly.efi", "uefi-http": "snponly.efi", "uefi-rom": None}
+LOADERS = {"bios": None, "bios-chain": "undionly.kpxe", "uefi-rom": None}
+LOADERS |= dict.fromkeys(["uefi", "uefi-http", "uefi-ipv6", "uefi-http-ipv6"], "snponly.efi")
 MARKER_SECONDS = 600
 # Debian's build of U-Boot gives this address to whatever card it has.
 U_BOOT_MAC = "52:52:52:52:52:52"

@@ -1,10 +1,12 @@
 //! DHCP on the interfaces that clients are on: packets in, packets out, and leases durable before the client hears of them.
 //!
-//! [`Server`] gives addresses; [`Proxy`] works beside a server that does; [`BootServer`] answers port 4011 beside either.
+//! [`Server`] gives addresses; [`Proxy`] works beside a server that does; [`BootServer`] answers port 4011 beside either; [`Six`] tells
+//! machines how to boot over IPv6.
 //! Not here: what is answered (`dhcp::handle`, `dhcp::proxy`), and where leases are kept ([`Durable`]).
 
 mod boot_server;
 mod proxy;
+mod six;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -23,6 +25,7 @@ use tracing::{debug, trace, warn};
 
 pub use boot_server::BootServer;
 pub use proxy::Proxy;
+pub use six::Six;
 
 use super::udp::{BindError, Udp};
 use crate::app::App;
@@ -530,6 +533,7 @@ mod tests {
             index: 2,
             mac: None,
             addresses: addresses.iter().map(|address| (address.parse().unwrap(), 24)).collect(),
+            ipv6: Vec::new(),
             up: true,
             carrier: true,
             wired: true,
