@@ -103,6 +103,12 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
             }
         }
     }
+    let open = |folder: &PathBuf| {
+        Files::open(folder).with_context(|| {
+            format!("cannot serve the files in {}: make the folder, or change [server] files", folder.display())
+        })
+    };
+    let folder = settings.files.as_ref().map(open).transpose()?.map(Arc::new);
     let (mut tftp, mut http, mut targets) = (Vec::new(), Vec::new(), Vec::new());
     for place in &places {
         let (interface, address) = (&place.interface, place.address);
@@ -117,16 +123,8 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         let at = SocketAddrV4::new(address, TFTP_PORT);
         let server = TftpServer::bind(at, interface.mtu, Arc::clone(&boot)).await?;
         tftp.push(server.over_one_port(settings.tftp_single_port));
-        let router = boot::router(boot);
-        let router = match &settings.files {
-            Some(folder) => Files::open(folder)
-                .with_context(|| {
-                    format!("cannot serve the files in {}: make the folder, or change [server] files", folder.display())
-                })?
-                .mount(router),
-            None => router,
-        };
-        http.push((boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?, router));
+        let server = boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
+        http.push((server.with_files(folder.clone()), boot::router(boot)));
         let target = iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?;
         let networks = interface.addresses.iter().filter_map(|(ip, prefix)| Ipv4Network::new(*ip, *prefix).ok());
         targets.push(target.with_portals(networks).await.context("cannot listen for iSCSI")?);

@@ -61,7 +61,8 @@ impl Lab {
         let at = |port| SocketAddrV4::new(LOCALHOST, port);
         let (stop, _) = watch::channel(false);
         let (tftp, http, tasks) = runtime.block_on(async {
-            let web = BootServer::bind(at(0)).await.unwrap();
+            let folder = Arc::new(Files::open(&files).unwrap());
+            let web = BootServer::bind(at(0)).await.unwrap().with_files(Some(folder));
             let http = web.address().port();
             let boot = Arc::new(BootContext {
                 files: BootFiles::load(Some(&loaders)).unwrap(),
@@ -75,7 +76,7 @@ impl Lab {
             let tftp = server.address().port();
             let tasks = vec![
                 tokio::spawn(server.run(stopped(stop.subscribe()))),
-                tokio::spawn(web.run(Files::open(&files).unwrap().mount(router(boot)), stopped(stop.subscribe()))),
+                tokio::spawn(web.run(router(boot), stopped(stop.subscribe()))),
             ];
             (tftp, http, tasks)
         });
