@@ -15,14 +15,16 @@ use tokio::task::JoinSet;
 use crate::app::App;
 use crate::app::bootfiles::{BootContext, BootFiles, Wanted};
 use crate::app::keeper::Keeper;
+use crate::app::pi::PiFiles;
 use crate::app::recorder::Recorder;
 use crate::app::report::Reporter;
 use crate::app::secrets::SecretBook;
 use crate::app::{scrub, space};
 use crate::config::{DhcpMode, Loaded, Report};
 use crate::dhcp::{Guide, LeaseChange, Leases, Role, Site};
+use crate::fleet::platform::RASPBERRY_PI_LOADER;
 use crate::fleet::web::{HTTP_PORT, ISCSI_PORT, TFTP_PORT};
-use crate::fleet::{Fleet, Holder, Lease, Mac, Sighting, Timestamp};
+use crate::fleet::{Fleet, Holder, Lease, Loader, Mac, Platform, Sighting, Timestamp};
 use crate::http::boot;
 use crate::http::control::{Control, ControlSocket};
 use crate::http::files::Files;
@@ -79,7 +81,18 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     for remark in files.remarks() {
         tracing::info!("loaders: {remark}");
     }
-    let guide = Guide::new(files.loaders().clone());
+    let pi = settings
+        .files
+        .as_deref()
+        .map(PiFiles::within)
+        .transpose()
+        .context("cannot read the folder rpi in [server] files")?;
+    let pi = pi.flatten().map(Arc::new);
+    let mut loaders = files.loaders().clone();
+    if pi.is_some() && loaders.of(Platform::RaspberryPi).is_none() {
+        loaders.set(Platform::RaspberryPi, Loader { name: RASPBERRY_PI_LOADER, spare: None });
+    }
+    let guide = Guide::new(loaders);
 
     let control = ControlSocket::bind(&settings.state, &lock)?;
     let mut dhcp = Vec::new();
@@ -122,7 +135,7 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         let boot = Arc::new(boot_context(&app, files.clone(), address));
         let at = SocketAddrV4::new(address, TFTP_PORT);
         let server = TftpServer::bind(at, interface.mtu, Arc::clone(&boot)).await?;
-        tftp.push(server.over_one_port(settings.tftp_single_port));
+        tftp.push(server.over_one_port(settings.tftp_single_port).with_pi(pi.clone()));
         let server = boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
         http.push((server.with_files(folder.clone()), boot::router(boot)));
         let target = iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?;

@@ -33,6 +33,17 @@ pub fn script_url(http: SocketAddrV4) -> String {
     url(http, "boot.ipxe?mac=${mac:hexhyp}")
 }
 
+/// A disk as DHCP's root path and iPXE's `sanboot` name it (RFC 4173 §5): LUN 0 over TCP, which are what empty fields mean;
+/// the LUN is written out for the reader.
+#[must_use]
+pub fn root_path(iscsi: SocketAddrV4, target: &str) -> String {
+    let port = match iscsi.port() {
+        ISCSI_PORT => String::new(),
+        other => other.to_string(),
+    };
+    format!("iscsi:{}::{port}:0:{target}", iscsi.ip())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,6 +53,8 @@ mod tests {
         let at = |port| SocketAddrV4::new([10, 20, 0, 2].into(), port);
         assert_eq!(script_url(at(80)), "http://10.20.0.2/boot.ipxe?mac=${mac:hexhyp}");
         assert_eq!(script_url(at(8080)), "http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp}");
+        assert_eq!(root_path(at(3260), "iqn.x:pc"), "iscsi:10.20.0.2:::0:iqn.x:pc");
+        assert_eq!(root_path(at(3261), "iqn.x:pc"), "iscsi:10.20.0.2::3261:0:iqn.x:pc");
         assert_eq!(url(at(80), "snponly.efi"), "http://10.20.0.2/snponly.efi");
     }
 }

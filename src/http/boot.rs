@@ -20,7 +20,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::header::{ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_RANGE, RANGE};
+use axum::http::header::{
+    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_RANGE, RANGE,
+};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tokio::net::{TcpListener, TcpStream};
@@ -255,7 +257,7 @@ fn find(
 ) -> Result<Option<BootFile>, ScriptError> {
     if Name::of(path) == Some(Name::Script) && mac.is_none() {
         let script = script::nameless(&boot.server)?;
-        return Ok(Some(BootFile { name: SCRIPT, kind: Kind::Hook, bytes: script.into() }));
+        return Ok(Some(BootFile { name: SCRIPT.into(), kind: Kind::Hook, bytes: script.into() }));
     }
     boot.lookup_with(path, mac, secrets)
 }
@@ -271,7 +273,7 @@ fn note(boot: &BootContext, file: &BootFile, named: Option<Mac>, peer: SocketAdd
     let IpAddr::V4(address) = peer.ip() else { return };
     let resolved = (boot.resolver)(address);
     match file.kind {
-        Kind::Hook => {}
+        Kind::Hook | Kind::Plain => {}
         Kind::Loader => boot.fetched(file, resolved, "HTTP", None),
         Kind::Script => {
             boot.fetched_with(file, named, "HTTP", None, disk);
@@ -355,7 +357,7 @@ fn respond(file: &BootFile, wanted: Wanted) -> Response {
         Kind::Hook | Kind::Script => "text/plain; charset=utf-8",
         // UEFI firmware takes a download for a program by this type, or by its name (UEFI 2.10 §24.7.4).
         Kind::Loader if file.name.ends_with(".efi") => "application/efi",
-        Kind::Loader => "application/octet-stream",
+        Kind::Loader | Kind::Plain => "application/octet-stream",
     };
     let (status, bytes, part) = match wanted {
         Wanted::Whole => (StatusCode::OK, file.bytes.clone(), None),

@@ -49,11 +49,8 @@ pub(super) struct Patience {
 /// iPXE asks at once, and keeps a connection only for its next file. An ISO image of 4 GB that 60 machines fetch at once over
 /// a wire of 1 Gb/s takes 40 minutes; who is not done by then has gone without a word. Within a minute TCP has sent a lost
 /// segment again six times or more.
-pub(super) const PATIENCE: Patience = Patience {
-    head: Duration::from_secs(15),
-    stall: Duration::from_secs(60),
-    life: Duration::from_secs(3_600),
-};
+pub(super) const PATIENCE: Patience =
+    Patience { head: Duration::from_secs(15), stall: Duration::from_secs(60), life: Duration::from_secs(3_600) };
 
 /// What answers: files from a folder, where there is one, and the router all else.
 #[derive(Debug, Clone)]
@@ -191,7 +188,11 @@ struct Turn<'a> {
 }
 
 impl AsyncRead for Turn<'_> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let ready = if self.last { self.wire.ahead.len() } else { self.left };
         if ready > 0 {
             let count = ready.min(buffer.remaining());
@@ -303,6 +304,55 @@ mod tests {
     async fn no_connection_lasts_for_ever() {
         let (client, _stop, _) = connection(Patience { life: SHORT, ..LASTING }).await;
         assert_eq!(rest(client).await, "");
+    }
+
+    /// A client that reads a file's answer only as far as the head, and the folder that the file is in.
+    async fn slow_client(patience: Patience, length: u64) -> (TcpStream, JoinHandle<()>, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::File::create(folder.path().join("image")).unwrap().set_len(length).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
+        let files = Some(Arc::new(Files::open(folder.path()).unwrap()));
+        let answering = Answering { router: Router::new(), files };
+        let served = tokio::spawn(serve(stream, peer, answering, patience, std::future::pending()));
+        client.write_all(b"GET /files/image HTTP/1.1\r\nConnection: close\r\n\r\n").await.unwrap();
+        client.read_exact(&mut [0; 15]).await.unwrap();
+        (client, served, folder)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_more_of_a_file_is_left_and_one_that_is_slow_is_not() {
+        let (_client, served, _folder) = slow_client(Patience { stall: SHORT, ..LASTING }, 1 << 30).await;
+        time::timeout(Duration::from_secs(10), served).await.expect("it waits for ever").unwrap();
+
+        let length = 24 << 20;
+        let (mut client, served, _folder) = slow_client(Patience { stall: SHORT * 10, ..LASTING }, length).await;
+        let (mut taken, mut part) = (0, vec![0; 2 << 20]);
+        loop {
+            let read = client.read(&mut part).await.unwrap();
+            if read == 0 {
+                break;
+            }
+            taken += read as u64;
+            time::sleep(SHORT / 4).await;
+        }
+        assert!(taken > length, "{taken} of {length} bytes and a head");
+        served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_cut_off_meanwhile_ends_the_connection_short_of_what_was_promised() {
+        let length = 1 << 30;
+        let (mut client, served, folder) = slow_client(LASTING, length).await;
+        std::fs::File::options().write(true).open(folder.path().join("image")).unwrap().set_len(0).unwrap();
+        let mut taken = 0;
+        let mut part = vec![0; 1 << 20];
+        while let Ok(read @ 1..) = client.read(&mut part).await {
+            taken += read as u64;
+        }
+        assert!(taken < length, "{taken} bytes");
+        served.await.unwrap();
     }
 
     #[tokio::test]

@@ -65,7 +65,8 @@ pub(super) fn has_body(request: &Request<()>) -> bool {
 /// to hyper.
 pub(super) fn keeps(request: &Request<()>) -> bool {
     let values = request.headers().get_all(CONNECTION).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
-    request.version() == Version::HTTP_11 && !values.into_iter().any(|word| word.trim_ascii().eq_ignore_ascii_case(b"close"))
+    request.version() == Version::HTTP_11
+        && !values.into_iter().any(|word| word.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
 #[cfg(test)]
