@@ -41,6 +41,9 @@ const MAX_CAUTIOUS: usize = 1_024;
 /// Wait after a failure of the request socket, so that one that lasts does not fill the log.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// What a machine is told of a name that is none: nothing of what there is (RFC 1350 §5 wants words for a person).
+const ABSENT: &str = "no such boot file";
+
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum TftpError {
@@ -279,7 +282,7 @@ impl TftpServer {
                 }
                 let there = self.boot.names().collect::<Vec<_>>().join(", ");
                 tracing::info!("TFTP: {peer} asked for `{name}`: there is no such boot file; there are {there}");
-                self.refuse(peer, ErrorCode::NotFound, "no such boot file").await;
+                self.refuse(peer, ErrorCode::NotFound, ABSENT).await;
                 None
             }
             Err(error) => {
@@ -411,7 +414,7 @@ impl Session {
             Ok(bytes) => return Some(BootFile { name: words.into(), kind: Kind::Plain, bytes }),
             Err(PiError::Absent) => {
                 tracing::debug!(%peer, name = words, "TFTP: there is neither such a boot file nor such a file for Raspberry Pis");
-                packet::error(ErrorCode::NotFound, "no such file")
+                packet::error(ErrorCode::NotFound, ABSENT)
             }
             Err(error @ PiError::Room(_)) => {
                 tracing::warn!(%peer, name = words, "TFTP: a file for Raspberry Pis is not served: {error}");
@@ -419,7 +422,7 @@ impl Session {
             }
             Err(error @ PiError::Unreadable(_)) => {
                 tracing::warn!(%peer, name = words, "TFTP: a file for Raspberry Pis is not served: {error}");
-                packet::error(ErrorCode::NotFound, "no such file")
+                packet::error(ErrorCode::NotFound, ABSENT)
             }
         };
         if let Err(error) = self.link.send(&answer, peer.into()).await {

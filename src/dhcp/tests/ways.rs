@@ -149,8 +149,8 @@ fn a_raspberry_pi_is_known_by_its_address_or_its_identifier_and_told_what_it_wan
 
 #[test]
 fn the_disk_itself_is_told_where_nothing_could_fetch_a_script_and_never_beside_one() {
-    let path = b"iscsi:10.9.0.1:::0:iqn.2026-11.internal.roost:pc-02".to_vec();
-    let initiator = b"iqn.2026-11.internal.roost:client.pc-02".to_vec();
+    let path = b"iscsi:10.9.0.1:::0:iqn.2026-11.test:pc-02".to_vec();
+    let initiator = b"iqn.2026-11.test:client.pc-02".to_vec();
     // UEFI's initiator asks for a netmask, a router and a root path, and says nothing of itself.
     let firmware = Packet::new(1, 2).option(55, &[1, 3, 17]);
     let told = |root_path, packet: &Packet| {
