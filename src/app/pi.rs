@@ -48,9 +48,12 @@ pub enum PiError {
 #[derive(Debug)]
 pub struct PiFiles {
     folder: Folder,
-    held: Mutex<HashMap<Vec<u8>, (Version, Weak<Held>)>>,
+    held: Mutex<HashMap<Vec<u8>, Known>>,
     room: Arc<Semaphore>,
 }
+
+/// What is in memory of a path, if it still is.
+type Known = (Version, Weak<Held>);
 
 /// A file as it is now: another one when it was replaced or written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -464,7 +464,7 @@ impl Session {
             End::Complete => self.boot.fetched(file, self.who, "TFTP", Some(took)),
             End::SizeProbe => tracing::debug!(%peer, name = &**name, "TFTP: size probe"),
             End::Refused { code, text } => {
-                tracing::info!(%peer, name = &**name, code, text, "TFTP: the client gave up")
+                tracing::info!(%peer, name = &**name, code, text, "TFTP: the client gave up");
             }
             End::Silent { acked, blocks } => {
                 tracing::warn!(%peer, name = &**name, acked, blocks, "TFTP: the client fell silent");
