@@ -15,14 +15,16 @@ use tokio::task::JoinSet;
 use crate::app::App;
 use crate::app::bootfiles::{BootContext, BootFiles, Wanted};
 use crate::app::keeper::Keeper;
+use crate::app::pi::PiFiles;
 use crate::app::recorder::Recorder;
 use crate::app::report::Reporter;
 use crate::app::secrets::SecretBook;
 use crate::app::{scrub, space};
 use crate::config::{DhcpMode, Loaded, Report};
 use crate::dhcp::{Guide, LeaseChange, Leases, Role, Site, v6};
+use crate::fleet::platform::RASPBERRY_PI_LOADER;
 use crate::fleet::web::{HTTP_PORT, ISCSI_PORT, TFTP_PORT};
-use crate::fleet::{Fleet, Holder, Lease, Mac, Sighting, Timestamp};
+use crate::fleet::{Fleet, Holder, Lease, Loader, Mac, Platform, Sighting, Timestamp};
 use crate::http::boot;
 use crate::http::control::{Control, ControlSocket};
 use crate::http::files::Files;
@@ -79,7 +81,18 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     for remark in files.remarks() {
         tracing::info!("loaders: {remark}");
     }
-    let guide = Guide::new(files.loaders().clone());
+    let pi = settings
+        .files
+        .as_deref()
+        .map(PiFiles::within)
+        .transpose()
+        .context("cannot read the folder rpi in [server] files")?;
+    let pi = pi.flatten().map(Arc::new);
+    let mut loaders = files.loaders().clone();
+    if pi.is_some() && loaders.of(Platform::RaspberryPi).is_none() {
+        loaders.set(Platform::RaspberryPi, Loader { name: RASPBERRY_PI_LOADER, spare: None });
+    }
+    let guide = Guide::new(loaders);
 
     let control = ControlSocket::bind(&settings.state, &lock)?;
     let mut dhcp = Vec::new();
@@ -103,6 +116,12 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
             }
         }
     }
+    let open = |folder: &PathBuf| {
+        Files::open(folder).with_context(|| {
+            format!("cannot serve the files in {}: make the folder, or change [server] files", folder.display())
+        })
+    };
+    let folder = settings.files.as_ref().map(open).transpose()?.map(Arc::new);
     let (mut tftp, mut http, mut targets) = (Vec::new(), Vec::new(), Vec::new());
     for place in &places {
         let (interface, address) = (&place.interface, place.address);
@@ -116,22 +135,15 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         let boot = Arc::new(boot_context(&app, files.clone(), address));
         let at = SocketAddrV4::new(address, TFTP_PORT);
         let server = TftpServer::bind(at, interface.mtu, Arc::clone(&boot)).await?;
-        tftp.push(server.over_one_port(settings.tftp_single_port));
+        tftp.push(server.over_one_port(settings.tftp_single_port).with_pi(pi.clone()));
         let router = boot::router(Arc::clone(&boot));
-        let router = match &settings.files {
-            Some(folder) => Files::open(folder)
-                .with_context(|| {
-                    format!("cannot serve the files in {}: make the folder, or change [server] files", folder.display())
-                })?
-                .mount(router),
-            None => router,
-        };
         if let Some(six) = over_ipv6(&app, place, boot, &guide).await? {
             dhcp.extend(six.dhcp.map(|six| Dhcp::Six(Box::new(six))));
             tftp.push(six.tftp);
-            http.push((six.http, router.clone()));
+            http.push((six.http.with_files(folder.clone()), router.clone()));
         }
-        http.push((boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?, router));
+        let server = boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
+        http.push((server.with_files(folder.clone()), router));
         let target = iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?;
         let networks = interface.addresses.iter().filter_map(|(ip, prefix)| Ipv4Network::new(*ip, *prefix).ok());
         targets.push(target.with_portals(networks).await.context("cannot listen for iSCSI")?);

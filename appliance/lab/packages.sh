@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the demo and the tests need, and says which ones.
 #
-#   packages.sh SET...      SET is one of: demo boot disks interop iscsi unit bench
+#   packages.sh SET...      SET is one of: demo boot disks interop iscsi unit bench fetch
 #
 # Nothing that is installed here may go on running: a package such as open-iscsi is wanted for one binary, not for its
 # daemon. GRUB and the kernel of the machines under test are not installed at all; image.sh unpacks them.
@@ -29,6 +29,8 @@ interop_packages=(
 iscsi_packages=(libiscsi-bin qemu-utils iproute2 procps python3)
 # The target's peer, and a client for both.
 bench_packages=(tgt gcc libc6-dev libiscsi-dev iproute2 procps python3)
+# The peers of boot files by TFTP and HTTP, clients for all, and what loses their packets.
+fetch_packages=(tftpd-hpa dnsmasq-base nginx-light ipxe busybox-static atftp curl nftables iproute2 procps python3)
 # Some of cargo's tests meet other programs too: readers of disks, and DHCP clients in a namespace.
 unit_packages=(7zip qemu-utils openssl iproute2 udhcpc isc-dhcp-client)
 # Readers of disks that nobody here wrote, and what unpacks the files that others made.
@@ -53,7 +55,8 @@ installed_packages() {
 new_units() {
     local package
     comm -13 "$1" <(installed_packages) | while read -r package; do
-        dpkg -L "$package" 2>/dev/null | grep -E '^(/usr)?/lib/systemd/system/[^/@]+\.(service|socket|timer)$' || true
+        # Some packages bring a script of the old kind alone; systemctl disables that too, by its name.
+        dpkg -L "$package" 2>/dev/null | grep -E '^(/usr)?/lib/systemd/system/[^/@]+\.(service|socket|timer)$|^/etc/init\.d/[^/]+$' || true
     done | xargs -r -n1 basename | sort -u
 }
 
@@ -131,6 +134,7 @@ install_sets() {
             interop) packages+=("${interop_packages[@]}") ;;
             iscsi) packages+=("${iscsi_packages[@]}") ;;
             bench) packages+=("${bench_packages[@]}") ;;
+            fetch) packages+=("${fetch_packages[@]}") ;;
             unit) packages+=("${unit_packages[@]}") ;;
             *) say "packages.sh: no set of packages is called '$set'" >&2; return 2 ;;
         esac

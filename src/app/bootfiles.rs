@@ -7,6 +7,7 @@
 //!
 //! Not here: the protocols that carry them, and what a script says ([`crate::script`]).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -61,16 +62,18 @@ pub enum Kind {
     Hook,
     /// A machine's own script: with it a boot begins.
     Script,
+    /// A file of the operator's, which is no stage of a boot.
+    Plain,
 }
 
 /// The answer to a request.
 #[derive(Debug, Clone)]
 pub struct BootFile {
     /// Its name as the table writes it.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// What it is.
     pub kind: Kind,
-    /// The whole of it. Loaders are shared, not copied.
+    /// The whole of it. Files are shared, not copied.
     pub bytes: Bytes,
 }
 
@@ -142,7 +145,8 @@ impl BootContext {
         secrets: Option<&Secrets>,
     ) -> Result<Option<BootFile>, ScriptError> {
         let Some(name) = Name::of(name) else { return Ok(None) };
-        let made = |name, kind, script: String| Some(BootFile { name, kind, bytes: script.into() });
+        let made =
+            |name, kind, script: String| Some(BootFile { name: Cow::Borrowed(name), kind, bytes: script.into() });
         Ok(match (name, who) {
             (Name::Script, Some(mac)) => {
                 let script = script::render(boot_plan(&(self.fleet)(), mac), mac, &self.server, secrets)?;
@@ -151,7 +155,7 @@ impl BootContext {
             (Name::Script, None) => made(SCRIPT, Kind::Hook, script::chain(&self.server)?),
             (Name::Autoexec, _) => made(MADE[0].0, Kind::Hook, script::chain(&self.server)?),
             (Name::Loader(base), _) => {
-                self.files.loader(base).map(|(name, bytes)| BootFile { name, kind: Kind::Loader, bytes })
+                self.files.loader(base).map(|(name, bytes)| BootFile { name: name.into(), kind: Kind::Loader, bytes })
             }
         })
     }
@@ -178,7 +182,7 @@ impl BootContext {
         let stage = match file.kind {
             Kind::Loader => Stage::Loader,
             Kind::Script => Stage::Script,
-            Kind::Hook => return,
+            Kind::Hook | Kind::Plain => return,
         };
         let mut detail = format!("{} by {by}, {}", file.name, size(file.bytes.len()));
         if let Some(took) = took {

@@ -203,6 +203,7 @@ fn check(text: &str, name: &str, folder: &Path) -> Result<Loaded, Report> {
     let server = Server::read(&mut walker, &top);
     let clients = Clients::read(&mut walker, &top);
     clients.check_addresses(&mut walker, &server);
+    clients.check_root_paths(&mut walker);
 
     let Walker { mut drafts, handled, misspelt, .. } = walker;
     let remains = syntax::remains(&source, &tree, faults, &handled);

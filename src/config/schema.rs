@@ -119,6 +119,7 @@ pub(super) const KEYS: &[Key] = &[
     key("pxe", EVERY, "\"file\""),
     key("loader", EVERY, "\"ipxe.efi\""),
     key("gateway", EVERY, "false"),
+    key("root_path", EVERY, "true"),
     later("args", EVERY, "\"console=ttyS0\""),
     later("wake", EVERY, "true"),
     later("script", EVERY, "\"/etc/roost/own.ipxe\""),

@@ -133,6 +133,8 @@ impl Guide {
             Handout::Chain(_) if begins => {
                 habit.now = Known { chained: last.chained.saturating_add(1), file: last.file, ..Known::default() };
             }
+            // It runs no iPXE of ours, and needs none.
+            _ if machine.raspberry_pi => {}
             // It asks port 4011 by itself: that way works.
             Handout::Loader(_) | Handout::LoaderUrl(_) if asked => (habit.now.file, habit.now.asked) = (false, true),
             Handout::Loader(_) | Handout::LoaderUrl(_) if machine.is_u_boot() => {}

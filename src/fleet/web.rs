@@ -2,7 +2,7 @@
 //!
 //! Not here: what stands behind them.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4};
 
 /// The port of loaders by TFTP (RFC 1350 §4).
 pub const TFTP_PORT: u16 = 69;
@@ -40,10 +40,19 @@ pub fn tftp_url(server: Ipv6Addr, file: &str) -> String {
     format!("tftp://[{server}]/{file}")
 }
 
+/// A disk as DHCP's root path and iPXE's `sanboot` name it (RFC 4173 §5): LUN 0 over TCP, which are what empty fields mean;
+/// the LUN is written out for the reader.
+#[must_use]
+pub fn root_path(iscsi: SocketAddrV4, target: &str) -> String {
+    let port = match iscsi.port() {
+        ISCSI_PORT => String::new(),
+        other => other.to_string(),
+    };
+    format!("iscsi:{}::{port}:0:{target}", iscsi.ip())
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddrV4;
-
     use super::*;
 
     #[test]
@@ -51,6 +60,8 @@ mod tests {
         let at = |port| SocketAddrV4::new([10, 20, 0, 2].into(), port);
         assert_eq!(script_url(at(80)), "http://10.20.0.2/boot.ipxe?mac=${mac:hexhyp}");
         assert_eq!(script_url(at(8080)), "http://10.20.0.2:8080/boot.ipxe?mac=${mac:hexhyp}");
+        assert_eq!(root_path(at(3260), "iqn.x:pc"), "iscsi:10.20.0.2:::0:iqn.x:pc");
+        assert_eq!(root_path(at(3261), "iqn.x:pc"), "iscsi:10.20.0.2::3261:0:iqn.x:pc");
         assert_eq!(url(at(80), "snponly.efi"), "http://10.20.0.2/snponly.efi");
         let server = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
         assert_eq!(url((server, 80), "snponly.efi"), "http://[2001:db8::2]/snponly.efi");

@@ -243,7 +243,7 @@ fn status_of(error: &KeeperError) -> StatusCode {
     match error {
         KeeperError::Refused(refusal) | KeeperError::Edit(EditError::Refused(refusal)) => match refusal {
             Refusal::NoSuchClient { .. } => StatusCode::NOT_FOUND,
-            Refusal::MacInUse { .. } => StatusCode::CONFLICT,
+            Refusal::MacInUse { .. } | Refusal::ByPort { .. } => StatusCode::CONFLICT,
         },
         KeeperError::Lives { .. } => StatusCode::CONFLICT,
         KeeperError::Edit(EditError::Wrong(_)) => StatusCode::UNPROCESSABLE_ENTITY,

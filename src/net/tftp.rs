@@ -16,11 +16,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time;
 
-use crate::app::bootfiles::{BootContext, BootFile};
+use crate::app::bootfiles::{BootContext, BootFile, Kind};
+use crate::app::pi::{PiError, PiFiles};
 use crate::fleet::Mac;
 use crate::sys::{Taken, Transport};
 use crate::tftp::packet::{self, ErrorCode, Mode, printable};
-use crate::tftp::{Effect, End, Inbound, Limits, Request, Transfer, parse};
+use crate::tftp::{Effect, End, Inbound, Limits, Options, Request, Transfer, parse};
 
 /// Most transfers at once: every machine of a large lab in the same minute, within the 1,024 descriptors that a process
 /// usually has.
@@ -42,6 +43,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// What the header of IPv6 is longer than that of IPv4 (RFC 8200 §3, RFC 791 §3.1).
 const LONGER_HEADER: u16 = 20;
+/// What a machine is told of a name that is none: nothing of what there is (RFC 1350 §5 wants words for a person).
+const ABSENT: &str = "no such boot file";
 
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +83,8 @@ pub struct TftpServer {
     single_port: bool,
     /// Machines that lost large blocks before.
     cautious: Cautious,
+    /// The files of Raspberry Pis.
+    pi: Option<Arc<PiFiles>>,
 }
 
 /// The addresses of machines whose transfers stood still at the first block until it was a small one.
@@ -135,6 +140,7 @@ impl TftpServer {
             boot,
             single_port: false,
             cautious: Cautious::default(),
+            pi: None,
         })
     }
 
@@ -142,6 +148,12 @@ impl TftpServer {
     #[must_use]
     pub fn over_one_port(self, single_port: bool) -> Self {
         Self { single_port, ..self }
+    }
+
+    /// The same, with these files for Raspberry Pis.
+    #[must_use]
+    pub fn with_pi(self, pi: Option<Arc<PiFiles>>) -> Self {
+        Self { pi, ..self }
     }
 
     /// Where it listens.
@@ -156,14 +168,23 @@ impl TftpServer {
         let mut tasks = JoinSet::new();
         let mut running = HashMap::new();
         let mut buffer = vec![0; MAX_PACKET];
-        loop {
+        let mut until: Option<Instant> = None;
+        while until.is_none() || !tasks.is_empty() {
             tokio::select! {
-                () = &mut stop => break,
+                () = &mut stop, if until.is_none() => until = Some(Instant::now() + DRAIN),
+                () = time::sleep_until(until.unwrap_or_else(Instant::now).into()), if until.is_some() => {
+                    tracing::info!("TFTP: transfers that had not ended were stopped");
+                    break;
+                }
                 Some(ended) = tasks.join_next_with_id() => {
                     let id = match ended { Ok((id, ())) => id, Err(error) => error.id() };
                     running.retain(|_, transfer: &mut Running| transfer.task.id() != id);
                 }
                 received = self.socket.recv_from(&mut buffer) => match received {
+                    // Who asks anew while we stop is not answered: what serves after us will hear it ask again.
+                    Ok((length, peer)) if until.is_some() => {
+                        pass_on(peer, &buffer[..length], &running);
+                    }
                     Ok((length, peer)) => {
                         self.on_request(peer, &buffer[..length], &mut running, &mut tasks).await;
                     }
@@ -173,10 +194,6 @@ impl TftpServer {
                     }
                 },
             }
-        }
-        let drained = async { while tasks.join_next().await.is_some() {} };
-        if time::timeout(DRAIN, drained).await.is_err() {
-            tracing::info!("TFTP: transfers that had not ended were stopped");
         }
     }
 
@@ -188,11 +205,7 @@ impl TftpServer {
         tasks: &mut JoinSet<()>,
     ) {
         tracing::trace!(%peer, length = bytes.len(), "TFTP request packet");
-        if let Some(inbox) = running.get(&peer).and_then(|transfer| transfer.inbox.as_ref())
-            && !matches!(parse(bytes), Inbound::Read(_))
-        {
-            // What finds no room is as good as lost on the wire.
-            let _ = inbox.try_send(bytes.to_vec());
+        if pass_on(peer, bytes, running) {
             return;
         }
         let request = match parse(bytes) {
@@ -208,14 +221,11 @@ impl TftpServer {
             }
         };
         if let Some(transfer) = running.get(&peer) {
-            if transfer.request == bytes {
-                return transfer.again.notify_one();
-            }
             // A client uses a port for one transfer at a time: it has left the old one.
             transfer.task.abort();
             running.remove(&peer);
         }
-        let Some((file, who)) = self.find(peer, &request).await else { return };
+        let Some((source, who)) = self.find(peer, &request).await else { return };
         let of_peer = running.keys().filter(|other| other.ip() == peer.ip()).count();
         if running.len() >= MAX_TRANSFERS || of_peer >= MAX_PER_CLIENT {
             tracing::warn!(%peer, transfers = running.len(), of_peer, "TFTP: too many transfers, request refused");
@@ -239,19 +249,18 @@ impl TftpServer {
         let session = Session {
             link,
             peer,
-            file,
             who,
             boot: Arc::clone(&self.boot),
             again: Arc::clone(&again),
             strays: 0,
             cautious: self.cautious.clone(),
         };
-        let task = tasks.spawn(session.run(request, limits));
+        let task = tasks.spawn(session.run(source, request.options, limits));
         running.insert(peer, Running { request: bytes.to_vec(), again, task, inbox });
     }
 
-    /// The file that is asked for, and by which machine; or the client was told why there is none.
-    async fn find(&self, peer: SocketAddr, request: &Request) -> Option<(BootFile, Option<Mac>)> {
+    /// Where the file is that is asked for, and by which machine; or the client was told why there is none.
+    async fn find(&self, peer: SocketAddr, request: &Request) -> Option<(Source, Option<Mac>)> {
         let name = printable(&request.name);
         if request.mode == Mode::Other {
             tracing::info!(%peer, name, "TFTP: neither in octet nor in netascii mode");
@@ -267,12 +276,15 @@ impl TftpServer {
                 if request.mode == Mode::Netascii {
                     file.bytes = packet::netascii(&file.bytes).into();
                 }
-                Some((file, who))
+                Some((Source::Table(file), who))
             }
             Ok(None) => {
+                if let (Some(files), Mode::Octet) = (&self.pi, request.mode) {
+                    return Some((Source::Pi(Arc::clone(files), request.name.clone()), who));
+                }
                 let there = self.boot.names().collect::<Vec<_>>().join(", ");
                 tracing::info!("TFTP: {peer} asked for `{name}`: there is no such boot file; there are {there}");
-                self.refuse(peer, ErrorCode::NotFound, "no such boot file").await;
+                self.refuse(peer, ErrorCode::NotFound, ABSENT).await;
                 None
             }
             Err(error) => {
@@ -288,6 +300,26 @@ impl TftpServer {
             tracing::debug!(%peer, %error, "TFTP: an ERROR could not be sent");
         }
     }
+}
+
+/// Gives a packet to the transfer that it is of, if there is one that cannot hear it by itself.
+fn pass_on(peer: SocketAddr, bytes: &[u8], running: &HashMap<SocketAddr, Running>) -> bool {
+    let Some(transfer) = running.get(&peer) else { return false };
+    match (parse(bytes), &transfer.inbox) {
+        (Inbound::Read(_), _) if transfer.request == bytes => transfer.again.notify_one(),
+        (Inbound::Read(_), _) | (_, None) => return false,
+        // What finds no room is as good as lost on the wire.
+        (_, Some(inbox)) => drop(inbox.try_send(bytes.to_vec())),
+    }
+    true
+}
+
+/// Where a transfer's file comes from.
+enum Source {
+    /// The table of boot files.
+    Table(BootFile),
+    /// The folder for Raspberry Pis, by this name, where it may have to be read first.
+    Pi(Arc<PiFiles>, Vec<u8>),
 }
 
 /// How a transfer's packets come and go.
@@ -330,7 +362,6 @@ impl Link {
 struct Session {
     link: Link,
     peer: SocketAddr,
-    file: BootFile,
     who: Option<Mac>,
     boot: Arc<BootContext>,
     again: Arc<Notify>,
@@ -339,13 +370,20 @@ struct Session {
 }
 
 impl Session {
-    async fn run(mut self, request: Request, limits: Limits) {
+    async fn run(mut self, source: Source, options: Options, limits: Limits) {
+        let file = match source {
+            Source::Table(file) => file,
+            Source::Pi(files, name) => match self.read(files, name).await {
+                Some(file) => file,
+                None => return,
+            },
+        };
         let began = Instant::now();
-        let (mut transfer, mut effects) = Transfer::new(request.options, self.file.bytes.clone(), limits, began);
+        let (mut transfer, mut effects) = Transfer::new(options, file.bytes.clone(), limits, began);
         let mut buffer = Vec::with_capacity(MAX_PACKET);
         loop {
             if let Some(end) = self.perform(effects).await {
-                return self.report(&end, began.elapsed());
+                return self.report(&file, &end, began.elapsed());
             }
             effects = tokio::select! {
                 received = self.link.receive(self.peer, &mut buffer) => match received {
@@ -368,6 +406,31 @@ impl Session {
                 self.boot.stalled(self.who, words);
             }
         }
+    }
+
+    /// A file of a Raspberry Pi; or it was told that there is none. Most that a Pi asks for is not there, and need not be.
+    async fn read(&self, files: Arc<PiFiles>, name: Vec<u8>) -> Option<BootFile> {
+        let (peer, words) = (self.peer, printable(&name));
+        let read = tokio::task::spawn_blocking(move || files.read(&name)).await;
+        let answer = match read.unwrap_or_else(|error| Err(PiError::Unreadable(io::Error::other(error)))) {
+            Ok(bytes) => return Some(BootFile { name: words.into(), kind: Kind::Plain, bytes }),
+            Err(PiError::Absent) => {
+                tracing::debug!(%peer, name = words, "TFTP: there is neither such a boot file nor such a file for Raspberry Pis");
+                packet::error(ErrorCode::NotFound, ABSENT)
+            }
+            Err(error @ PiError::Room(_)) => {
+                tracing::warn!(%peer, name = words, "TFTP: a file for Raspberry Pis is not served: {error}");
+                packet::error(ErrorCode::Undefined, "the server has no room for this file now, ask again later")
+            }
+            Err(error @ PiError::Unreadable(_)) => {
+                tracing::warn!(%peer, name = words, "TFTP: a file for Raspberry Pis is not served: {error}");
+                packet::error(ErrorCode::NotFound, ABSENT)
+            }
+        };
+        if let Err(error) = self.link.send(&answer, peer.into()).await {
+            tracing::debug!(%peer, %error, "TFTP: an ERROR could not be sent");
+        }
+        None
     }
 
     async fn perform(&self, effects: Vec<Effect>) -> Option<End> {
@@ -397,14 +460,19 @@ impl Session {
         }
     }
 
-    fn report(&self, end: &End, took: Duration) {
-        let (peer, name) = (self.peer, self.file.name);
+    fn report(&self, file: &BootFile, end: &End, took: Duration) {
+        let (peer, name) = (self.peer, &file.name);
         match end {
-            End::Complete => self.boot.fetched(&self.file, self.who, "TFTP", Some(took)),
-            End::SizeProbe => tracing::debug!(%peer, name, "TFTP: size probe"),
-            End::Refused { code, text } => tracing::info!(%peer, name, code, text, "TFTP: the client gave up"),
+            End::Complete => self.boot.fetched(file, self.who, "TFTP", Some(took)),
+            End::SizeProbe => tracing::debug!(%peer, name = &**name, "TFTP: size probe"),
+            End::Refused { code, text } => {
+                tracing::info!(%peer, name = &**name, code, text, "TFTP: the client gave up");
+            }
             End::Silent { acked, blocks } => {
-                tracing::warn!(%peer, name, acked, blocks, "TFTP: the client fell silent");
+                tracing::warn!(%peer, name = &**name, acked, blocks, "TFTP: the client fell silent");
+            }
+            End::Endless { sent } => {
+                tracing::warn!(%peer, name = &**name, sent, "TFTP: the client made us send everything again and again; it is left");
             }
         }
     }

@@ -309,7 +309,8 @@ fn answer(site: &Site, request: &Request<'_>, handout: Handout) -> Vec<u8> {
         Handout::LoaderUrl(name) => (web::url(site.http(), name), Some(HTTP_CLIENT)),
         Handout::Chain(name) => (web::tftp_url(site.address, name), None),
         Handout::Script => (web::script_url(site.http()), None),
-        Handout::AddressOnly | Handout::NoLoader(_) => return bytes,
+        // A root path goes with an IPv4 address: there the disks are.
+        Handout::AddressOnly | Handout::RootPath | Handout::NoLoader(_) => return bytes,
     };
     put(&mut bytes, code::BOOT_FILE_URL, url.as_bytes());
     // Firmware reads the URL up to the next zero, which the code of a further option begins with; so one always follows.
