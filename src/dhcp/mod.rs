@@ -9,6 +9,7 @@
 mod boot;
 mod guide;
 mod leases;
+mod offers;
 pub mod proxy;
 mod relay;
 mod reply;

@@ -84,6 +84,16 @@ impl Udp {
         Ok(Self { socket: UdpSocket::from_std(socket.into())? })
     }
 
+    /// Lets so many bytes of datagrams wait in the kernel, as far as this process may say so. A server that is kept from its
+    /// socket for a moment loses what finds no room there, and clients wait seconds before they ask again.
+    pub fn make_room(&self, bytes: usize) {
+        use rustix::net::sockopt;
+        // Beyond the system's limit with CAP_NET_ADMIN, else up to it.
+        if sockopt::set_socket_recv_buffer_size_force(&self.socket, bytes).is_err() {
+            let _ = sockopt::set_socket_recv_buffer_size(&self.socket, bytes);
+        }
+    }
+
     /// Where it is bound, with the port that the kernel chose.
     ///
     /// # Errors
