@@ -83,6 +83,6 @@ mod tests {
         assert!(booting.runs_ipxe(mac(0), Timestamp(29_999)) && !booting.runs_ipxe(mac(most), Timestamp(1)));
         booting.saw(mac(most), Timestamp(30_000));
         assert!(booting.runs_ipxe(mac(most), Timestamp(30_000)) && !booting.runs_ipxe(mac(0), Timestamp(30_000)));
-        assert_eq!(booting.asked.lock().unwrap().len(), 1);
+        assert_eq!(booting.asked.lock().unwrap().at.len(), 1);
     }
 }

@@ -393,6 +393,30 @@ mod tests {
         assert_eq!(recorder.memory().machines.order.len(), MAX_MACHINES);
     }
 
+    #[test]
+    fn a_flood_of_machines_without_addresses_pushes_out_nobody_and_little_of_it_is_recorded() {
+        let recorder = Recorder::detached();
+        let address = Some(Ipv4Addr::new(10, 0, 0, 1));
+        let name: ClientName = "pc-01".parse().unwrap();
+        recorder.saw_at(Timestamp(0), mac(0), address);
+        for second in 0..4 {
+            for number in 1..=10_000 {
+                let at = Timestamp(1_000 * second + u64::from(number) / 10);
+                recorder.saw_at(at, mac(number), None);
+                recorder.note_at(at, Some(mac(number)), None, Stage::Offer, "an address");
+            }
+            let at = Timestamp(1_000 * second + 999);
+            recorder.note_at(at, Some(mac(0)), Some(&name), Stage::Offer, &format!("in second {second}"));
+        }
+        assert_eq!(recorder.address_seen(mac(0)), address);
+        let most = usize::try_from(STRANGERS_AT_ONCE + 4 * STRANGERS_A_SECOND).unwrap();
+        let of_strangers = recorder.events().iter().filter(|event| event.client.is_none()).count();
+        assert!((most - 1..=most).contains(&of_strangers), "{of_strangers}");
+        assert_eq!(recorder.events().len() - of_strangers, 4, "every stage of a client");
+        assert!((most..=most + 1).contains(&sightings(&recorder).len()), "{}", sightings(&recorder).len());
+        assert!(recorder.memory().passers_by.order.len() <= MAX_PASSERS_BY);
+    }
+
     #[tokio::test]
     async fn what_was_seen_before_a_restart_is_known_after_it() {
         let state = tempfile::tempdir().unwrap();

@@ -648,3 +648,79 @@ impl Leases {
         Some(lease)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fleet::Naming;
+
+    const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+    const LEASE: Duration = Duration::from_secs(120);
+
+    fn stranger(number: u8) -> Mac {
+        Mac::from_octets([0x52, 0x54, 0, 0, 1, number]).unwrap()
+    }
+
+    /// What a new stranger is to get, by a look at every address and every lease.
+    fn by_looking_everywhere(leases: &Leases, holder: &Holder, rules: &Rules<'_>, now: Timestamp) -> Option<Ipv4Addr> {
+        let clear = |address: &Ipv4Addr| leases.obstacle(*address, holder, rules, now).is_none();
+        let pool = rules.scope.pool();
+        let mut all = (u32::from(pool.first)..=u32::from(pool.last)).map(Ipv4Addr::from);
+        let fresh = all.find(|address| !leases.holders.contains_key(address) && clear(address));
+        let over = leases.held.values().filter(|lease| clear(&lease.address));
+        fresh.or_else(|| over.min_by_key(|lease| (lease.expires, lease.address)).map(|lease| lease.address))
+    }
+
+    proptest! {
+        /// Whatever is remembered of earlier searches, a search finds what one without any memory finds.
+        #[test]
+        fn a_stranger_gets_the_address_that_a_look_at_everything_finds(
+            acts in prop::collection::vec((0..10_u8, 0..14_u8, 0..14_u8), 1..200), reserved in 100..112_u8,
+        ) {
+            let last = Ipv4Addr::new(10, 9, 0, 107);
+            let pool = Pool { first: Ipv4Addr::new(10, 9, 0, 100), last, router: None, dns: Vec::new(), lease: LEASE };
+            let scope = Scope::new(SERVER, 24, pool, 80, Naming::new("iqn.2026-11.test")).unwrap();
+            let pc = crate::dhcp::tests::client("pc-01", &[1], Some([10, 9, 0, reserved]));
+            let fleet = Fleet::new([pc, crate::dhcp::tests::client("pc-02", &[2], None)]).unwrap();
+            let rules = Rules::new(&scope, &fleet, &|_| None);
+            let (mut leases, mut now) = (Leases::default(), Timestamp(1_700_000_000_000));
+            for (what, who, address) in acts {
+                let holder = match who {
+                    0 => Holder::Client("pc-01".parse().unwrap()),
+                    1 => Holder::Client("pc-02".parse().unwrap()),
+                    number => Holder::Stranger(stranger(number)),
+                };
+                let address = Ipv4Addr::new(10, 9, 0, 98 + address);
+                match what {
+                    0..4 => {
+                        let new = who > 1 && !leases.knows(&holder) && leases.offers.to(&holder).is_none();
+                        // Only what is over by now is not there any more.
+                        leases.tidy(now);
+                        let wanted = new.then(|| by_looking_everywhere(&leases, &holder, &rules, now));
+                        let offered = leases.offer(&holder, None, None, &rules, now).ok();
+                        prop_assert!(wanted.is_none_or(|wanted| wanted == offered), "{:?}, not {:?}", offered, wanted);
+                    }
+                    4 | 5 => {
+                        let address = leases.offers.to(&holder).unwrap_or(address);
+                        if !matches!(leases.claim(&holder, address, &rules, now), Claim::Wrong(_)) {
+                            leases.grant(&holder, address, stranger(who.max(1)), now.after(LEASE));
+                        }
+                    }
+                    6 => leases.withdraw(&holder),
+                    7 => drop(leases.release(&holder, address, now)),
+                    8 => drop(leases.decline(&holder, address, now)),
+                    _ => now = now.after(Duration::from_secs(1 + u64::from(who) * 5)),
+                }
+                prop_assert_eq!(leases.held.len(), leases.holders.len());
+                prop_assert_eq!(leases.held.len(), leases.ends.len());
+                prop_assert_eq!(leases.held.len(), leases.machines.values().map(Vec::len).sum::<usize>());
+                for lease in leases.held.values() {
+                    prop_assert!(leases.ends.contains(&(lease.expires, lease.address)));
+                    prop_assert!(leases.of_machine(lease.mac).any(|other| other == lease));
+                }
+            }
+        }
+    }
+}

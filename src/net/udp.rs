@@ -113,6 +113,15 @@ impl Udp {
         self.socket.async_io(Interest::READABLE, || datagram::receive(self.socket.as_fd(), buffer)).await
     }
 
+    /// The next datagram that is there already; `None`: none is.
+    pub fn try_receive(&self, buffer: &mut [u8]) -> Option<io::Result<Received>> {
+        let received = self.socket.try_io(Interest::READABLE, || datagram::receive(self.socket.as_fd(), buffer));
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            received => Some(received),
+        }
+    }
+
     /// Sends one datagram from this address, out of this interface.
     ///
     /// # Errors
