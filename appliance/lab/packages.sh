@@ -22,13 +22,13 @@ boot_packages=(
 # Clients that nobody here wrote, and a compiler for the one that must log each acknowledgement (libiscsi).
 interop_packages=(
     libiscsi-bin libiscsi-dev gcc libc6-dev qemu-utils qemu-block-extra 7zip openssl
-    curl tftp-hpa atftp udhcpc isc-dhcp-client isc-dhcp-relay dnsmasq-base tcpdump
-    iproute2 procps python3
+    curl tftp-hpa atftp busybox-static udhcpc isc-dhcp-client dhcpcd-base isc-dhcp-relay dnsmasq-base tcpdump
+    nmap python3-scapy kea-admin iproute2 procps python3
 )
 # A conformance suite for the target.
 iscsi_packages=(libiscsi-bin qemu-utils iproute2 procps python3)
-# The target's peer, and a client for both.
-bench_packages=(tgt gcc libc6-dev libiscsi-dev iproute2 procps python3)
+# The target's peer, and a client for both; two DHCP servers, and perfdhcp (kea-admin).
+bench_packages=(tgt gcc libc6-dev libiscsi-dev dnsmasq-base kea-dhcp4-server kea-admin util-linux iproute2 procps python3)
 # The peers of boot files by TFTP and HTTP, clients for all, and what loses their packets.
 fetch_packages=(tftpd-hpa dnsmasq-base nginx-light ipxe busybox-static atftp curl nftables iproute2 procps python3)
 # Some of cargo's tests meet other programs too: readers of disks, and DHCP clients in a namespace.

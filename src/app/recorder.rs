@@ -10,11 +10,25 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::dhcp::MAX_STRANGERS;
 use crate::fleet::{ClientName, Event, Mac, Sighting, Stage, Timestamp};
 use crate::store::{Record, Writer};
 
-/// Machines that are remembered; the one seen longest ago goes first. As many as the store keeps.
-const MAX_MACHINES: usize = 4_096;
+/// Machines whose address is remembered; the one seen longest ago goes first. It decides who may log in, so nobody may push
+/// out a client's machine: there is room for as many as a mapping file has and as many strangers as get an address.
+const MAX_MACHINES: usize = 4_096 + MAX_STRANGERS;
+
+/// Machines without an address that are remembered. Anybody can make them up.
+const MAX_PASSERS_BY: usize = 4_096;
+
+/// What is recorded of machines without an address, and of stages of machines that are in no client's place: so many at once,
+/// and so many each second after that. A room full of new machines is fewer; a flood would fill logs, take the disk's time, and
+/// push out what there is of clients.
+const STRANGERS_AT_ONCE: u64 = 512;
+const STRANGERS_A_SECOND: u64 = 32;
+
+/// Stages that are remembered, to know what repeats: each of every client, and of as many strangers.
+const MAX_STAGES: usize = 2 * 4_096 * Stage::ALL.len();
 
 /// A stage that repeats with the same particulars within this time is one event: firmware asks for its address three or
 /// four times while it waits.
@@ -46,6 +60,10 @@ enum Sink {
 
 struct Memory {
     machines: Recent<Mac, Machine>,
+    /// Machines that were seen without an address, and when that was stored.
+    passers_by: Recent<Mac, Option<Timestamp>>,
+    sightings_of_strangers: Allowance,
+    stages_of_strangers: Allowance,
     stages: Recent<(Who, Stage), Option<Noted>>,
 }
 
@@ -83,7 +101,10 @@ impl Recorder {
         sightings.sort_by_key(|sighting| sighting.at);
         let mut memory = recorder.memory();
         for Sighting { mac, address, at } in sightings {
-            *memory.machines.touch(mac) = Machine { address, stored: Some(at) };
+            match address {
+                Some(_) => *memory.machines.touch(mac) = Machine { address, stored: Some(at) },
+                None => *memory.passers_by.touch(mac) = Some(at),
+            }
         }
         drop(memory);
         recorder
@@ -96,8 +117,13 @@ impl Recorder {
     }
 
     fn with(sink: Sink) -> Self {
-        let memory =
-            Memory { machines: Recent::new(MAX_MACHINES), stages: Recent::new(MAX_MACHINES * Stage::ALL.len()) };
+        let memory = Memory {
+            machines: Recent::new(MAX_MACHINES),
+            passers_by: Recent::new(MAX_PASSERS_BY),
+            sightings_of_strangers: Allowance::default(),
+            stages_of_strangers: Allowance::default(),
+            stages: Recent::new(MAX_STAGES),
+        };
         Self { shared: Arc::new(Shared { sink, memory: Mutex::new(memory) }) }
     }
 
@@ -108,6 +134,15 @@ impl Recorder {
     }
 
     fn note_at(&self, at: Timestamp, mac: Option<Mac>, client: Option<&ClientName>, stage: Stage, detail: &str) {
+        if client.is_none() {
+            match self.memory().stages_of_strangers.take(at) {
+                Some(0) => {}
+                Some(unsaid) => {
+                    tracing::warn!("{unsaid} stages of machines in no client's place were not recorded: so many ask");
+                }
+                None => return,
+            }
+        }
         let detail = printable(detail);
         let who = client.map_or(Who::Machine(mac), |name| Who::Client(name.clone()));
         let shown = who.to_string();
@@ -146,6 +181,16 @@ impl Recorder {
 
     fn saw_at(&self, at: Timestamp, mac: Mac, address: Option<Ipv4Addr>) {
         let mut memory = self.memory();
+        let memory = &mut *memory;
+        if address.is_none() && memory.machines.peek(&mac).is_none() {
+            let due = |stored: Timestamp| at.since(stored) >= STORE_SIGHTING;
+            let stored = memory.passers_by.touch(mac);
+            if stored.is_none_or(due) && memory.sightings_of_strangers.take(at).is_some() {
+                *stored = Some(at);
+                self.store(Record::Sighting(Sighting { mac, address: None, at }));
+            }
+            return;
+        }
         let machine = memory.machines.touch(mac);
         let moved = address.is_some() && address != machine.address;
         machine.address = address.or(machine.address);
@@ -155,9 +200,7 @@ impl Recorder {
             return;
         }
         machine.stored = Some(at);
-        let sighting = Sighting { mac, address: machine.address, at };
-        drop(memory);
-        self.store(Record::Sighting(sighting));
+        self.store(Record::Sighting(Sighting { mac, address: machine.address, at }));
     }
 
     /// The address that this machine was last seen to use.
@@ -204,6 +247,29 @@ impl fmt::Display for Who {
             Self::Machine(Some(mac)) => mac.fmt(f),
             Self::Machine(None) => f.write_str("-"),
         }
+    }
+}
+
+/// How much strangers may have recorded: a sum that each takes from, and that grows with time.
+#[derive(Debug, Default)]
+struct Allowance {
+    taken: u64,
+    since: Timestamp,
+    refused: u64,
+}
+
+impl Allowance {
+    /// Takes one, if there is one: gives how many were refused since the last. In thousandths, so that no time is lost.
+    fn take(&mut self, now: Timestamp) -> Option<u64> {
+        let millis = u64::try_from(now.since(self.since).as_millis()).unwrap_or(u64::MAX);
+        self.since = now;
+        self.taken = self.taken.saturating_sub(millis.saturating_mul(STRANGERS_A_SECOND));
+        if self.taken + 1_000 > STRANGERS_AT_ONCE * 1_000 {
+            self.refused += 1;
+            return None;
+        }
+        self.taken += 1_000;
+        Some(std::mem::take(&mut self.refused))
     }
 }
 
@@ -325,6 +391,30 @@ mod tests {
             assert_eq!(recorder.address_seen(mac(number)), address, "{number}");
         }
         assert_eq!(recorder.memory().machines.order.len(), MAX_MACHINES);
+    }
+
+    #[test]
+    fn a_flood_of_machines_without_addresses_pushes_out_nobody_and_little_of_it_is_recorded() {
+        let recorder = Recorder::detached();
+        let address = Some(Ipv4Addr::new(10, 0, 0, 1));
+        let name: ClientName = "pc-01".parse().unwrap();
+        recorder.saw_at(Timestamp(0), mac(0), address);
+        for second in 0..4 {
+            for number in 1..=10_000 {
+                let at = Timestamp(1_000 * second + u64::from(number) / 10);
+                recorder.saw_at(at, mac(number), None);
+                recorder.note_at(at, Some(mac(number)), None, Stage::Offer, "an address");
+            }
+            let at = Timestamp(1_000 * second + 999);
+            recorder.note_at(at, Some(mac(0)), Some(&name), Stage::Offer, &format!("in second {second}"));
+        }
+        assert_eq!(recorder.address_seen(mac(0)), address);
+        let most = usize::try_from(STRANGERS_AT_ONCE + 4 * STRANGERS_A_SECOND).unwrap();
+        let of_strangers = recorder.events().iter().filter(|event| event.client.is_none()).count();
+        assert!((most - 1..=most).contains(&of_strangers), "{of_strangers}");
+        assert_eq!(recorder.events().len() - of_strangers, 4, "every stage of a client");
+        assert!((most..=most + 1).contains(&sightings(&recorder).len()), "{}", sightings(&recorder).len());
+        assert!(recorder.memory().passers_by.order.len() <= MAX_PASSERS_BY);
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@
 mod boot;
 mod guide;
 mod leases;
+mod offers;
 pub mod proxy;
 mod relay;
 mod reply;
@@ -320,6 +321,15 @@ pub fn handle(leases: &mut Leases, around: Around<'_>, now: Timestamp, arrival: 
         return silent(Some(asker), Reason::PortInUse(client.name.clone(), other));
     }
     Exchange::new(leases, around, scope, now, arrival, &request, client, asker).run()
+}
+
+/// Whether this is the DISCOVER of a machine that is in nobody's place: what floods are made of, and what can be left
+/// unanswered where not everything can be answered.
+#[must_use]
+pub fn is_strangers_discover(fleet: &Fleet, bytes: &[u8]) -> bool {
+    let Ok(request) = Request::parse(bytes) else { return false };
+    let plan = boot_plan_at(fleet, request.mac, relay::port(&request).as_ref());
+    request.kind == Kind::Discover && plan == Ok(Plan::Unknown)
 }
 
 /// Who asks, and in whose place it stands; or why it is not answered, whoever gives its address.

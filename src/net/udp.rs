@@ -90,6 +90,16 @@ impl Udp {
         Ok(Self { socket: UdpSocket::from_std(socket.into())? })
     }
 
+    /// Lets so many bytes of datagrams wait in the kernel, as far as this process may say so. A server that is kept from its
+    /// socket for a moment loses what finds no room there, and clients wait seconds before they ask again.
+    pub fn make_room(&self, bytes: usize) {
+        use rustix::net::sockopt;
+        // Beyond the system's limit with CAP_NET_ADMIN, else up to it.
+        if sockopt::set_socket_recv_buffer_size_force(&self.socket, bytes).is_err() {
+            let _ = sockopt::set_socket_recv_buffer_size(&self.socket, bytes);
+        }
+    }
+
     /// Where it is bound, with the port that the kernel chose.
     ///
     /// # Errors
@@ -107,6 +117,15 @@ impl Udp {
     /// What `recvmsg(2)` says. An ICMP error of an earlier datagram comes up here and concerns nobody else.
     pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
         self.socket.async_io(Interest::READABLE, || datagram::receive(self.socket.as_fd(), buffer)).await
+    }
+
+    /// The next datagram that is there already; `None`: none is.
+    pub fn try_receive(&self, buffer: &mut [u8]) -> Option<io::Result<Received>> {
+        let received = self.socket.try_io(Interest::READABLE, || datagram::receive(self.socket.as_fd(), buffer));
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            received => Some(received),
+        }
     }
 
     /// Sends one datagram from this address, out of this interface.

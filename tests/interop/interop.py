@@ -15,6 +15,7 @@ from report import TESTER, Report, arguments, no_panic  # noqa: E402
 
 import beside  # noqa: E402
 import chap  # noqa: E402
+import clients  # noqa: E402
 import netboot  # noqa: E402
 import over_ipv6  # noqa: E402
 import relays  # noqa: E402
@@ -80,6 +81,7 @@ def main():
     report.part("relays", relays.tests, options, report)
     report.part("vlan", vlan.tests, options, report)
     report.part("ipv6", over_ipv6.tests, options, report)
+    report.part("clients", clients.tests, options, report)
     report.part("interop", everything, options, report)
     return report.exit_code()
 
