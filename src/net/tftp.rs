@@ -427,7 +427,7 @@ impl Session {
                 packet::error(ErrorCode::NotFound, ABSENT)
             }
         };
-        if let Err(error) = self.link.send(&answer, peer.into()).await {
+        if let Err(error) = self.link.send(&answer, peer).await {
             tracing::debug!(%peer, %error, "TFTP: an ERROR could not be sent");
         }
         None

@@ -336,7 +336,7 @@ pub(crate) fn tftp(bytes: &[u8]) {
                     sent += packet.len() - 4;
                 }
                 [0, 6, ..] => {
-                    assert!(std::mem::replace(&mut offered, true), "an OACK to a client that asked for nothing")
+                    assert!(std::mem::replace(&mut offered, true), "an OACK to a client that asked for nothing");
                 }
                 ref other => panic!("{other:?} is nothing that a server sends in a transfer"),
             }
