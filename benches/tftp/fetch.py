@@ -35,8 +35,8 @@ NETWORK = "10.77.0"
 FIRST_HOST, MOST_MACHINES = 10, 240
 # Each machine's process has a user of its own, by which the kernel chooses its address.
 FIRST_USER = 42_000
-# A machine that has not got its loader by then has not got it.
-PATIENCE = 90
+# A machine that has not got its loader by then, or after so many tries, has not got it.
+PATIENCE, TRIES = 90, 3
 TICK = os.sysconf("SC_CLK_TCK")
 MAX_LAST, MAX_CPU = 1.0, 2.0
 
@@ -71,30 +71,45 @@ def cpu_of(pid):
 
 
 def fetch_all(machines, client, host, name, folder):
-    """Within the machines' namespace: all fetch at once. Seconds until each had it, or None where it did not get it."""
+    """Within the machines' namespace: all fetch at once. Seconds until each had it, or None where it did not get it.
+
+    Who breaks off asks again, as firmware does: atftp ends with "unexpected OACK" when its first ACK is lost and the server says
+    its OACK again, which is what any server must do."""
     began = time.monotonic()
-    processes, took = {}, {}
-    for machine in range(machines):
+    wanted = LOADER.read_bytes()
+    processes, took, tries = {}, {}, [0] * machines
+
+    def ask(machine):
+        tries[machine] += 1
         command = CLIENTS[client](name, str(folder / f"got-{machine}"), host)
         user = FIRST_USER + machine
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, user=user, group=user, extra_groups=[], stdin=quiet, stdout=quiet, stderr=quiet)
         processes[process.pid] = (machine, process)
+
+    def got(machine):
+        path = folder / f"got-{machine}"
+        right = path.exists() and path.read_bytes() == wanted
+        path.unlink(missing_ok=True)
+        return right
+
+    for machine in range(machines):
+        ask(machine)
     while processes and time.monotonic() - began < PATIENCE:
         pid, _ = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             time.sleep(0.002)
         elif pid in processes:
-            took[processes.pop(pid)[0]] = time.monotonic() - began
-    for _, process in processes.values():
+            machine, _ = processes.pop(pid)
+            ended = time.monotonic() - began
+            if got(machine):
+                took[machine] = ended
+            elif tries[machine] < TRIES:
+                ask(machine)
+    for machine, process in processes.values():
         process.kill()
         process.wait()
-    wanted = LOADER.read_bytes()
-    for machine in range(machines):
-        got = folder / f"got-{machine}"
-        if not got.exists() or got.read_bytes() != wanted:
-            took[machine] = None
-        got.unlink(missing_ok=True)
+        got(machine)
     return [took.get(machine) for machine in range(machines)]
 
 
