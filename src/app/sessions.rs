@@ -24,9 +24,9 @@ pub const PROBE: Duration = Duration::from_secs(1);
 /// Sessions in all. Each costs its buffers, at most a few MiB when it is busy.
 pub const MAX_SESSIONS: usize = 1024;
 
-/// Sessions on one client's disk: its loader's, its system's, and a few that an operator lets in. Without a bound, one disk
-/// that is open to anybody could take all of [`MAX_SESSIONS`].
-pub const MAX_SESSIONS_OF_ONE: usize = 16;
+/// Sessions on one client's disk: its loader's, its system's, and those that an operator lets in, by several paths each.
+/// Without a bound, one disk that is open to anybody could take all of [`MAX_SESSIONS`].
+pub const MAX_SESSIONS_OF_ONE: usize = 64;
 
 /// Messages to a session that may wait for its task.
 const MAILBOX: usize = 8;
