@@ -18,7 +18,7 @@ use roost::app::App;
 use roost::app::recorder::Recorder;
 use roost::config::{DhcpMode, Settings};
 use roost::disk::import::import;
-use roost::fleet::{Client, DiskPolicy, Fleet, Initiators};
+use roost::fleet::{Client, Fleet};
 use roost::net::iscsi::Server;
 use tokio::runtime::Runtime;
 
@@ -95,23 +95,9 @@ fn serve(state: &Path) -> (Runtime, std::net::SocketAddr) {
         ipv6_boot: None,
     };
     let client = Client {
-        name: "pc-01".parse().unwrap(),
-        group: None,
         macs: vec!["52:54:00:aa:00:01".parse().unwrap()],
-        port: None,
-        options: Vec::new(),
         ip: Some(HOME),
-        image: "linux".parse().unwrap(),
-        disk: DiskPolicy::Keep,
-        initiators: Initiators::OwnOnly,
-        chap: false,
-        read_only: false,
-        off: false,
-        title: None,
-        note: None,
-        limit: None,
-        start: Default::default(),
-        data: None,
+        ..Client::new("pc-01".parse().unwrap(), "linux".parse().unwrap())
     };
     let fleet = Fleet::new([client]).unwrap();
     let app = Arc::new(App::new(settings, fleet, Recorder::detached(), "this-boot".to_owned()));

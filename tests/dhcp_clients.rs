@@ -17,7 +17,7 @@ use roost::app::App;
 use roost::app::recorder::Recorder;
 use roost::config::{DhcpMode, Settings};
 use roost::dhcp::{LeaseChange, Leases, SERVER_PORT};
-use roost::fleet::{Client, DiskPolicy, Fleet, Holder, Initiators, Lease, Mac, Pool, Timestamp};
+use roost::fleet::{Client, Fleet, Holder, Lease, Mac, Pool, Timestamp};
 use roost::net::dhcp::{Durable, Place, Server};
 use roost::net::udp::{BindError, Udp};
 use roost::sys;
@@ -112,23 +112,9 @@ fn serve() {
 
 fn app() -> App {
     let client = |name: &str, mac: &str, ip: Option<Ipv4Addr>| Client {
-        name: name.parse().unwrap(),
-        group: None,
         macs: vec![mac.parse().unwrap()],
-        port: None,
-        options: Vec::new(),
         ip,
-        image: "debian-12".parse().unwrap(),
-        disk: DiskPolicy::Keep,
-        initiators: Initiators::OwnOnly,
-        chap: false,
-        read_only: false,
-        off: false,
-        title: None,
-        note: None,
-        limit: None,
-        start: Default::default(),
-        data: None,
+        ..Client::new(name.parse().unwrap(), "debian-12".parse().unwrap())
     };
     let fleet = Fleet::new([client("pc-01", PC_01, Some(Ipv4Addr::new(10, 77, 0, 50))), client("pc-02", PC_02, None)]);
     let pool = Pool {

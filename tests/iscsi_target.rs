@@ -24,7 +24,7 @@ use roost::disk::file::Access;
 use roost::disk::import::import;
 use roost::disk::vhdx::{self, Spec};
 use roost::disk::{Chain, Disk, DiskError, PassOn};
-use roost::fleet::{Client, ClientName, DiskPolicy, Event, Fleet, Initiators, Stage};
+use roost::fleet::{Client, ClientName, Event, Fleet, Initiators, Stage};
 use roost::iscsi::chap::{Algorithm, hexadecimal};
 use roost::net::iscsi::{Limits, Server};
 use tempfile::TempDir;
@@ -66,23 +66,11 @@ struct Life {
 
 fn client(number: u8, initiators: Initiators, off: bool) -> Client {
     Client {
-        name: format!("pc-0{number}").parse().unwrap(),
-        group: None,
         macs: vec![format!("52:54:00:aa:00:0{number}").parse().unwrap()],
-        port: None,
-        options: Vec::new(),
         ip: Some(HOME),
-        image: "linux".parse().unwrap(),
-        disk: DiskPolicy::Keep,
         initiators,
-        chap: false,
-        read_only: false,
         off,
-        title: None,
-        note: None,
-        limit: None,
-        start: Default::default(),
-        data: None,
+        ..Client::new(format!("pc-0{number}").parse().unwrap(), "linux".parse().unwrap())
     }
 }
 

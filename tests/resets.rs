@@ -22,7 +22,7 @@ use roost::config::{DhcpMode, Settings};
 use roost::disk::checksum::record_path;
 use roost::disk::import::import;
 use roost::disk::{Format, names};
-use roost::fleet::{Client, ClientName, DiskPolicy, Fleet, Initiators, Stage};
+use roost::fleet::{Client, ClientName, DiskPolicy, Fleet, Stage};
 use roost::http::boot::{BootServer, router};
 use roost::net::iscsi::Server;
 use roost::script;
@@ -154,23 +154,11 @@ impl Life {
             ipv6_boot: None,
         };
         let client = Client {
-            name: name(),
-            group: None,
             macs: vec![MAC.parse().unwrap()],
-            port: None,
-            options: Vec::new(),
             ip: Some(HOME),
-            image: "linux".parse().unwrap(),
             disk: policy,
-            initiators: Initiators::OwnOnly,
             chap,
-            read_only: false,
-            off: false,
-            title: None,
-            note: None,
-            limit: None,
-            start: Default::default(),
-            data: None,
+            ..Client::new(name(), "linux".parse().unwrap())
         };
         let fleet = Fleet::new([client]).unwrap();
         let app = Arc::new(App::new(settings, fleet, Recorder::detached(), boot_id.to_owned()));

@@ -331,7 +331,6 @@ mod tests {
     use crate::disk::Disk;
     use crate::disk::vhd::create_dynamic;
     use crate::disk::{Format, names, vhdx};
-    use crate::fleet::Initiators;
 
     /// The state folder and the moment at which this process is to die: how the crash test makes its victims out of this
     /// test binary.
@@ -342,23 +341,9 @@ mod tests {
 
     fn files(state: &Path, policy: DiskPolicy, boot_id: &str) -> ChildFiles {
         let client = Client {
-            name: "pc-01".parse().unwrap(),
-            group: None,
             macs: vec!["52:54:00:aa:00:01".parse().unwrap()],
-            port: None,
-            options: Vec::new(),
-            ip: None,
-            image: "linux".parse().unwrap(),
             disk: policy,
-            initiators: Initiators::OwnOnly,
-            chap: false,
-            read_only: false,
-            off: false,
-            title: None,
-            note: None,
-            limit: None,
-            start: Default::default(),
-            data: None,
+            ..Client::new("pc-01".parse().unwrap(), "linux".parse().unwrap())
         };
         ChildFiles::new(state, &client, boot_id, &Masters::default(), &Gate::default())
     }

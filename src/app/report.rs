@@ -676,23 +676,10 @@ mod tests {
         let store = Store::open(state.path()).unwrap();
         let macs: [Mac; 2] = ["52:54:00:aa:00:01", "52:54:00:aa:00:02"].map(|mac| mac.parse().unwrap());
         let mut client = Client {
-            name: "pc-01".parse().unwrap(),
-            group: None,
             macs: macs.to_vec(),
-            port: None,
-            options: Vec::new(),
-            ip: None,
-            image: "debian-12".parse().unwrap(),
             disk: crate::fleet::DiskPolicy::Keep,
             initiators: crate::fleet::Initiators::OwnOnly,
-            chap: false,
-            read_only: false,
-            off: false,
-            title: None,
-            note: None,
-            limit: None,
-            start: Default::default(),
-            data: None,
+            ..Client::new("pc-01".parse().unwrap(), "debian-12".parse().unwrap())
         };
         let [fixed, leased, seen, older] = [1, 2, 3, 4].map(|last| Ipv4Addr::new(10, 0, 0, last));
         assert_eq!(address(&client, &store).unwrap(), None);

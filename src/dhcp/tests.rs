@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use super::wire::at;
 use super::*;
 use crate::fleet::lease::MAX_STRANGERS;
-use crate::fleet::{DiskPolicy, ExtraOption, Initiators, Lease, Naming, Pool, Subnet};
+use crate::fleet::{ExtraOption, Lease, Naming, Pool, Subnet};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const SCRIPT_URL: &str = "http://10.9.0.1/boot.ipxe?mac=${mac:hexhyp}";
@@ -31,23 +31,9 @@ fn name(text: &str) -> ClientName {
 
 pub(super) fn client(text: &str, macs: &[u8], ip: Option<[u8; 4]>) -> Client {
     Client {
-        name: name(text),
-        group: None,
         macs: macs.iter().copied().map(mac).collect(),
-        port: None,
-        options: Vec::new(),
         ip: ip.map(Ipv4Addr::from),
-        image: "debian-12".parse().unwrap(),
-        disk: DiskPolicy::Keep,
-        initiators: Initiators::OwnOnly,
-        chap: false,
-        read_only: false,
-        off: false,
-        title: None,
-        note: None,
-        limit: None,
-        start: Default::default(),
-        data: None,
+        ..Client::new(name(text), "debian-12".parse().unwrap())
     }
 }
 

@@ -135,7 +135,6 @@ impl Change {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::{DiskPolicy, Initiators};
 
     fn mac(number: u8) -> Mac {
         Mac::from_octets([0x52, 0x54, 0, 0xaa, 0, number]).unwrap()
@@ -143,23 +142,12 @@ mod tests {
 
     fn client(name: &str, macs: &[u8], off: bool) -> Client {
         Client {
-            name: name.parse().unwrap(),
             group: Some("lab-a".to_owned()),
             macs: macs.iter().map(|number| mac(*number)).collect(),
-            port: None,
-            options: Vec::new(),
             ip: Some([10, 0, 0, 7].into()),
-            image: "debian-12".parse().unwrap(),
-            disk: DiskPolicy::Keep,
-            initiators: Initiators::OwnOnly,
-            chap: false,
-            read_only: false,
             off,
-            title: None,
             note: Some("by the door".to_owned()),
-            limit: None,
-            start: Default::default(),
-            data: None,
+            ..Client::new(name.parse().unwrap(), "debian-12".parse().unwrap())
         }
     }
 

@@ -146,3 +146,29 @@ pub struct Client {
     /// The operator's own words.
     pub note: Option<String>,
 }
+
+impl Client {
+    /// A client of this image without an identity, and for the rest as the mapping file has it where it says nothing.
+    #[must_use]
+    pub fn new(name: ClientName, image: ImageName) -> Self {
+        Self {
+            name,
+            group: None,
+            macs: Vec::new(),
+            port: None,
+            ip: None,
+            image,
+            disk: DiskPolicy::default(),
+            initiators: Initiators::default(),
+            chap: false,
+            read_only: false,
+            options: Vec::new(),
+            limit: None,
+            data: None,
+            off: false,
+            start: Start::default(),
+            title: None,
+            note: None,
+        }
+    }
+}

@@ -176,23 +176,9 @@ mod tests {
 
     fn client(name: &str, mac: Option<u8>, port: Option<&str>) -> Client {
         Client {
-            name: name.parse().unwrap(),
-            group: None,
             macs: mac.map(self::mac).into_iter().collect(),
             port: port.map(self::port),
-            ip: None,
-            options: Vec::new(),
-            image: "debian-12".parse().unwrap(),
-            disk: DiskPolicy::Keep,
-            initiators: Initiators::OwnOnly,
-            chap: false,
-            read_only: false,
-            limit: None,
-            data: None,
-            off: false,
-            title: None,
-            note: None,
-            start: Start::default(),
+            ..Client::new(name.parse().unwrap(), "debian-12".parse().unwrap())
         }
     }
 

@@ -384,7 +384,7 @@ mod tests {
     use crate::app::recorder::Recorder;
     use crate::app::report::{ClientReport, SessionKind, SessionReport, SessionsView, StatusReport};
     use crate::config::{DhcpMode, Settings};
-    use crate::fleet::{DiskPolicy, Event, Fleet, Initiators, Stage, Timestamp};
+    use crate::fleet::{Event, Fleet, Stage, Timestamp};
     use crate::store::{Record, Store};
 
     #[derive(Debug)]
@@ -421,23 +421,9 @@ mod tests {
             ipv6_boot: None,
         };
         let client = Client {
-            name: "pc-01".parse().unwrap(),
             group: Some("lab-a".to_owned()),
             macs: vec!["52:54:00:aa:00:01".parse().unwrap()],
-            port: None,
-            options: Vec::new(),
-            ip: None,
-            image: "debian-12".parse().unwrap(),
-            disk: DiskPolicy::Keep,
-            initiators: Initiators::OwnOnly,
-            chap: false,
-            read_only: false,
-            off: false,
-            title: None,
-            note: None,
-            limit: None,
-            start: Default::default(),
-            data: None,
+            ..Client::new("pc-01".parse().unwrap(), "debian-12".parse().unwrap())
         };
         let store = Store::open(state).unwrap();
         let event = Event {

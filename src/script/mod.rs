@@ -187,7 +187,7 @@ fn text(template: &impl Template) -> Result<String, ScriptError> {
 mod tests {
     use super::*;
     use crate::fleet::policy::boot_plan;
-    use crate::fleet::{DiskPolicy, Fleet, Initiators, Start};
+    use crate::fleet::{Fleet, Start};
 
     fn server(iscsi: u16, http: u16) -> Server {
         let at = |port| SocketAddrV4::new(Ipv4Addr::new(10, 20, 0, 2), port);
@@ -200,23 +200,9 @@ mod tests {
 
     fn fleet(off: bool) -> Fleet {
         Fleet::new([Client {
-            name: "pc-01".parse().unwrap(),
-            group: None,
             macs: vec![mac()],
-            port: None,
-            options: Vec::new(),
-            ip: None,
-            image: "debian-12".parse().unwrap(),
-            disk: DiskPolicy::Keep,
-            initiators: Initiators::OwnOnly,
-            chap: false,
-            read_only: false,
             off,
-            title: None,
-            note: None,
-            limit: None,
-            start: Default::default(),
-            data: None,
+            ..Client::new("pc-01".parse().unwrap(), "debian-12".parse().unwrap())
         }])
         .unwrap()
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use roost::app::bootfiles::{BootContext, BootFiles};
 use roost::app::pi::PiFiles;
 use roost::app::recorder::Recorder;
-use roost::fleet::{Client, DiskPolicy, Event, Fleet, Initiators, Mac, Naming, Stage};
+use roost::fleet::{Client, Event, Fleet, Mac, Naming, Stage};
 use roost::http::boot::{BootServer, router};
 use roost::http::files::Files;
 use roost::net::tftp::TftpServer;
@@ -123,23 +123,8 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
 
 fn fleet() -> Fleet {
     Fleet::new([Client {
-        name: "pc-01".parse().unwrap(),
-        group: None,
         macs: vec![MAC.parse().unwrap()],
-        port: None,
-        options: Vec::new(),
-        ip: None,
-        image: "debian-12".parse().unwrap(),
-        disk: DiskPolicy::Keep,
-        initiators: Initiators::OwnOnly,
-        chap: false,
-        read_only: false,
-        off: false,
-        title: None,
-        note: None,
-        limit: None,
-        start: Default::default(),
-        data: None,
+        ..Client::new("pc-01".parse().unwrap(), "debian-12".parse().unwrap())
     }])
     .unwrap()
 }

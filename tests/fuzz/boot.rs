@@ -10,7 +10,7 @@ use bytes::Bytes;
 use roost::dhcp::{
     Around, Arrival, LeaseChange, Leases, Outcome, Reason, Reply, Role, Scope, Site, Wire, handle, proxy,
 };
-use roost::fleet::{Client, DiskPolicy, Fleet, Initiators, Lease, Mac, Naming, Pool, Subnet, Timestamp};
+use roost::fleet::{Client, Fleet, Lease, Mac, Naming, Pool, Subnet, Timestamp};
 use roost::tftp::{Effect, Inbound, Limits, Transfer, parse};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -51,23 +51,9 @@ impl<'a> Dice<'a> {
 
 fn client(name: &str, last: u8, ip: Option<Ipv4Addr>) -> Client {
     Client {
-        name: name.parse().expect("a name"),
-        group: None,
         macs: vec![mac(last)],
-        port: None,
-        options: Vec::new(),
         ip,
-        image: "debian-12".parse().expect("a name"),
-        disk: DiskPolicy::Keep,
-        initiators: Initiators::OwnOnly,
-        chap: false,
-        read_only: false,
-        off: false,
-        title: None,
-        note: None,
-        limit: None,
-        start: Default::default(),
-        data: None,
+        ..Client::new(name.parse().expect("a name"), "debian-12".parse().expect("a name"))
     }
 }
 

@@ -8,7 +8,7 @@ use dhcproto::{Decodable, Decoder};
 
 use super::{Arrival, LARGEST_REPLY, Outcome, Port, Reason, Site, handle};
 use crate::dhcp::{Guide, Role, Site as Wired};
-use crate::fleet::{Client, DiskPolicy, Fleet, Initiators, Mac, Naming, Start};
+use crate::fleet::{Client, Fleet, Mac, Naming};
 
 /// The machine of the one client.
 pub(super) const MACHINE: [u8; 6] = [0x52, 0x54, 0, 0x77, 1, 0];
@@ -20,23 +20,9 @@ pub(super) const TRANSACTION: [u8; 3] = [0x0f, 0x7a, 0x58];
 /// A fleet of one client, and one that is off.
 pub(super) fn fleet() -> Fleet {
     let client = |name: &str, octets, off| Client {
-        name: name.parse().expect("a name"),
-        group: None,
         macs: Mac::from_octets(octets).into_iter().collect(),
-        port: None,
-        options: Vec::new(),
-        ip: None,
-        image: "debian-12".parse().expect("a name"),
-        disk: DiskPolicy::Keep,
-        initiators: Initiators::OwnOnly,
-        chap: false,
-        read_only: false,
         off,
-        title: None,
-        note: None,
-        limit: None,
-        start: Start::default(),
-        data: None,
+        ..Client::new(name.parse().expect("a name"), "debian-12".parse().expect("a name"))
     };
     Fleet::new([client("pc-01", MACHINE, false), client("pc-02", [2, 0, 0, 0, 0, 2], true)]).expect("two clients")
 }
