@@ -169,6 +169,7 @@ impl Life {
             files: None,
             tftp_single_port: false,
             ipv6_answer: true,
+            dhcp_probe: true,
         };
         let admin = Initiators::Also(vec![ADMIN.to_owned()]);
         let fleet = Fleet::new([

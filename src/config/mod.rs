@@ -116,6 +116,8 @@ pub struct Settings {
     pub tftp_single_port: bool,
     /// Whether iPXE's search for an IPv6 router is answered: there is none.
     pub ipv6_answer: bool,
+    /// Whether other DHCP servers are looked for.
+    pub dhcp_probe: bool,
 }
 
 /// A file that can be taken, with what is odd about it and where its values stand.

@@ -4,6 +4,7 @@
 //! What a name means is [`BootContext`]'s, and what to send when is [`Transfer`]'s; here are only the sockets, the clock and
 //! the bounds.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::io;
@@ -17,10 +18,11 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time;
 
 use crate::app::bootfiles::{BootContext, BootFile};
-use crate::fleet::Mac;
+use crate::app::packets::{Datagram, Decision, Direction, Packet, Protocol};
+use crate::fleet::{Fact, Mac};
 use crate::sys::{Taken, Transport};
 use crate::tftp::packet::{self, ErrorCode, Mode, printable};
-use crate::tftp::{Effect, End, Inbound, Limits, Request, Transfer, parse};
+use crate::tftp::{Effect, End, Inbound, Limits, Options, Progress, Request, Transfer, parse};
 
 /// Most transfers at once: every machine of a large lab in the same minute, within the 1,024 descriptors that a process
 /// usually has.
@@ -29,6 +31,8 @@ pub const MAX_TRANSFERS: usize = 512;
 pub const MAX_PER_CLIENT: usize = 8;
 /// Longest packet that is read. A request has at most 512 bytes (RFC 2347); the rest is room for those that have more.
 const MAX_PACKET: usize = 2048;
+/// How an OACK begins (RFC 2347).
+const OACK: [u8; 2] = [0, 6];
 /// How many packets of others a transfer answers; more are somebody's game.
 const MAX_STRAYS: u32 = 8;
 /// How long running transfers may go on after the server was asked to stop.
@@ -197,11 +201,21 @@ impl TftpServer {
             Inbound::Ack(_) | Inbound::Error { .. } if self.single_port => return,
             Inbound::Read(request) => request,
             Inbound::Write => {
-                return self.refuse(peer, ErrorCode::Access, "this server sends boot files and takes none").await;
+                let who = (self.boot.resolver)(*peer.ip());
+                self.keep_request(
+                    who,
+                    peer,
+                    bytes,
+                    "a write".into(),
+                    Decision::Refused,
+                    "write",
+                    "boot files are only read",
+                );
+                return self.refuse(who, peer, ErrorCode::Access, "this server sends boot files and takes none").await;
             }
             Inbound::Error { .. } => return,
             Inbound::Ack(_) | Inbound::Other => {
-                return self.refuse(peer, ErrorCode::Illegal, "a read request was expected here").await;
+                return self.refuse(None, peer, ErrorCode::Illegal, "a read request was expected here").await;
             }
         };
         if let Some(transfer) = running.get(&peer) {
@@ -212,11 +226,14 @@ impl TftpServer {
             transfer.task.abort();
             running.remove(&peer);
         }
-        let Some((file, who)) = self.find(peer, &request).await else { return };
+        let who = (self.boot.resolver)(*peer.ip());
+        let what = asked(&request);
+        let Some(file) = self.find(peer, who, bytes, &request).await else { return };
         let of_peer = running.keys().filter(|other| other.ip() == peer.ip()).count();
         if running.len() >= MAX_TRANSFERS || of_peer >= MAX_PER_CLIENT {
             tracing::warn!(%peer, transfers = running.len(), of_peer, "TFTP: too many transfers, request refused");
-            return self.refuse(peer, ErrorCode::Undefined, "too many transfers, ask again later").await;
+            self.keep_request(who, peer, bytes, what, Decision::Refused, "too-many", "too many transfers");
+            return self.refuse(who, peer, ErrorCode::Undefined, "too many transfers, ask again later").await;
         }
         let (link, inbox) = if self.single_port {
             let (sender, inbox) = mpsc::channel(MAX_INBOX);
@@ -227,13 +244,17 @@ impl TftpServer {
                 Err(error) => {
                     tracing::warn!(%peer, %error, "TFTP: no socket for a transfer");
                     let words = "the server is out of sockets, ask again later";
-                    return self.refuse(peer, ErrorCode::Undefined, words).await;
+                    self.keep_request(who, peer, bytes, what, Decision::Refused, "no-socket", words);
+                    return self.refuse(who, peer, ErrorCode::Undefined, words).await;
                 }
             }
         };
         let limits = if self.cautious.has(*peer.ip()) { self.limits.cautious() } else { self.limits };
+        let reason = format!("{}, {} bytes", file.name, file.bytes.len());
+        self.keep_request(who, peer, bytes, what, Decision::Answered, "served", reason);
         let again = Arc::new(Notify::new());
         let session = Session {
+            own: link.address().unwrap_or(self.address),
             link,
             peer,
             file,
@@ -247,43 +268,105 @@ impl TftpServer {
         running.insert(peer, Running { request: bytes.to_vec(), again, task, inbox });
     }
 
-    /// The file that is asked for, and by which machine; or the client was told why there is none.
-    async fn find(&self, peer: SocketAddrV4, request: &Request) -> Option<(BootFile, Option<Mac>)> {
+    /// The file that is asked for; or the client was told why there is none.
+    async fn find(&self, peer: SocketAddrV4, who: Option<Mac>, bytes: &[u8], request: &Request) -> Option<BootFile> {
         let name = printable(&request.name);
+        let refused = |code, reason: &'static str| {
+            self.keep_request(who, peer, bytes, asked(request), Decision::Refused, code, reason);
+        };
         if request.mode == Mode::Other {
             tracing::info!(%peer, name, "TFTP: neither in octet nor in netascii mode");
-            self.refuse(peer, ErrorCode::Undefined, "boot files are sent in octet mode (try: binary)").await;
+            refused("mode", "neither in octet nor in netascii mode");
+            self.refuse(who, peer, ErrorCode::Undefined, "boot files are sent in octet mode (try: binary)").await;
             return None;
         }
         if matches!(request.name.last(), Some(0xff)) {
             tracing::info!(%peer, name, "TFTP: the name ends in 0xFF, read past the end of DHCP's option 67; dropped");
         }
-        let who = (self.boot.resolver)(*peer.ip());
+        self.boot.asked(&request.name, who);
         match self.boot.lookup(&request.name, who) {
             Ok(Some(mut file)) => {
                 if request.mode == Mode::Netascii {
                     file.bytes = packet::netascii(&file.bytes).into();
                 }
-                Some((file, who))
+                Some(file)
             }
             Ok(None) => {
                 let there = self.boot.names().collect::<Vec<_>>().join(", ");
                 tracing::info!("TFTP: {peer} asked for `{name}`: there is no such boot file; there are {there}");
-                self.refuse(peer, ErrorCode::NotFound, "no such boot file").await;
+                refused("no-such-file", "there is no such boot file");
+                self.refuse(who, peer, ErrorCode::NotFound, "no such boot file").await;
                 None
             }
             Err(error) => {
                 tracing::error!(%peer, name, %error, "TFTP: no script");
-                self.refuse(peer, ErrorCode::Undefined, "the script cannot be made; see the server's log").await;
+                refused("no-script", "its script cannot be made");
+                self.refuse(who, peer, ErrorCode::Undefined, "the script cannot be made; see the server's log").await;
                 None
             }
         }
     }
 
-    async fn refuse(&self, peer: SocketAddrV4, code: ErrorCode, text: &str) {
-        if let Err(error) = self.socket.send_to(&packet::error(code, text), peer).await {
+    #[expect(clippy::too_many_arguments, reason = "they are what there is to say of a request, said once")]
+    fn keep_request(
+        &self,
+        who: Option<Mac>,
+        peer: SocketAddrV4,
+        bytes: &[u8],
+        what: String,
+        decision: Decision,
+        code: &'static str,
+        reason: impl Into<Cow<'static, str>>,
+    ) {
+        let (what, reason) = (what.into(), reason.into());
+        let datagram = Some(datagram(who, peer, self.address, Direction::In, bytes));
+        let direction = Direction::In;
+        self.boot.keep(who, Packet { direction, protocol: Protocol::Tftp, what, decision, code, reason, datagram });
+    }
+
+    async fn refuse(&self, who: Option<Mac>, peer: SocketAddrV4, code: ErrorCode, text: &str) {
+        let packet = packet::error(code, text);
+        self.boot.keep(who, ours(who, peer, self.address, format!("ERROR {}: {text}", code as u16), &packet));
+        if let Err(error) = self.socket.send_to(&packet, peer).await {
             tracing::debug!(%peer, %error, "TFTP: an ERROR could not be sent");
         }
+    }
+}
+
+/// A request in a few words: `read snponly.efi, blksize 1468, tsize`.
+fn asked(request: &Request) -> String {
+    let Options { blksize, timeout, tsize, windowsize } = request.options;
+    let mut words = format!("read {}", printable(&request.name));
+    let numbers = [("blksize", blksize), ("windowsize", windowsize), ("timeout", timeout.map(u16::from))].into_iter();
+    for (option, value) in numbers.filter_map(|(option, value)| Some((option, value?))) {
+        words += &format!(", {option} {value}");
+    }
+    if tsize {
+        words += ", tsize";
+    }
+    words
+}
+
+/// A datagram between a machine and this address of ours, whose hardware address no socket tells.
+fn datagram(who: Option<Mac>, peer: SocketAddrV4, own: SocketAddrV4, direction: Direction, bytes: &[u8]) -> Datagram {
+    let (machine, us) = (who.map_or([0; 6], Mac::octets), [0; 6]);
+    let payload = bytes.into();
+    match direction {
+        Direction::Out => Datagram { source: us, destination: machine, from: own, to: peer, payload },
+        _ => Datagram { source: machine, destination: us, from: peer, to: own, payload },
+    }
+}
+
+/// A packet that we send.
+fn ours(who: Option<Mac>, peer: SocketAddrV4, own: SocketAddrV4, what: String, bytes: &[u8]) -> Packet {
+    Packet {
+        direction: Direction::Out,
+        protocol: Protocol::Tftp,
+        what: what.into(),
+        decision: Decision::Sent,
+        code: "sent",
+        reason: "".into(),
+        datagram: Some(datagram(who, peer, own, Direction::Out, bytes)),
     }
 }
 
@@ -296,6 +379,18 @@ enum Link {
 }
 
 impl Link {
+    /// Where it is bound.
+    fn address(&self) -> Option<SocketAddrV4> {
+        let socket = match self {
+            Self::Own(socket) => socket,
+            Self::Shared { socket, .. } => socket,
+        };
+        match socket.local_addr() {
+            Ok(SocketAddr::V4(address)) => Some(address),
+            _ => None,
+        }
+    }
+
     async fn receive(&mut self, peer: SocketAddrV4, buffer: &mut Vec<u8>) -> io::Result<SocketAddr> {
         match self {
             Self::Own(socket) => {
@@ -326,6 +421,8 @@ impl Link {
 /// One transfer with its socket.
 struct Session {
     link: Link,
+    /// Our end of it.
+    own: SocketAddrV4,
     peer: SocketAddrV4,
     file: BootFile,
     who: Option<Mac>,
@@ -342,7 +439,7 @@ impl Session {
         let mut buffer = Vec::with_capacity(MAX_PACKET);
         loop {
             if let Some(end) = self.perform(effects).await {
-                return self.report(&end, began.elapsed());
+                return self.report(&end, began.elapsed(), transfer.progress(), &buffer);
             }
             effects = tokio::select! {
                 received = self.link.receive(self.peer, &mut buffer) => match received {
@@ -362,7 +459,8 @@ impl Session {
             if transfer.loses_large_blocks() && self.cautious.add(*self.peer.ip()) {
                 let words = "TFTP stands still at its first large block: an MTU, or a firewall that drops fragments; \
                              it gets blocks of 512 bytes from now on";
-                self.boot.stalled(self.who, words);
+                let Progress { blksize, first_sent: sent, .. } = transfer.progress();
+                self.boot.stalled(self.who, words, Fact::SmallBlocks { blksize, sent });
             }
         }
     }
@@ -371,6 +469,10 @@ impl Session {
         for effect in effects {
             match effect {
                 Effect::Send(packet) => {
+                    if packet.starts_with(&OACK) {
+                        let what = "OACK".to_owned();
+                        self.boot.keep(self.who, ours(self.who, self.peer, self.own, what, &packet));
+                    }
                     // A packet that cannot be sent is a packet that is lost: the transfer's timer sees to it.
                     if let Err(error) = self.link.send(&packet, self.peer.into()).await {
                         tracing::debug!(peer = %self.peer, %error, "TFTP: a packet could not be sent");
@@ -394,14 +496,50 @@ impl Session {
         }
     }
 
-    fn report(&self, end: &End, took: Duration) {
+    /// How it ended, to whom it concerns. `last` is the client's last packet.
+    fn report(&self, end: &End, took: Duration, progress: Progress, last: &[u8]) {
         let (peer, name) = (self.peer, self.file.name);
+        let Progress { acked, blocks, blksize, retries, .. } = progress;
+        let all = format!(
+            "{acked} of {blocks} blocks of {blksize} bytes acknowledged, {retries} times sent again, in {:.1} s",
+            took.as_secs_f64()
+        );
+        let keep = |what: String, decision, code, reason: String, heard: bool| {
+            let datagram = heard.then(|| datagram(self.who, peer, self.own, Direction::In, last));
+            let (what, reason, direction) = (what.into(), reason.into(), Direction::In);
+            self.boot
+                .keep(self.who, Packet { direction, protocol: Protocol::Tftp, what, decision, code, reason, datagram });
+        };
         match end {
-            End::Complete => self.boot.fetched(&self.file, self.who, "TFTP", Some(took)),
-            End::SizeProbe => tracing::debug!(%peer, name, "TFTP: size probe"),
-            End::Refused { code, text } => tracing::info!(%peer, name, code, text, "TFTP: the client gave up"),
-            End::Silent { acked, blocks } => {
+            End::Complete => {
+                keep(format!("ACK {acked}"), Decision::Noted, "complete", all, true);
+                self.boot.fetched(&self.file, self.who, "TFTP", Some(took));
+            }
+            End::SizeProbe => {
+                tracing::debug!(%peer, name, "TFTP: size probe");
+                keep(
+                    "ERROR".to_owned(),
+                    Decision::Noted,
+                    "size-probe",
+                    "it only wanted to know the size".to_owned(),
+                    true,
+                );
+            }
+            End::Refused { code, text } => {
+                tracing::info!(%peer, name, code, text, "TFTP: the client gave up");
+                keep(format!("ERROR {code}: {text}"), Decision::Failed, "client-error", all, true);
+                let words =
+                    format!("it broke off the transfer of {name} after block {acked} of {blocks}: error {code} {text}");
+                self.boot.stalled(self.who, &words, Fact::GaveUp { code: *code, acked, blocks });
+            }
+            End::Silent { .. } => {
                 tracing::warn!(%peer, name, acked, blocks, "TFTP: the client fell silent");
+                keep("silence".to_owned(), Decision::Failed, "silent", all, false);
+                let words = format!(
+                    "{name} by TFTP stopped at block {acked} of {blocks} of {blksize} bytes: sent {retries} times \
+                                     again, no answer"
+                );
+                self.boot.stalled(self.who, &words, Fact::Stalled { acked, blocks, blksize, retries });
             }
         }
     }

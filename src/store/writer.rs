@@ -100,7 +100,8 @@ impl Batch {
     fn add(&mut self, request: Request) {
         match request {
             Request::Note(record) => {
-                self.durable |= !matches!(record, Record::Event(_) | Record::Sighting(_));
+                self.durable |=
+                    !matches!(record, Record::Event(_) | Record::Sighting(_) | Record::Habit(..) | Record::Plugged(..));
                 self.records.push(record);
             }
             Request::Commit(records, answer) => {
@@ -194,7 +195,7 @@ mod tests {
 
     fn event(at: u64) -> Event {
         let client = Some("pc-01".parse().unwrap());
-        Event { at: Timestamp(at), mac: None, client, stage: Stage::Offer, detail: String::new() }
+        Event { at: Timestamp(at), mac: None, client, stage: Stage::Offer, detail: String::new(), fact: None }
     }
 
     fn lease(last: u8) -> Record {

@@ -39,6 +39,15 @@ pub struct Overheard<'a> {
     pub payload: &'a [u8],
 }
 
+/// Which packets of an interface a packet socket hears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic {
+    /// Those that arrive.
+    Arriving,
+    /// Those that leave, too. The kernel then shows it every packet of the interface, of whatever protocol.
+    Both,
+}
+
 /// A packet socket on one interface.
 #[derive(Debug)]
 pub struct PacketSocket {
@@ -64,14 +73,17 @@ impl PacketSocket {
         Ok(Self { fd, interface: interface.cast_signed() })
     }
 
-    /// Hears, from now on, the UDP datagrams that arrive on the interface for this port.
+    /// Hears, from now on, the UDP datagrams on the interface that are for one of these ports.
     ///
     /// # Errors
     /// What `setsockopt(2)` and `bind(2)` say; the interface may be gone.
-    pub fn listen(&self, port: u16) -> io::Result<()> {
+    pub fn listen(&self, ports: [u16; 2], traffic: Traffic) -> io::Result<()> {
         // Before the bind, so that nothing else is ever queued.
-        socket2::SockRef::from(&self.fd).attach_filter(&for_port(port))?;
-        let name = self.address(short(libc::ETH_P_IP));
+        socket2::SockRef::from(&self.fd).attach_filter(&for_ports(ports))?;
+        let name = self.address(short(match traffic {
+            Traffic::Arriving => libc::ETH_P_IP,
+            Traffic::Both => libc::ETH_P_ALL,
+        }));
         // SAFETY: `name` outlives the call and is passed with its true length; the kernel only reads it.
         let result = unsafe {
             libc::bind(self.fd.as_raw_fd(), (&raw const name).cast(), socklen(size_of::<libc::sockaddr_ll>()))
@@ -167,8 +179,8 @@ impl RawSocket {
 }
 
 /// A classic BPF program (`Documentation/networking/filter.rst` of Linux) that passes the first fragments of UDP datagrams to
-/// this port. Offsets count from the IPv4 header.
-fn for_port(port: u16) -> [socket2::SockFilter; 9] {
+/// one of these ports. Offsets count from the IPv4 header.
+fn for_ports([one, other]: [u16; 2]) -> [socket2::SockFilter; 10] {
     const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
     const LOAD_HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
     const LOAD_HALF_BEHIND: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_IND;
@@ -181,12 +193,13 @@ fn for_port(port: u16) -> [socket2::SockFilter; 9] {
     };
     [
         step(LOAD_BYTE, 0, 0, 9),
-        step(EQUAL, 0, 6, u32::from(UDP)),
+        step(EQUAL, 0, 7, u32::from(UDP)),
         step(LOAD_HALF, 0, 0, 6),
-        step(ANY_BIT, 4, 0, u32::from(FRAGMENT_OFFSET)),
+        step(ANY_BIT, 5, 0, u32::from(FRAGMENT_OFFSET)),
         step(LOAD_HEADER_LEN, 0, 0, 0),
         step(LOAD_HALF_BEHIND, 0, 0, 2),
-        step(EQUAL, 0, 1, u32::from(port)),
+        step(EQUAL, 1, 0, u32::from(one)),
+        step(EQUAL, 0, 1, u32::from(other)),
         step(RETURN, 0, 0, WHOLE),
         step(RETURN, 0, 0, 0),
     ]
@@ -212,8 +225,9 @@ fn datagram(packet: &[u8]) -> Option<Overheard<'_>> {
     Some(Overheard { from: end(ip(12)?, 0)?, to: end(ip(16)?, 2)?, payload })
 }
 
-/// An IPv4 packet with one UDP datagram; `None` if the payload is too long for one.
-fn packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Option<Vec<u8>> {
+/// An IPv4 packet with one UDP datagram, its checksums right; `None` if the payload is too long for one.
+#[must_use]
+pub fn packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Option<Vec<u8>> {
     let udp_len = u16::try_from(UDP_HEADER + payload.len()).ok()?;
     let total_len = u16::try_from(IP_HEADER + UDP_HEADER + payload.len()).ok()?;
 
@@ -318,7 +332,7 @@ mod tests {
         let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = server.local_addr().unwrap().port();
-        socket.listen(port).unwrap();
+        socket.listen([1, port], Traffic::Arriving).unwrap();
         let mut buffer = [0; 1500];
         assert_eq!(socket.receive(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         client.send_to(b"not for it", client.local_addr().unwrap()).unwrap();

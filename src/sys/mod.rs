@@ -18,7 +18,7 @@ use std::net::Ipv4Addr;
 
 pub use arp::ArpSocket;
 pub use datagram::{Local, Received};
-pub use frame::{Overheard, PacketSocket, RawSocket};
+pub use frame::{Overheard, PacketSocket, RawSocket, Traffic};
 pub use interface::{Interface, InterfaceError, choose, interfaces};
 pub use port::{Taken, Transport};
 pub use solicitation::{Solicitation, SolicitationSocket};

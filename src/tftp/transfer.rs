@@ -101,6 +101,21 @@ pub enum End {
     },
 }
 
+/// How far a transfer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Blocks that the client acknowledged.
+    pub acked: u64,
+    /// Blocks that there are.
+    pub blocks: u64,
+    /// Their size in bytes, as agreed.
+    pub blksize: u16,
+    /// How often something was sent again.
+    pub retries: u32,
+    /// How often the first block was sent.
+    pub first_sent: u8,
+}
+
 /// One transfer.
 #[derive(Debug)]
 pub struct Transfer {
@@ -128,6 +143,7 @@ pub struct Transfer {
     back_at: Option<Instant>,
     /// How often the first block was sent.
     first_sent: u8,
+    retries: u32,
     over: bool,
 }
 
@@ -155,6 +171,7 @@ impl Transfer {
             retry_at: now,
             back_at: None,
             first_sent: 0,
+            retries: 0,
             over: false,
         };
         let effects = transfer.send_window(now);
@@ -186,7 +203,7 @@ impl Transfer {
         self.acked = 0;
         self.offering = !self.options.is_empty();
         self.progressed(now);
-        self.send_window(now)
+        self.send_again(now)
     }
 
     /// The time of [`Self::deadline`] has come.
@@ -201,7 +218,7 @@ impl Transfer {
             return self.send_nudged(now);
         }
         self.retry = (self.retry * 2).min(SLOWEST_RETRY).max(self.first_retry);
-        self.send_window(now)
+        self.send_again(now)
     }
 
     /// The client agreed to large blocks and then confirmed none, though the first was sent again and again: a tunnel, a
@@ -209,6 +226,14 @@ impl Transfer {
     #[must_use]
     pub fn loses_large_blocks(&self) -> bool {
         self.acked == 0 && self.first_sent >= LOST_FIRST && self.blksize > usize::from(DEFAULT_BLKSIZE)
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let blksize = self.options.blksize.unwrap_or(DEFAULT_BLKSIZE);
+        let Self { acked, blocks, retries, first_sent, .. } = *self;
+        Progress { acked, blocks, blksize, retries, first_sent }
     }
 
     /// When [`Self::on_timeout`] wants to be called.
@@ -249,12 +274,18 @@ impl Transfer {
                 return Vec::new();
             }
             self.back_at = Some(now);
+            return self.send_again(now);
         }
         self.send_window(now)
     }
 
     fn send_nudged(&mut self, now: Instant) -> Vec<Effect> {
         self.nudge *= 2;
+        self.send_again(now)
+    }
+
+    fn send_again(&mut self, now: Instant) -> Vec<Effect> {
+        self.retries = self.retries.saturating_add(1);
         self.send_window(now)
     }
 

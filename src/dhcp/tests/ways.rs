@@ -31,7 +31,7 @@ fn again(packet: &Packet, exchange: u8) -> Packet {
 /// Beside another server: what is offered, as the client hears it, and what is learned.
 fn offered(site: &Site, fleet: &Fleet, packet: &Packet) -> (Outcome, Option<String>) {
     let outcome = proxy::overheard(fleet, site, &packet.bytes());
-    let note = site.guide.learn(&outcome).map(|note| note.detail);
+    let note = site.guide.learn(&outcome).notes.pop().map(|note| note.detail);
     (outcome, note)
 }
 
@@ -167,7 +167,7 @@ fn an_ipxe_that_lacks_something_is_told_our_own_twice_and_then_its_script() {
                         Role::Proxy => proxy::overheard(&fleet(), &site, &packet.bytes()),
                     };
                     let told = raw(&outcome, 67).unwrap();
-                    said.extend(site.guide.learn(&outcome).map(|note| note.detail));
+                    said.extend(site.guide.learn(&outcome).notes.into_iter().map(|note| note.detail));
                     // What is acknowledged is what was offered.
                     if role == Role::Server {
                         let request = again(&ipxe_without(feature), exchange).without(code::KIND);
@@ -193,10 +193,10 @@ fn an_ipxe_that_lacks_something_is_told_our_own_twice_and_then_its_script() {
         let poor = lab.hear(&again(&ipxe_without(0x11), exchange));
         assert_eq!(poor.reason, Reason::Offered(ip(100), Handout::Chain("bios")));
         assert_eq!(raw(&poor, 67), Some(b"bios\0".to_vec()));
-        assert_eq!(guide.learn(&poor), None);
+        assert_eq!(guide.learn(&poor), Lesson::default());
         let good = lab.hear(&again(&Packet::ipxe(1, 2, 0), exchange + 1));
         assert_eq!(good.reason, Reason::Offered(ip(100), Handout::Script));
-        assert_eq!(guide.learn(&good), None);
+        assert_eq!(guide.learn(&good), Lesson::default());
     }
 }
 
@@ -211,7 +211,7 @@ fn a_loader_that_never_asks_as_ipxe_is_told_of_and_another_is_tried() {
             let outcome = lab.hear(&again(&Packet::ovmf(1, 2), exchange));
             let Reason::Offered(_, Handout::Loader(name)) = outcome.reason else { panic!("{}", outcome.reason) };
             told.push(name);
-            said.extend(guide.learn(&outcome).map(|note| note.detail));
+            said.extend(guide.learn(&outcome).notes.into_iter().map(|note| note.detail));
         }
     }
     let each: Vec<&str> = told.chunks(3).map(|same| same[0]).collect();
