@@ -19,7 +19,7 @@ boot_packages=("${demo_packages[@]}" 7zip qemu-utils qemu-block-extra dnsmasq-ba
 # Clients that nobody here wrote, and a compiler for the one that must log each acknowledgement (libiscsi).
 interop_packages=(
     libiscsi-bin libiscsi-dev gcc libc6-dev qemu-utils qemu-block-extra 7zip openssl
-    curl tftp-hpa atftp udhcpc isc-dhcp-client isc-dhcp-relay dnsmasq-base tcpdump
+    curl tftp-hpa atftp udhcpc isc-dhcp-client isc-dhcp-relay dnsmasq-base tcpdump tshark
     iproute2 procps python3
 )
 # A conformance suite for the target.

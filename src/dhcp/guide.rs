@@ -183,7 +183,8 @@ impl Guide {
             }
             Handout::Loader(name) | Handout::LoaderUrl(name) => {
                 habit.unheeded = habit.unheeded.saturating_add(1);
-                if habit.unheeded == UNHEEDED {
+                // In a row of exchanges that come to nothing, the first time says it.
+                if habit.unheeded == UNHEEDED && habit.now.told == 1 {
                     let fact = Fact::Unheeded { times: UNHEEDED, proxy, asked_4011: habit.now.asked };
                     said.push((not_taken(name), Some(fact)));
                 }

@@ -327,3 +327,28 @@ impl Transfer {
 fn wire(block: u64) -> u16 {
     block as u16
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transfer_that_stops_tells_at_which_block_and_how_often_it_tried() {
+        let begin = Instant::now();
+        let asked = Options { blksize: Some(1_000), ..Options::default() };
+        let (mut transfer, _) = Transfer::new(asked, vec![7; 2_500].into(), Limits::for_mtu(1_500), begin);
+        transfer.on_packet(begin, &[0, 4, 0, 0]);
+        transfer.on_packet(begin, &[0, 4, 0, 1]);
+        let progress = Progress { acked: 1, blocks: 3, blksize: 1_000, retries: 0, first_sent: 1 };
+        assert_eq!(transfer.progress(), progress);
+        let end = loop {
+            let effects = transfer.on_timeout(transfer.deadline());
+            if let Some(Effect::End(end)) = effects.last() {
+                break end.clone();
+            }
+        };
+        assert_eq!(end, End::Silent { acked: 1, blocks: 3 });
+        // After 1, 2, 4, 8 and 8 s; the next would be after the end.
+        assert_eq!(transfer.progress(), Progress { retries: 5, ..progress });
+    }
+}

@@ -16,6 +16,7 @@ from report import TESTER, Report, arguments, no_panic  # noqa: E402
 import beside  # noqa: E402
 import chap  # noqa: E402
 import netboot  # noqa: E402
+import packets  # noqa: E402
 import relays  # noqa: E402
 import targets  # noqa: E402
 import writes  # noqa: E402
@@ -76,6 +77,7 @@ def main():
     report = Report()
     report.part("beside", beside.tests, options, report)
     report.part("relays", relays.tests, options, report)
+    report.part("packets", packets.tests, options, report)
     report.part("interop", everything, options, report)
     return report.exit_code()
 
