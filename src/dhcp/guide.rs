@@ -193,7 +193,7 @@ impl Guide {
         }
         let note =
             |(detail, fact)| Note { mac: asker.mac, client: asker.client.clone(), stage: Stage::Offer, detail, fact };
-        let works = works.map(|file| Habit { file }).filter(|works| habit.known && *works != habit.kept);
+        let works = works.map(|file| Habit { file }).filter(|works| proxy && habit.known && *works != habit.kept);
         habit.kept = works.unwrap_or(habit.kept);
         Some(Lesson { notes: said.into_iter().map(note).collect(), habit: works.map(|works| (asker.mac, works)) })
     }
