@@ -15,19 +15,21 @@ use tokio::task::JoinSet;
 use crate::app::App;
 use crate::app::bootfiles::{BootContext, BootFiles, Wanted};
 use crate::app::keeper::Keeper;
+use crate::app::pi::PiFiles;
 use crate::app::recorder::Recorder;
 use crate::app::report::Reporter;
 use crate::app::secrets::SecretBook;
 use crate::app::{scrub, space};
 use crate::config::{DhcpMode, Loaded, Report};
-use crate::dhcp::{Guide, LeaseChange, Leases, Role, Site};
+use crate::dhcp::{Guide, LeaseChange, Leases, Role, Site, v6};
+use crate::fleet::platform::RASPBERRY_PI_LOADER;
 use crate::fleet::web::{HTTP_PORT, ISCSI_PORT, TFTP_PORT};
-use crate::fleet::{Fleet, Holder, Lease, Mac, Sighting, Timestamp};
+use crate::fleet::{Fleet, Holder, Lease, Loader, Mac, Platform, Sighting, Timestamp};
 use crate::http::boot;
 use crate::http::control::{Control, ControlSocket};
 use crate::http::files::Files;
 use crate::net::advert::Advertiser;
-use crate::net::dhcp::{self, BootServer, Durable, Lookout, Place, Proxy};
+use crate::net::dhcp::{self, BootServer, Durable, Lookout, Place, Proxy, Six};
 use crate::net::iscsi;
 use crate::net::tftp::TftpServer;
 use crate::script;
@@ -81,7 +83,18 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     for remark in files.remarks() {
         tracing::info!("loaders: {remark}");
     }
-    let guide = Guide::new(files.loaders().clone());
+    let pi = settings
+        .files
+        .as_deref()
+        .map(PiFiles::within)
+        .transpose()
+        .context("cannot read the folder rpi in [server] files")?;
+    let pi = pi.flatten().map(Arc::new);
+    let mut loaders = files.loaders().clone();
+    if pi.is_some() && loaders.of(Platform::RaspberryPi).is_none() {
+        loaders.set(Platform::RaspberryPi, Loader { name: RASPBERRY_PI_LOADER, spare: None });
+    }
+    let guide = Guide::new(loaders);
     guide.remember(store.habits()?);
 
     let control = ControlSocket::bind(&settings.state, &lock)?;
@@ -109,6 +122,12 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     if settings.dhcp != DhcpMode::Off && settings.dhcp_probe {
         dhcp.extend(lookouts(&app, &places).into_iter().map(|lookout| Dhcp::Lookout(Box::new(lookout))));
     }
+    let open = |folder: &PathBuf| {
+        Files::open(folder).with_context(|| {
+            format!("cannot serve the files in {}: make the folder, or change [server] files", folder.display())
+        })
+    };
+    let folder = settings.files.as_ref().map(open).transpose()?.map(Arc::new);
     let (mut tftp, mut http, mut targets) = (Vec::new(), Vec::new(), Vec::new());
     for place in &places {
         let (interface, address) = (&place.interface, place.address);
@@ -122,17 +141,15 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         let boot = Arc::new(boot_context(&app, files.clone(), address));
         let at = SocketAddrV4::new(address, TFTP_PORT);
         let server = TftpServer::bind(at, interface.mtu, Arc::clone(&boot)).await?;
-        tftp.push(server.over_one_port(settings.tftp_single_port));
-        let router = boot::router(boot);
-        let router = match &settings.files {
-            Some(folder) => Files::open(folder)
-                .with_context(|| {
-                    format!("cannot serve the files in {}: make the folder, or change [server] files", folder.display())
-                })?
-                .mount(router),
-            None => router,
-        };
-        http.push((boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?, router));
+        tftp.push(server.over_one_port(settings.tftp_single_port).with_pi(pi.clone()));
+        let router = boot::router(Arc::clone(&boot));
+        if let Some(six) = over_ipv6(&app, place, boot, &guide).await? {
+            dhcp.extend(six.dhcp.map(|six| Dhcp::Six(Box::new(six))));
+            tftp.push(six.tftp);
+            http.push((six.http.with_files(folder.clone()), router.clone()));
+        }
+        let server = boot::BootServer::bind(SocketAddrV4::new(address, HTTP_PORT)).await?;
+        http.push((server.with_files(folder.clone()), router));
         let target = iscsi::Server::bind(SocketAddr::from((address, ISCSI_PORT)), Arc::clone(&app)).await?;
         let networks = interface.addresses.iter().filter_map(|(ip, prefix)| Ipv4Network::new(*ip, *prefix).ok());
         targets.push(target.with_portals(networks).await.context("cannot listen for iSCSI")?);
@@ -228,6 +245,61 @@ fn advertiser(app: &Arc<App>, interface: &Interface) -> Option<Advertiser> {
         .ok()
 }
 
+/// What serves machines over IPv6 on one wire.
+struct OverIpv6 {
+    /// `None` where DHCP is off.
+    dhcp: Option<Six>,
+    tftp: TftpServer,
+    http: boot::BootServer,
+}
+
+/// Serves this wire by IPv6 too, where it has an address for that. A file that says nothing of IPv6 does not keep Roost from
+/// starting by it.
+async fn over_ipv6(
+    app: &Arc<App>,
+    place: &Place,
+    boot: Arc<BootContext>,
+    guide: &Guide,
+) -> anyhow::Result<Option<OverIpv6>> {
+    let (Interface { name, mtu, .. }, settings) = (&place.interface, &app.settings);
+    if settings.ipv6_boot == Some(false) {
+        return Ok(None);
+    }
+    let mac = place.interface.mac.and_then(Mac::from_octets);
+    let (Some(&address), Some(mac)) = (place.interface.ipv6.first(), mac) else {
+        if settings.ipv6_boot == Some(true) {
+            tracing::warn!(
+                "IPv6: interface {name} has no address that machines could be told, so they boot over IPv4 alone there"
+            );
+        }
+        return Ok(None);
+    };
+    let serve = async {
+        let dhcp = if settings.dhcp == DhcpMode::Off {
+            None
+        } else {
+            let role = if settings.dhcp == DhcpMode::Full { Role::Server } else { Role::Proxy };
+            let site = v6::Site { address, mac, wired: site(app, place, role, guide) };
+            Some(Six::bind(Arc::clone(app), &place.interface, site).await?)
+        };
+        let tftp = TftpServer::bind((address, TFTP_PORT), *mtu, boot).await?;
+        let tftp = tftp.over_one_port(settings.tftp_single_port);
+        let http = boot::BootServer::bind((address, HTTP_PORT)).await?;
+        anyhow::Ok(OverIpv6 { dhcp, tftp, http })
+    };
+    match serve.await {
+        Ok(six) => {
+            tracing::info!("IPv6: machines on {name} may boot from {address} too");
+            Ok(Some(six))
+        }
+        Err(error) if settings.ipv6_boot.is_none() => {
+            tracing::warn!("IPv6: machines on {name} cannot boot from {address}: {error:#}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Lets this process open as many files as the system allows it, and says so where that is too few. Sockets of sessions
 /// are files too, and many systems allow a process 1,024 until it asks for more.
 fn raise_descriptor_limit(clients: usize) {
@@ -297,7 +369,8 @@ fn site(app: &App, place: &Place, role: Role, guide: &Guide) -> Site {
 
 fn boot_context(app: &Arc<App>, files: BootFiles, address: Ipv4Addr) -> BootContext {
     let (fleet, seen, boots) = (Arc::clone(app), app.recorder.clone(), Arc::clone(app));
-    let neighbour = |at| sys::neighbour(at).and_then(Mac::from_octets);
+    let neighbour = |at: IpAddr| sys::neighbour(at).and_then(Mac::from_octets);
+    let seen_at = move |at| if let IpAddr::V4(at) = at { seen.machine_at(at) } else { None };
     BootContext {
         files,
         fleet: Box::new(move || fleet.fleet()),
@@ -307,16 +380,10 @@ fn boot_context(app: &Arc<App>, files: BootFiles, address: Ipv4Addr) -> BootCont
             naming: app.naming.clone(),
         },
         recorder: app.recorder.clone(),
-        resolver: Box::new(move |at| neighbour(at).or_else(|| seen.machine_at(at))),
+        resolver: Box::new(move |at| neighbour(at).or_else(|| seen_at(at))),
         begin: Box::new(move |mac, from| {
             let app = Arc::clone(&boots);
-            Box::pin(async move {
-                let neighbour = match from {
-                    IpAddr::V4(from) => neighbour(from),
-                    IpAddr::V6(_) => None,
-                };
-                app.begin_boot_of(mac, from, neighbour).await
-            })
+            Box::pin(async move { app.begin_boot_of(mac, from, neighbour(from)).await })
         }),
     }
 }
@@ -328,6 +395,7 @@ enum Dhcp {
     BootServer(Box<BootServer>),
     Advertiser(Box<Advertiser>),
     Lookout(Box<Lookout>),
+    Six(Box<Six>),
 }
 
 impl Dhcp {
@@ -338,6 +406,7 @@ impl Dhcp {
             Self::BootServer(server) => server.run().await,
             Self::Advertiser(advertiser) => advertiser.run().await,
             Self::Lookout(lookout) => lookout.run().await,
+            Self::Six(six) => six.run().await,
         }
     }
 }

@@ -93,6 +93,7 @@ fn serve(state: &Path) -> (Runtime, std::net::SocketAddr) {
         tftp_single_port: false,
         ipv6_answer: true,
         dhcp_probe: true,
+        ipv6_boot: None,
     };
     let client = Client {
         name: "pc-01".parse().unwrap(),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// What each room may name besides itself. `lib.rs` and `main.rs` stand above all rooms.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("fleet", &[]),
-    ("disk", &[]),
+    ("disk", &["sys"]), // whether a part of a file is in memory
     ("sys", &[]),
     ("scsi", &["disk"]),
     ("iscsi", &["scsi"]),

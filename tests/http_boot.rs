@@ -251,6 +251,84 @@ fn an_operators_files_are_served_from_their_folder_and_from_nowhere_else() {
 }
 
 #[test]
+fn files_and_scripts_are_served_in_turns_over_one_connection() {
+    let lab = Lab::new(700, Some(MAC));
+    let kernel = bytes(900_001);
+    fs::write(lab.file("files/kernel"), &kernel).unwrap();
+    let mut stream = TcpStream::connect((LOCALHOST, lab.http)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let hear = |stream: &mut TcpStream, body: bool| {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+        assert!(!head.contains("connection: close"), "{head}");
+        assert_eq!((head.matches("content-length: ").count(), head.matches("date: ").count()), (1, 1), "{head}");
+        let length = head.split("content-length: ").nth(1).unwrap().split('\r').next().unwrap().parse().unwrap();
+        let mut bytes = vec![0; if body { length } else { 0 }];
+        stream.read_exact(&mut bytes).unwrap();
+        bytes
+    };
+    let script = format!("/boot.ipxe?mac={MAC}");
+    for _ in 0..3 {
+        for (method, path) in [
+            ("GET", "/files/kernel"),
+            ("GET", &script),
+            ("HEAD", "/files/kernel"),
+            ("HEAD", "/undionly.kpxe"),
+            ("GET", "/files/absent"),
+            ("GET", "/undionly.kpxe"),
+        ] {
+            stream.write_all(format!("{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+            let body = hear(&mut stream, method == "GET");
+            let right = match (method, path) {
+                ("HEAD", _) => body.is_empty(),
+                (_, "/files/kernel") => body == kernel,
+                (_, "/files/absent") => body == b"no such file\n",
+                (_, "/undionly.kpxe") => body == lab.undionly,
+                _ => body.starts_with(b"#!ipxe\n"),
+            };
+            assert!(right, "{method} {path}");
+        }
+    }
+    // All at once, in pieces that do not end where requests do: each is answered in its turn.
+    let all = format!(
+        "GET /files/kernel HTTP/1.1\r\nRange: bytes=5-9\r\n\r\nGET {script} HTTP/1.1\r\n\r\n\
+         HEAD /files/kernel HTTP/1.1\r\n\r\nGET /undionly.kpxe HTTP/1.1\r\n\r\nGET /files/kernel HTTP/1.1\r\n\r\n"
+    );
+    for piece in all.as_bytes().chunks(37) {
+        stream.write_all(piece).unwrap();
+    }
+    assert_eq!(hear(&mut stream, true), kernel[5..10]);
+    assert!(hear(&mut stream, true).starts_with(b"#!ipxe\n"));
+    assert!(hear(&mut stream, false).is_empty());
+    assert_eq!(hear(&mut stream, true), lab.undionly);
+    assert!(hear(&mut stream, true) == kernel);
+    // What has a body, and who wants to close, end it with the answer.
+    for last in ["POST /files/kernel HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", "GET /files/absent HTTP/1.0\r\n\r\n"] {
+        let mut stream = TcpStream::connect((LOCALHOST, lab.http)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(last.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+    }
+}
+
+#[test]
+fn a_range_of_a_certain_state_of_a_file_is_the_whole_file() {
+    let lab = Lab::new(1000, Some(MAC));
+    fs::write(lab.file("files/kernel"), &lab.undionly).unwrap();
+    for path in ["/undionly.kpxe", "/files/kernel"] {
+        let (head, body) = ask(&lab, &format!("GET {path} HTTP/1.1\r\nRange: bytes=0-9\r\nIf-Range: \"x\""));
+        assert!(head.starts_with("http/1.1 200 ") && body == lab.undionly, "{head}");
+    }
+}
+
+#[test]
 fn curl_fetches_files_over_one_connection_and_goes_on_where_it_was() {
     if !have("curl_fetches_files_over_one_connection_and_goes_on_where_it_was", "curl", "curl") {
         return;

@@ -11,6 +11,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use roost::config::{DhcpMode, Settings};
 use roost::disk::file::Access;
 use roost::disk::import::import;
 use roost::disk::vhdx::{self, Spec};
-use roost::disk::{Chain, Disk, DiskError};
+use roost::disk::{Chain, Disk, DiskError, PassOn};
 use roost::fleet::{Client, ClientName, DiskPolicy, Event, Fact, Fleet, Initiators, Stage};
 use roost::iscsi::chap::{Algorithm, hexadecimal};
 use roost::net::iscsi::{Limits, Server};
@@ -170,6 +171,7 @@ impl Life {
             tftp_single_port: false,
             ipv6_answer: true,
             dhcp_probe: true,
+            ipv6_boot: None,
         };
         let admin = Initiators::Also(vec![ADMIN.to_owned()]);
         let fleet = Fleet::new([
@@ -613,7 +615,7 @@ fn who_never_reads_holds_little_and_stops_nobody() {
     for block in 0..200 {
         assert_eq!(other.read(block, 1), master_block(usize::try_from(block).unwrap()));
     }
-    let reads = || lab.app().sessions.of(&name(1))[0].traffic.reads.load(std::sync::atomic::Ordering::Relaxed);
+    let reads = || lab.app().sessions.of(&name(1))[0].traffic.reads.load(Ordering::Relaxed);
     eventually("its reads have begun", || reads() > 0);
     // 60 MiB were asked for. The other tests of this file run beside this one, so the bound is a loose one.
     assert!(resident().saturating_sub(before) < 48 << 20, "{} MiB more", (resident() - before) >> 20);
@@ -758,6 +760,90 @@ fn with_both_digests_everything_is_as_it_is_without() {
     assert!(told.contains("a header that does not match its digest"), "{told}");
     assert_eq!(lab.app().tally.broken.count(), 1);
     enter();
+}
+
+/// A disk of one file in memory, which counts what it passes on.
+#[derive(Debug)]
+struct Passing {
+    chain: Chain,
+    passed: AtomicU64,
+    /// What it was asked to pass on and the socket did not take.
+    left: AtomicU64,
+}
+
+impl Disk for Passing {
+    fn size(&self) -> u64 {
+        self.chain.size()
+    }
+    fn try_read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool, DiskError> {
+        self.chain.try_read(offset, bufs)
+    }
+    fn read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DiskError> {
+        self.chain.read(offset, bufs)
+    }
+    fn pass_on(&self, offset: u64, len: u64, each: &mut PassOn<'_>) -> Result<Option<u64>, DiskError> {
+        let taken = self.chain.pass_on(offset, len, each)?;
+        if let Some(taken) = taken {
+            self.passed.fetch_add(taken, Ordering::Relaxed);
+            self.left.fetch_add(len - taken, Ordering::Relaxed);
+        }
+        Ok(taken)
+    }
+    fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
+        self.chain.write(offset, bufs)
+    }
+    fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        self.chain.zero(offset, len)
+    }
+    fn flush(&self) -> Result<(), DiskError> {
+        self.chain.flush()
+    }
+    fn read_only(&self) -> bool {
+        self.chain.read_only()
+    }
+}
+
+#[test]
+fn large_reads_go_from_the_file_to_the_socket_as_they_are_however_slowly_they_are_taken() {
+    const BLOCKS: usize = 8192;
+    let lab = Lab::new();
+    let raw = lab.state.path().join("raw");
+    let block = |n: usize| [u32::try_from(n).unwrap().to_be_bytes(); 128].concat();
+    fs::write(&raw, (0..BLOCKS).flat_map(block).collect::<Vec<u8>>()).unwrap();
+    let chain = Chain::open(&raw, Access::Write).unwrap();
+    let disk = Arc::new(Passing { chain, passed: AtomicU64::new(0), left: AtomicU64::new(0) });
+    let (own, target) = names(1);
+    let _: Arc<ClientDisk> = lab.app().disks.put(name(1), &target, disk.clone());
+    // PDUs of one read each, several to a read, and with a digest behind each header.
+    for keys in ["MaxRecvDataSegmentLength=1048576", "MaxRecvDataSegmentLength=61440", "HeaderDigest=CRC32C"] {
+        let mut session = lab.connect(HOME);
+        let keys = format!("InitiatorName={own}\0TargetName={target}\0{keys}\0");
+        assert_eq!(session.first_login(Isid::system(1), 0, &keys).0, 0);
+        if keys.contains("Digest") {
+            session.use_header_digests();
+        }
+        session.settle();
+        // Far more than the socket holds.
+        let reads: Vec<_> = (0..48).map(|n: u32| (n * 997 % 6000, 128 + u16::try_from(n * 31).unwrap())).collect();
+        let tags: Vec<_> = reads
+            .iter()
+            .map(|&(lba, blocks)| session.start(&cdb_read(lba, blocks), READ, u32::from(blocks) * 512, &[]))
+            .collect();
+        eventually("the socket is full", || disk.left.load(Ordering::Relaxed) > 0);
+        for (&(lba, blocks), tag) in reads.iter().zip(tags) {
+            let (answered, data) = session.take_read(usize::from(blocks) * 512);
+            assert_eq!(answered, tag);
+            let lba = usize::try_from(lba).unwrap();
+            assert!(data == (lba..lba + usize::from(blocks)).flat_map(block).collect::<Vec<u8>>(), "{lba}+{blocks}");
+        }
+        // And what was changed since is seen.
+        session.write(100, &[0xee; 1024]);
+        assert_eq!(session.read(99, 256)[..1536], [block(99), vec![0xee; 1024]].concat());
+        session.write(100, &[block(100), block(101)].concat());
+        session.log_out();
+        assert!(disk.passed.swap(0, Ordering::Relaxed) > 1 << 20, "most is not copied");
+        disk.left.store(0, Ordering::Relaxed);
+    }
 }
 
 /// Value of this key in a text.

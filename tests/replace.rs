@@ -140,6 +140,13 @@ fn what_is_refused_leaves_the_file_and_has_its_exit_code() {
     assert!(err.contains("is the machine of `pc-08`"), "{err}");
     let (_, err) = expect(&lab.replace(&["pc-7", "--mac", NEW]), REFUSED);
     assert!(err.contains("there is no client `pc-7`") && err.contains("did you mean `pc-07`?"), "{err}");
+    let by_port = lab.text.clone() + "desk = { port = \"sw1/4\" }\n";
+    fs::write(lab.config(), &by_port).unwrap();
+    let (_, err) = expect(&lab.replace(&["desk", "--mac", NEW]), REFUSED);
+    assert!(err.contains("`desk` is whatever machine is plugged in at port sw1/4"), "{err}");
+    assert!(err.contains("plug the new machine in at sw1/4, and that is all"), "{err}");
+    lab.says(&by_port);
+    fs::write(lab.config(), &lab.text).unwrap();
     for wrong in ["52:54:00:aa:00", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"] {
         expect(&lab.replace(&["pc-07", "--mac", wrong]), USAGE);
     }

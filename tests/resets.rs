@@ -152,6 +152,7 @@ impl Life {
             tftp_single_port: false,
             ipv6_answer: true,
             dhcp_probe: true,
+            ipv6_boot: None,
         };
         let client = Client {
             name: name(),

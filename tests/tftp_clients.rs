@@ -372,7 +372,7 @@ fn what_keeps_a_loader_from_its_work_is_an_event_with_its_fact() {
     let lab = Lab::new(100, Some(MAC));
     let mac: Mac = MAC.parse().unwrap();
     lab.recorder.saw(mac, None);
-    lab.recorder.is_of(mac, Platform::Bios);
+    lab.recorder.is_of(mac, true, Platform::Bios);
     let last = |count| lab.events(Stage::Loader, count).pop().unwrap().fact;
 
     // A loader for UEFI, and one that does not exist.
@@ -456,6 +456,54 @@ fn stopping_lets_a_running_transfer_end() {
     bare.socket.send_to(b"\0\x04\0\x01", tid).unwrap();
     assert_eq!(lab.events(Stage::Loader, 1).len(), 1);
     lab.stopped();
+}
+
+#[test]
+fn stopping_lets_a_transfer_over_the_one_port_end_and_begins_none() {
+    let lab = Lab::with(100, Some(MAC), true);
+    let bare = Bare::new(&lab);
+    let (_, tid) = bare.ask(b"\0\x01undionly.kpxe\0octet\0tsize\x000\0");
+    assert_eq!(tid.port(), lab.tftp);
+    lab.stop();
+    // Which is there before the ACK: who comes now is left to whoever serves next.
+    let late = Bare::new(&lab);
+    late.socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    thread::sleep(Duration::from_millis(50));
+    late.socket.send_to(b"\0\x01undionly.kpxe\0octet\0", tid).unwrap();
+    bare.socket.send_to(b"\0\x04\0\0", tid).unwrap();
+    assert_eq!(bare.hear().0[4..], lab.undionly[..]);
+    assert!(late.socket.recv(&mut [0; 4]).is_err(), "a transfer began after the stop");
+    bare.socket.send_to(b"\0\x04\0\x01", tid).unwrap();
+    assert_eq!(lab.events(Stage::Loader, 1).len(), 1);
+    lab.stopped();
+}
+
+#[test]
+fn a_raspberry_pi_fetches_its_files_and_hears_at_once_what_is_not_there() {
+    let lab = Lab::new(100, Some(MAC));
+    for (name, text) in [("start4.elf", "firmware"), ("config.txt", "of all"), ("1a2b3c4d/config.txt", "of one")] {
+        let path = lab.file("files/rpi").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    fs::write(lab.file("files/secret"), "secret").unwrap();
+    let ask = |name: &str| Bare::new(&lab).ask(format!("\0\x01{name}\0octet\0").as_bytes()).0;
+    for (name, text) in [
+        ("1a2b3c4d/start4.elf", "firmware"),
+        ("start4.elf", "firmware"),
+        ("1a2b3c4d/config.txt", "of one"),
+        ("1a2b3c4e/config.txt", "of all"),
+    ] {
+        assert_eq!(ask(name), [b"\0\x03\0\x01", text.as_bytes()].concat(), "{name}");
+    }
+    for name in ["1a2b3c4d/recovery.elf", "../secret", "secret", "/etc/passwd", "1a2b3c4d/../../secret", ""] {
+        let answer = ask(name);
+        assert!(answer.starts_with(b"\0\x05\0\x01"), "{name}: {}", answer.escape_ascii());
+    }
+    assert_eq!(ask("undionly.kpxe")[4..], lab.undionly[..], "loaders are there as ever");
+    let (size, _) = Bare::new(&lab).ask(b"\0\x01start4.elf\0octet\0tsize\x000\0");
+    assert_eq!(size, b"\0\x06tsize\x008\0");
+    assert_eq!(lab.events(Stage::Loader, 0), [], "a Pi's files are no stage of a boot");
 }
 
 #[test]

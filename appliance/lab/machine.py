@@ -22,7 +22,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-OVMF = Path("/usr/share/OVMF")
+# Firmware that is code and, in a copy of its own for each board, variables.
+OVMF = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd")
+AAVMF = ("/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.fd")
+U_BOOT = Path("/usr/lib/u-boot/qemu_arm64/u-boot.bin")
 IPXE_KERNEL = Path("/usr/lib/ipxe/ipxe.lkrn")
 
 # What `bios-chain` runs first: an iPXE that does as a PXE ROM would, and fetches the loader that it is told.
@@ -39,6 +42,11 @@ MODES = {
     "bios-chain": "SeaBIOS, iPXE that chains undionly.kpxe over TFTP",
     "uefi": "OVMF with its own PXE client",
     "uefi-http": "OVMF with its own HTTP client",
+    "uefi-rom": "OVMF, iPXE in the network card's ROM",
+    "arm64": "AAVMF on an ARM64 board, with its own PXE client",
+    "u-boot": "U-Boot on an ARM64 board",
+    "uefi-ipv6": "OVMF with its own PXE client, over IPv6",
+    "uefi-http-ipv6": "OVMF with its own HTTP client, over IPv6 once it got no answer over IPv4",
 }
 
 # Console stages, in the order of a boot.
@@ -92,39 +100,59 @@ class Machine:
 
     def command(self):
         """The QEMU command line."""
-        nic = f"virtio-net-pci,netdev=net0,mac={self.mac}"
-        arguments = [
-            "qemu-system-x86_64", "-name", self.name, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1",
+        system, board = {"arm64": ("aarch64", self._arm64), "u-boot": ("aarch64", self._u_boot)}.get(
+            self.mode, ("x86_64", self._uefi if self.mode.startswith("uefi") else self._bios)
+        )
+        return [
+            "ip", "netns", "exec", self.namespace,
+            f"qemu-system-{system}", "-name", self.name, "-accel", "tcg,thread=multi", "-smp", "1",
             "-m", str(self.memory_mb), "-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot",
             "-netdev", f"tap,id=net0,ifname={self.tap},script=no,downscript=no",
             "-chardev", f"socket,id=console,path={self.socket_path},server=on,wait=on",
             "-serial", "chardev:console",
+            *board(),
         ]  # fmt: skip
-        if self.mode.startswith("uefi"):
-            variables = self.folder / f"{self.name}.vars"
-            shutil.copy(OVMF / "OVMF_VARS_4M.fd", variables)  # a factory-new board at each power-on
-            arguments += [
-                "-machine", "q35,smm=off",
-                "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={OVMF}/OVMF_CODE_4M.fd",
-                "-drive", f"if=pflash,unit=1,format=raw,file={variables}",
-                # An empty ROM: else the card's iPXE would take the place of OVMF's own client.
-                "-device", f"{nic},romfile=,bootindex=1",
-                "-device", "virtio-rng-pci",
-            ]  # fmt: skip
-            if self.mode == "uefi-http":
-                # Unanswered, each kind of PXE would be tried for a minute first.
-                for way in ("IPv4PXESupport", "IPv6PXESupport"):
-                    arguments += ["-fw_cfg", f"name=opt/org.tianocore/{way},string=n"]
-        else:
-            # Without graphics SeaBIOS and iPXE speak on the serial port.
-            arguments += ["-machine", "pc,graphics=off"]
-            if self.mode == "bios":
-                arguments += ["-boot", "n", "-device", f"{nic},bootindex=1"]
-            else:
-                script = self.folder / f"{self.name}.chain.ipxe"
-                script.write_text(CHAIN_SCRIPT)
-                arguments += ["-kernel", str(IPXE_KERNEL), "-initrd", str(script), "-device", f"{nic},romfile="]
-        return ["ip", "netns", "exec", self.namespace] + arguments
+
+    def _card(self, *more):
+        """Its network card."""
+        return ["-device", ",".join(["virtio-net-pci", "netdev=net0", f"mac={self.mac}", *more])]
+
+    def _bios(self):
+        # Without graphics SeaBIOS and iPXE speak on the serial port.
+        board = ["-machine", "pc,graphics=off", "-cpu", "max"]
+        if self.mode == "bios":
+            return [*board, "-boot", "n", *self._card("bootindex=1")]
+        script = self.folder / f"{self.name}.chain.ipxe"
+        script.write_text(CHAIN_SCRIPT)
+        return [*board, "-kernel", str(IPXE_KERNEL), "-initrd", str(script), *self._card("romfile=")]
+
+    def _uefi(self):
+        # An empty ROM: else the card's iPXE would take the place of OVMF's own client.
+        rom = [] if self.mode == "uefi-rom" else ["romfile="]
+        board = ["-machine", "q35,smm=off", "-cpu", "max", *self._flash(OVMF), *self._card(*rom, "bootindex=1")]
+        # Unanswered, each kind of PXE would be tried for a minute first; answered, the others would not be tried at all.
+        http = self.mode.startswith("uefi-http")
+        for way in ["IPv4PXESupport", "IPv6PXESupport"] if http else ["IPv4PXESupport"] if self.mode == "uefi-ipv6" else []:
+            board += ["-fw_cfg", f"name=opt/org.tianocore/{way},string=n"]
+        return board
+
+    def _arm64(self):
+        return ["-machine", "virt", "-cpu", "cortex-a57", *self._flash(AAVMF), *self._card("romfile=", "bootindex=1")]
+
+    def _u_boot(self):
+        # It finds no disk, and turns to the network.
+        return ["-machine", "virt", "-cpu", "cortex-a57", "-bios", str(U_BOOT), *self._card("romfile=")]
+
+    def _flash(self, firmware):
+        """Firmware of UEFI's kind, and the random numbers that it wants."""
+        code, factory = firmware
+        variables = self.folder / f"{self.name}.vars"
+        shutil.copy(factory, variables)  # a factory-new board at each power-on
+        return [
+            "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}",
+            "-drive", f"if=pflash,unit=1,format=raw,file={variables}",
+            "-device", "virtio-rng-pci",
+        ]  # fmt: skip
 
     def start(self):
         """Powers it on."""

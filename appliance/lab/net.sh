@@ -1,7 +1,9 @@
 # A private network of two namespaces without a way out, for the demo and the tests. To be sourced.
 #
 #   lab_up [TAPS]     makes it; sets LAB_SWITCH and LAB_SERVER, the names of the two namespaces
-#   lab_down          ends every process in them, by its id, and removes them
+#   lab_down          ends every process in them, by its id, and removes them; also in those that a test added, whose names
+#                     begin as these do
+#   lab_bridge NAMESPACE LINK TAPS     a switch of its own in another namespace, into which LINK is plugged
 #
 #   LAB_SWITCH: bridge br0 with tap0.. for QEMU        LAB_SERVER: lan0, 10.77.0.1/24, for roost
 #
@@ -9,7 +11,7 @@
 # namespaces: no interface ever appears on the host.
 
 lab_up() {
-    local taps=${1:-4} i link
+    local taps=${1:-4}
     if [ "$(id -u)" -ne 0 ]; then
         echo "The lab needs root: it makes network namespaces." >&2
         return 1
@@ -23,19 +25,25 @@ lab_up() {
     ip netns add "$LAB_SWITCH"
     ip netns add "$LAB_SERVER"
     ip -n "$LAB_SWITCH" link add uplink type veth peer name lan0 netns "$LAB_SERVER"
-    # No spanning tree and no forwarding delay: a machine's first DISCOVER must not be lost. No multicast snooping: nobody
-    # here queries for members.
-    ip -n "$LAB_SWITCH" link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0
-    ip -n "$LAB_SWITCH" link set uplink master br0
-    for ((i = 0; i < taps; i++)); do
-        ip -n "$LAB_SWITCH" tuntap add "tap$i" mode tap
-        ip -n "$LAB_SWITCH" link set "tap$i" master br0 up
-    done
-    for link in lo br0 uplink; do ip -n "$LAB_SWITCH" link set "$link" up; done
+    lab_bridge "$LAB_SWITCH" uplink "$taps"
+    ip -n "$LAB_SWITCH" link set lo up
     ip -n "$LAB_SERVER" link set lo up
     ip -n "$LAB_SERVER" addr add 10.77.0.1/24 dev lan0
     ip -n "$LAB_SERVER" link set lan0 up
     export LAB_SWITCH LAB_SERVER
+}
+
+lab_bridge() {
+    local namespace=$1 link=$2 taps=$3 i
+    # No spanning tree and no forwarding delay: a machine's first DISCOVER must not be lost. No multicast snooping: nobody
+    # here queries for members.
+    ip -n "$namespace" link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+    ip -n "$namespace" link set "$link" master br0 up
+    for ((i = 0; i < taps; i++)); do
+        ip -n "$namespace" tuntap add "tap$i" mode tap
+        ip -n "$namespace" link set "tap$i" master br0 up
+    done
+    ip -n "$namespace" link set br0 up
 }
 
 # Every process in a namespace of this run was started by this run. Asked to end first, so that roost can close its files.
@@ -54,8 +62,8 @@ lab_end_processes() {
 
 lab_down() {
     local namespace
-    for namespace in "${LAB_SWITCH:-}" "${LAB_SERVER:-}"; do
-        [ -n "$namespace" ] && [ -e "/run/netns/$namespace" ] || continue
+    for namespace in $(ip netns list | cut -d ' ' -f 1); do
+        case $namespace in roost-$$-*) ;; *) continue ;; esac
         lab_end_processes "$namespace"
         ip netns del "$namespace" 2>/dev/null || true
     done

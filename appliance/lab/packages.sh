@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the demo and the tests need, and says which ones.
 #
-#   packages.sh SET...      SET is one of: demo boot disks interop iscsi unit bench
+#   packages.sh SET...      SET is one of: demo boot disks interop iscsi unit bench fetch
 #
 # Nothing that is installed here may go on running: a package such as open-iscsi is wanted for one binary, not for its
 # daemon. GRUB and the kernel of the machines under test are not installed at all; image.sh unpacks them.
@@ -15,17 +15,22 @@ demo_packages=(
 )
 # The boots, two strangers that read the disks afterwards (7-Zip from the file, qemu-img over iSCSI), another DHCP server,
 # and what debian.sh builds with.
-boot_packages=("${demo_packages[@]}" 7zip qemu-utils qemu-block-extra dnsmasq-base mmdebstrap)
+boot_packages=(
+    "${demo_packages[@]}" 7zip qemu-utils qemu-block-extra dnsmasq-base isc-dhcp-relay mmdebstrap
+    qemu-system-arm qemu-efi-aarch64 u-boot-qemu
+)
 # Clients that nobody here wrote, and a compiler for the one that must log each acknowledgement (libiscsi).
 interop_packages=(
     libiscsi-bin libiscsi-dev gcc libc6-dev qemu-utils qemu-block-extra 7zip openssl
-    curl tftp-hpa atftp udhcpc isc-dhcp-client isc-dhcp-relay dnsmasq-base tcpdump tshark
-    iproute2 procps python3
+    curl tftp-hpa atftp busybox-static udhcpc isc-dhcp-client dhcpcd-base isc-dhcp-relay dnsmasq-base tcpdump tshark
+    nmap python3-scapy kea-admin iproute2 procps python3
 )
 # A conformance suite for the target.
 iscsi_packages=(libiscsi-bin qemu-utils iproute2 procps python3)
-# The target's peer, and a client for both.
-bench_packages=(tgt gcc libc6-dev libiscsi-dev iproute2 procps python3)
+# The target's peer, and a client for both; two DHCP servers, and perfdhcp (kea-admin).
+bench_packages=(tgt gcc libc6-dev libiscsi-dev dnsmasq-base kea-dhcp4-server kea-admin util-linux iproute2 procps python3)
+# The peers of boot files by TFTP and HTTP, clients for all, and what loses their packets.
+fetch_packages=(tftpd-hpa dnsmasq-base nginx-light ipxe busybox-static atftp curl nftables iproute2 procps python3)
 # Some of cargo's tests meet other programs too: readers of disks, and DHCP clients in a namespace.
 unit_packages=(7zip qemu-utils openssl iproute2 udhcpc isc-dhcp-client)
 # Readers of disks that nobody here wrote, and what unpacks the files that others made.
@@ -50,7 +55,8 @@ installed_packages() {
 new_units() {
     local package
     comm -13 "$1" <(installed_packages) | while read -r package; do
-        dpkg -L "$package" 2>/dev/null | grep -E '^(/usr)?/lib/systemd/system/[^/@]+\.(service|socket|timer)$' || true
+        # Some packages bring a script of the old kind alone; systemctl disables that too, by its name.
+        dpkg -L "$package" 2>/dev/null | grep -E '^(/usr)?/lib/systemd/system/[^/@]+\.(service|socket|timer)$|^/etc/init\.d/[^/]+$' || true
     done | xargs -r -n1 basename | sort -u
 }
 
@@ -128,6 +134,7 @@ install_sets() {
             interop) packages+=("${interop_packages[@]}") ;;
             iscsi) packages+=("${iscsi_packages[@]}") ;;
             bench) packages+=("${bench_packages[@]}") ;;
+            fetch) packages+=("${fetch_packages[@]}") ;;
             unit) packages+=("${unit_packages[@]}") ;;
             *) say "packages.sh: no set of packages is called '$set'" >&2; return 2 ;;
         esac

@@ -23,8 +23,9 @@ class RoostError(Exception):
     """Roost did not do what was asked."""
 
 
-def mapping_file(state, clients, image, pool=POOL):
-    """A `roost.toml` for the lab. `clients` is name -> the TOML value behind it (a MAC in quotes, or an inline table).
+def mapping_file(state, clients, image, pool=POOL, tables=""):
+    """A `roost.toml` for the lab. `clients` is name -> the TOML value behind it (a MAC in quotes, or an inline table), `tables`
+    the text of further tables.
 
     Without a pool another server gives the addresses, which is what a file means that says nothing of DHCP.
     """
@@ -33,6 +34,7 @@ def mapping_file(state, clients, image, pool=POOL):
         lines.insert(2, 'dhcp      = "full"')
         lines += ["[server.pool]", f'range = "{pool}"', 'lease = "1h"', ""]
     lines += [
+        *([tables] if tables else []),
         "[defaults]",
         f'image = "{image}"',
         "",

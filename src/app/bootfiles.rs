@@ -7,8 +7,9 @@
 //!
 //! Not here: the protocols that carry them, and what a script says ([`crate::script`]).
 
+use std::borrow::Cow;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,21 +66,23 @@ pub enum Kind {
     Hook,
     /// A machine's own script: with it a boot begins.
     Script,
+    /// A file of the operator's, which is no stage of a boot.
+    Plain,
 }
 
 /// The answer to a request.
 #[derive(Debug, Clone)]
 pub struct BootFile {
     /// Its name as the table writes it.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// What it is.
     pub kind: Kind,
-    /// The whole of it. Loaders are shared, not copied.
+    /// The whole of it. Files are shared, not copied.
     pub bytes: Bytes,
 }
 
 /// Who has this address, as far as the lease table and the kernel's neighbours know.
-pub type Resolver = Box<dyn Fn(Ipv4Addr) -> Option<Mac> + Send + Sync>;
+pub type Resolver = Box<dyn Fn(IpAddr) -> Option<Mac> + Send + Sync>;
 
 /// Begins a boot of this machine, which fetches its script from this address; `None` where it is nobody's machine, or its
 /// client is out of service.
@@ -146,7 +149,8 @@ impl BootContext {
         secrets: Option<&Secrets>,
     ) -> Result<Option<BootFile>, ScriptError> {
         let Some(name) = Name::of(name) else { return Ok(None) };
-        let made = |name, kind, script: String| Some(BootFile { name, kind, bytes: script.into() });
+        let made =
+            |name, kind, script: String| Some(BootFile { name: Cow::Borrowed(name), kind, bytes: script.into() });
         Ok(match (name, who) {
             (Name::Script, Some(mac)) => {
                 let script = script::render(boot_plan(&(self.fleet)(), mac), mac, &self.server, secrets)?;
@@ -155,7 +159,7 @@ impl BootContext {
             (Name::Script, None) => made(SCRIPT, Kind::Hook, script::chain(&self.server)?),
             (Name::Autoexec, _) => made(MADE[0].0, Kind::Hook, script::chain(&self.server)?),
             (Name::Loader(base), _) => {
-                self.files.loader(base).map(|(name, bytes)| BootFile { name, kind: Kind::Loader, bytes })
+                self.files.loader(base).map(|(name, bytes)| BootFile { name: name.into(), kind: Kind::Loader, bytes })
             }
         })
     }
@@ -182,7 +186,7 @@ impl BootContext {
         let stage = match file.kind {
             Kind::Loader => Stage::Loader,
             Kind::Script => Stage::Script,
-            Kind::Hook => return,
+            Kind::Hook | Kind::Plain => return,
         };
         let mut detail = format!("{} by {by}, {}", file.name, size(file.bytes.len()));
         if let Some(took) = took {
@@ -196,14 +200,14 @@ impl BootContext {
         match (who, file.kind) {
             (Some(mac), Kind::Script) => self.recorder.got_script(mac),
             (Some(mac), Kind::Loader) => {
-                let times = self.recorder.loaded(mac, file.name);
+                let times = self.recorder.loaded(mac, &file.name);
                 if times.is_multiple_of(LOOP_TIMES) {
                     let words = format!(
                         "{} was fetched {times} times in a row, and no script after it: the loader does not run, or another \
                          server answers its DHCP",
                         file.name
                     );
-                    self.note(who, stage, &words, Fact::LoaderLoop { loader: file.name.to_owned(), times });
+                    self.note(who, stage, &words, Fact::LoaderLoop { loader: file.name.to_string(), times });
                 }
             }
             _ => {}

@@ -16,24 +16,36 @@ pub const LASTS: Duration = Duration::from_secs(30);
 /// Machines that are remembered at once, so that a flood of made-up ones costs little. As many as a mapping file has.
 const MAX_MACHINES: usize = 4_096;
 
+/// How often at most all of them are looked at, where there are more.
+const TIDY: Duration = Duration::from_secs(1);
+
 /// The machines that iPXE brings up now.
 #[derive(Debug, Default)]
 pub struct Booting {
-    asked: Mutex<HashMap<Mac, Timestamp>>,
+    asked: Mutex<Asked>,
     news: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Asked {
+    at: HashMap<Mac, Timestamp>,
+    tidied: Timestamp,
 }
 
 impl Booting {
     /// iPXE on this machine asked DHCP, and was answered.
     pub fn saw(&self, mac: Mac, now: Timestamp) {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if asked.len() >= MAX_MACHINES && !asked.contains_key(&mac) {
-            asked.retain(|_, at| now.since(*at) < LASTS);
-            if asked.len() >= MAX_MACHINES {
+        if asked.at.len() >= MAX_MACHINES && !asked.at.contains_key(&mac) {
+            if now.since(asked.tidied) >= TIDY {
+                asked.at.retain(|_, at| now.since(*at) < LASTS);
+                asked.tidied = now;
+            }
+            if asked.at.len() >= MAX_MACHINES {
                 return;
             }
         }
-        asked.insert(mac, now);
+        asked.at.insert(mac, now);
         drop(asked);
         self.news.notify_one();
     }
@@ -42,7 +54,7 @@ impl Booting {
     #[must_use]
     pub fn runs_ipxe(&self, mac: Mac, now: Timestamp) -> bool {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.get(&mac).is_some_and(|at| now.since(*at) < LASTS)
+        asked.at.get(&mac).is_some_and(|at| now.since(*at) < LASTS)
     }
 
     /// Waits until a machine was seen; what was seen since the last call counts. For one task.
@@ -71,6 +83,6 @@ mod tests {
         assert!(booting.runs_ipxe(mac(0), Timestamp(29_999)) && !booting.runs_ipxe(mac(most), Timestamp(1)));
         booting.saw(mac(most), Timestamp(30_000));
         assert!(booting.runs_ipxe(mac(most), Timestamp(30_000)) && !booting.runs_ipxe(mac(0), Timestamp(30_000)));
-        assert_eq!(booting.asked.lock().unwrap().len(), 1);
+        assert_eq!(booting.asked.lock().unwrap().at.len(), 1);
     }
 }

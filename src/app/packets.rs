@@ -9,7 +9,7 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -53,6 +53,8 @@ pub enum Direction {
 pub enum Protocol {
     /// DHCP, ports 67 and 68.
     Dhcp,
+    /// DHCPv6, ports 546 and 547.
+    Dhcpv6,
     /// Firmware's second question, port 4011.
     Pxe,
     /// TFTP.
@@ -95,6 +97,7 @@ impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Dhcp => "DHCP",
+            Self::Dhcpv6 => "DHCPv6",
             Self::Pxe => "PXE",
             Self::Tftp => "TFTP",
             Self::Http => "HTTP",
@@ -143,20 +146,26 @@ pub struct Datagram {
     /// The receiver's.
     pub destination: [u8; 6],
     /// Who sent it.
-    pub from: SocketAddrV4,
+    pub from: SocketAddr,
     /// Where to.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
     /// What it carries.
     pub payload: Box<[u8]>,
 }
 
 impl Datagram {
-    /// The whole Ethernet frame (IEEE 802.3, RFC 894), checksums right; the frame check sequence is no part of a capture.
+    /// The whole Ethernet frame (IEEE 802.3, RFC 894, RFC 2464), checksums right; the frame check sequence is no part of a
+    /// capture.
     #[must_use]
     pub fn frame(&self) -> Option<Vec<u8>> {
         const IPV4: [u8; 2] = [0x08, 0x00];
-        let packet = frame::packet(self.from, self.to, &self.payload)?;
-        Some([&self.destination[..], &self.source, &IPV4, &packet].concat())
+        const IPV6: [u8; 2] = [0x86, 0xdd];
+        let (kind, packet) = match (self.from, self.to) {
+            (SocketAddr::V4(from), SocketAddr::V4(to)) => (IPV4, frame::packet(from, to, &self.payload)?),
+            (SocketAddr::V6(from), SocketAddr::V6(to)) => (IPV6, frame::packet6(from, to, &self.payload)?),
+            _ => return None,
+        };
+        Some([&self.destination[..], &self.source, &kind, &packet].concat())
     }
 }
 
@@ -350,9 +359,9 @@ pub struct PacketReport {
     /// Why, for a person.
     pub reason: String,
     /// Who sent it, where it is kept: `10.20.0.7:68`.
-    pub from: Option<SocketAddrV4>,
+    pub from: Option<SocketAddr>,
     /// Where to.
-    pub to: Option<SocketAddrV4>,
+    pub to: Option<SocketAddr>,
     /// The whole Ethernet frame, rebuilt, in hexadecimal digits.
     pub frame: Option<String>,
 }
@@ -503,6 +512,17 @@ mod tests {
         assert_eq!(record[8..16], [45, 0, 0, 0, 45, 0, 0, 0]);
         let header = pcap_header();
         assert_eq!((&header[..8], header[20]), (&[0x4d, 0x3c, 0xb2, 0xa1, 2, 0, 4, 0][..], 1));
+    }
+
+    #[test]
+    fn a_frame_of_an_ipv6_datagram_has_the_right_type_and_length() {
+        let ends = ("[fe80::1]:546".parse().unwrap(), "[ff02::1:2]:547".parse().unwrap());
+        let Packet { datagram, .. } = packet(3);
+        let datagram = datagram.map(|datagram| Datagram { from: ends.0, to: ends.1, ..datagram });
+        let frame = datagram.clone().unwrap().frame().unwrap();
+        assert_eq!((frame.len(), &frame[12..15], frame[19]), (14 + 40 + 8 + 3, &[0x86, 0xdd, 0x60][..], 8 + 3));
+        let mixed = Datagram { to: "10.9.0.1:67".parse().unwrap(), ..datagram.unwrap() };
+        assert_eq!(mixed.frame(), None);
     }
 
     #[test]

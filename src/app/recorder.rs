@@ -11,11 +11,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::packets::Packets;
+use crate::dhcp::MAX_STRANGERS;
 use crate::fleet::{ClientName, Event, Fact, Habit, Mac, Platform, Port, Sighting, Stage, Timestamp};
 use crate::store::{Record, Writer};
 
-/// Machines that are remembered; the one seen longest ago goes first. As many as the store keeps.
-const MAX_MACHINES: usize = 4_096;
+/// Machines whose address is remembered; the one seen longest ago goes first. It decides who may log in, so nobody may push
+/// out a client's machine: there is room for as many as a mapping file has and as many strangers as get an address.
+const MAX_MACHINES: usize = 4_096 + MAX_STRANGERS;
+
+/// Machines without an address that are remembered. Anybody can make them up.
+const MAX_PASSERS_BY: usize = 4_096;
+
+/// What is recorded of machines without an address, and of stages of machines that are in no client's place: so many at once,
+/// and so many each second after that. A room full of new machines is fewer; a flood would fill logs, take the disk's time, and
+/// push out what there is of clients.
+const STRANGERS_AT_ONCE: u64 = 512;
+const STRANGERS_A_SECOND: u64 = 32;
+
+/// Stages that are remembered, to know what repeats: each of every client, and of as many strangers.
+const MAX_STAGES: usize = 2 * 4_096 * Stage::ALL.len();
 
 /// A stage that repeats with the same particulars within this time is one event: firmware asks for its address three or
 /// four times while it waits.
@@ -57,6 +71,12 @@ enum Sink {
 
 struct Memory {
     machines: Recent<Mac, Machine>,
+    /// What firmware said to be, of clients' machines and of those above.
+    platforms: Recent<Mac, Option<Platform>>,
+    /// Machines that were seen without an address, and when that was stored.
+    passers_by: Recent<Mac, Option<Timestamp>>,
+    sightings_of_strangers: Allowance,
+    stages_of_strangers: Allowance,
     stages: Recent<(Who, Stage), Option<Noted>>,
     loads: Recent<Mac, Loads>,
     lost: Recent<ClientName, Vec<Timestamp>>,
@@ -72,8 +92,6 @@ enum Who {
 #[derive(Debug, Default)]
 struct Machine {
     address: Option<Ipv4Addr>,
-    /// What its firmware said to be.
-    platform: Option<Platform>,
     stored: Option<Timestamp>,
 }
 
@@ -106,7 +124,10 @@ impl Recorder {
         sightings.sort_by_key(|sighting| sighting.at);
         let mut memory = recorder.memory();
         for Sighting { mac, address, at } in sightings {
-            *memory.machines.touch(mac) = Machine { address, platform: None, stored: Some(at) };
+            match address {
+                Some(_) => *memory.machines.touch(mac) = Machine { address, stored: Some(at) },
+                None => *memory.passers_by.touch(mac) = Some(at),
+            }
         }
         drop(memory);
         recorder
@@ -121,7 +142,11 @@ impl Recorder {
     fn with(sink: Sink) -> Self {
         let memory = Memory {
             machines: Recent::new(MAX_MACHINES),
-            stages: Recent::new(MAX_MACHINES * Stage::ALL.len()),
+            platforms: Recent::new(MAX_MACHINES),
+            passers_by: Recent::new(MAX_PASSERS_BY),
+            sightings_of_strangers: Allowance::default(),
+            stages_of_strangers: Allowance::default(),
+            stages: Recent::new(MAX_STAGES),
             loads: Recent::new(MAX_MACHINES),
             lost: Recent::new(MAX_MACHINES),
         };
@@ -155,6 +180,15 @@ impl Recorder {
         detail: &str,
         fact: Option<Fact>,
     ) {
+        if client.is_none() {
+            match self.memory().stages_of_strangers.take(at) {
+                Some(0) => {}
+                Some(unsaid) => {
+                    tracing::warn!("{unsaid} stages of machines in no client's place were not recorded: so many ask");
+                }
+                None => return,
+            }
+        }
         let detail = printable(detail);
         let who = client.map_or(Who::Machine(mac), |name| Who::Client(name.clone()));
         let shown = who.to_string();
@@ -193,6 +227,16 @@ impl Recorder {
 
     fn saw_at(&self, at: Timestamp, mac: Mac, address: Option<Ipv4Addr>) {
         let mut memory = self.memory();
+        let memory = &mut *memory;
+        if address.is_none() && memory.machines.peek(&mac).is_none() {
+            let due = |stored: Timestamp| at.since(stored) >= STORE_SIGHTING;
+            let stored = memory.passers_by.touch(mac);
+            if stored.is_none_or(due) && memory.sightings_of_strangers.take(at).is_some() {
+                *stored = Some(at);
+                self.store(Record::Sighting(Sighting { mac, address: None, at }));
+            }
+            return;
+        }
         let machine = memory.machines.touch(mac);
         let moved = address.is_some() && address != machine.address;
         machine.address = address.or(machine.address);
@@ -202,9 +246,7 @@ impl Recorder {
             return;
         }
         machine.stored = Some(at);
-        let sighting = Sighting { mac, address: machine.address, at };
-        drop(memory);
-        self.store(Record::Sighting(sighting));
+        self.store(Record::Sighting(Sighting { mac, address: machine.address, at }));
     }
 
     /// The packets of the machines' last boots.
@@ -213,17 +255,19 @@ impl Recorder {
         &self.shared.packets
     }
 
-    /// Firmware said what it is. Machines that were not [seen](Recorder::saw) are not remembered.
-    pub fn is_of(&self, mac: Mac, platform: Platform) {
-        if let Some((_, machine)) = self.memory().machines.entries.get_mut(&mac) {
-            machine.platform = Some(platform);
+    /// Firmware said what it is. Of machines in nobody's place, those that were not [seen](Recorder::saw) with an address are not
+    /// remembered. `known`: it stands in a client's place.
+    pub fn is_of(&self, mac: Mac, known: bool, platform: Platform) {
+        let mut memory = self.memory();
+        if known || memory.machines.peek(&mac).is_some() {
+            *memory.platforms.touch(mac) = Some(platform);
         }
     }
 
     /// What this machine's firmware said to be.
     #[must_use]
     pub fn platform_of(&self, mac: Mac) -> Option<Platform> {
-        self.memory().machines.peek(&mac)?.platform
+        *self.memory().platforms.peek(&mac)?
     }
 
     /// A machine has fetched this loader. How often in a row, without a [script](Recorder::got_script) in between and within
@@ -316,6 +360,29 @@ impl fmt::Display for Who {
             Self::Machine(Some(mac)) => mac.fmt(f),
             Self::Machine(None) => f.write_str("-"),
         }
+    }
+}
+
+/// How much strangers may have recorded: a sum that each takes from, and that grows with time.
+#[derive(Debug, Default)]
+struct Allowance {
+    taken: u64,
+    since: Timestamp,
+    refused: u64,
+}
+
+impl Allowance {
+    /// Takes one, if there is one: gives how many were refused since the last. In thousandths, so that no time is lost.
+    fn take(&mut self, now: Timestamp) -> Option<u64> {
+        let millis = u64::try_from(now.since(self.since).as_millis()).unwrap_or(u64::MAX);
+        self.since = now;
+        self.taken = self.taken.saturating_sub(millis.saturating_mul(STRANGERS_A_SECOND));
+        if self.taken + 1_000 > STRANGERS_AT_ONCE * 1_000 {
+            self.refused += 1;
+            return None;
+        }
+        self.taken += 1_000;
+        Some(std::mem::take(&mut self.refused))
     }
 }
 
@@ -456,6 +523,30 @@ mod tests {
         assert_eq!(recorder.memory().machines.order.len(), MAX_MACHINES);
     }
 
+    #[test]
+    fn a_flood_of_machines_without_addresses_pushes_out_nobody_and_little_of_it_is_recorded() {
+        let recorder = Recorder::detached();
+        let address = Some(Ipv4Addr::new(10, 0, 0, 1));
+        let name: ClientName = "pc-01".parse().unwrap();
+        recorder.saw_at(Timestamp(0), mac(0), address);
+        for second in 0..4 {
+            for number in 1..=10_000 {
+                let at = Timestamp(1_000 * second + u64::from(number) / 10);
+                recorder.saw_at(at, mac(number), None);
+                recorder.note_at(at, Some(mac(number)), None, Stage::Offer, "an address", None);
+            }
+            let at = Timestamp(1_000 * second + 999);
+            recorder.note_at(at, Some(mac(0)), Some(&name), Stage::Offer, &format!("in second {second}"), None);
+        }
+        assert_eq!(recorder.address_seen(mac(0)), address);
+        let most = usize::try_from(STRANGERS_AT_ONCE + 4 * STRANGERS_A_SECOND).unwrap();
+        let of_strangers = recorder.events().iter().filter(|event| event.client.is_none()).count();
+        assert!((most - 1..=most).contains(&of_strangers), "{of_strangers}");
+        assert_eq!(recorder.events().len() - of_strangers, 4, "every stage of a client");
+        assert!((most..=most + 1).contains(&sightings(&recorder).len()), "{}", sightings(&recorder).len());
+        assert!(recorder.memory().passers_by.order.len() <= MAX_PASSERS_BY);
+    }
+
     #[tokio::test]
     async fn what_was_seen_before_a_restart_is_known_after_it() {
         let state = tempfile::tempdir().unwrap();
@@ -494,12 +585,14 @@ mod tests {
     }
 
     #[test]
-    fn what_firmware_said_to_be_is_known_of_machines_that_were_seen() {
+    fn what_firmware_said_to_be_is_known_of_clients_machines_and_of_those_that_have_an_address() {
         let recorder = Recorder::detached();
-        recorder.is_of(mac(1), Platform::Bios);
-        assert_eq!(recorder.platform_of(mac(1)), None);
-        recorder.saw(mac(1), None);
-        recorder.is_of(mac(1), Platform::Bios);
-        assert_eq!(recorder.platform_of(mac(1)), Some(Platform::Bios));
+        let said = |number, known| {
+            recorder.is_of(mac(number), known, Platform::Bios);
+            recorder.platform_of(mac(number))
+        };
+        assert_eq!([said(1, false), said(2, true)], [None, Some(Platform::Bios)]);
+        recorder.saw(mac(1), Some([10, 9, 0, 1].into()));
+        assert_eq!(said(1, false), Some(Platform::Bios));
     }
 }

@@ -7,9 +7,16 @@ use crate::store::{LockError, StoreError};
 
 pub(super) fn run(globals: &Globals) -> Result<(), Error> {
     let loaded = lab::loaded_with_warnings(globals)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build();
     let runtime = runtime.map_err(|error| Error::failed(format!("cannot start: {error}")))?;
     runtime.block_on(crate::serve::run(loaded, globals.config.clone())).map_err(why)
+}
+
+/// Threads that serve sockets: half as many as there are cores. What they do is mostly to wake up and to copy a little: one
+/// more, which shares a core with the kernel's half of the network and with whatever else this host does, gets no more
+/// done, and costs a change of threads for every few requests (`benches/target`). What may wait for a disk has threads of its own.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
 /// What serving ended with, as an exit code and words.

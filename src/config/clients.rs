@@ -1,6 +1,6 @@
 //! `[defaults]`, `[clients]` and the groups: three levels become one fleet, the nearest level winning whole.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::ops::Range;
 
@@ -34,6 +34,7 @@ struct Common {
     pxe: Given<Pxe>,
     loader: Given<String>,
     gateway: Given<bool>,
+    root_path: Given<bool>,
 }
 
 impl Common {
@@ -49,6 +50,7 @@ impl Common {
         pxe: Given::Absent,
         loader: Given::Absent,
         gateway: Given::Absent,
+        root_path: Given::Absent,
     };
 
     fn read<'a>(walker: &mut Walker<'a>, section: &Section<'a>) -> Self {
@@ -71,6 +73,7 @@ impl Common {
             pxe: walker.parsed(section, "pxe", pxe),
             loader: walker.parsed(section, "loader", loader),
             gateway: walker.flag(section, "gateway"),
+            root_path: walker.flag(section, "root_path"),
         }
     }
 
@@ -87,6 +90,7 @@ impl Common {
             pxe: self.pxe.or(&farther.pxe),
             loader: self.loader.or(&farther.loader),
             gateway: self.gateway.or(&farther.gateway),
+            root_path: self.root_path.or(&farther.root_path),
         }
     }
 }
@@ -267,6 +271,20 @@ impl Clients {
         };
         let help = "give it one, or all: image = \"NAME\" under [defaults]";
         walker.push(Draft::error(first.at, message).help(help).missing(&["image", "defaults"]));
+    }
+
+    /// Checks what a boot without a script cannot do.
+    pub(super) fn check_root_paths(&self, walker: &mut Walker<'_>) {
+        let mut said = BTreeSet::new();
+        for entry in &self.entries {
+            let Some(Located { value: true, at }) = entry.all.root_path.located() else { continue };
+            if entry.all.disk.value() == Some(DiskPolicy::Reset) && said.insert(*at) {
+                let label = quoted(&entry.label);
+                let message = format!("the disk of `{label}` is not made anew when it boots by `root_path`");
+                let help = "such a boot fetches no script, by which it would begin; disk = \"keep\" says what happens";
+                walker.push(Draft::warning(*at, message).help(help));
+            }
+        }
     }
 
     /// Checks what depends on who gives the addresses.
@@ -484,6 +502,7 @@ impl Entry {
                 pxe: self.all.pxe.value().unwrap_or_default(),
                 loader: self.all.loader.value(),
                 no_gateway: !self.all.gateway.value().unwrap_or(true),
+                root_path: self.all.root_path.value().unwrap_or(false),
             },
             title: self.title.value(),
             note: self.note.value(),

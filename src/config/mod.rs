@@ -118,6 +118,8 @@ pub struct Settings {
     pub ipv6_answer: bool,
     /// Whether other DHCP servers are looked for.
     pub dhcp_probe: bool,
+    /// Whether machines may boot over IPv6 too; `None`: where the interface has an address for it.
+    pub ipv6_boot: Option<bool>,
 }
 
 /// A file that can be taken, with what is odd about it and where its values stand.
@@ -203,6 +205,7 @@ fn check(text: &str, name: &str, folder: &Path) -> Result<Loaded, Report> {
     let server = Server::read(&mut walker, &top);
     let clients = Clients::read(&mut walker, &top);
     clients.check_addresses(&mut walker, &server);
+    clients.check_root_paths(&mut walker);
 
     let Walker { mut drafts, handled, misspelt, .. } = walker;
     let remains = syntax::remains(&source, &tree, faults, &handled);

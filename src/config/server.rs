@@ -28,6 +28,7 @@ pub(super) struct Server {
     tftp_single_port: Given<bool>,
     ipv6_answer: Given<bool>,
     dhcp_probe: Given<bool>,
+    ipv6_boot: Given<bool>,
     pub(super) pool: Given<PoolSection>,
     /// `[server.pools]`; wrong where one of them is.
     further: Given<Vec<PoolSection>>,
@@ -57,6 +58,7 @@ impl Server {
             tftp_single_port: Given::Absent,
             ipv6_answer: Given::Absent,
             dhcp_probe: Given::Absent,
+            ipv6_boot: Given::Absent,
             pool: Given::Absent,
             further: Given::Absent,
         };
@@ -75,6 +77,7 @@ impl Server {
                 server.tftp_single_port = walker.flag(&section, "tftp_single_port");
                 server.ipv6_answer = walker.flag(&section, "ipv6_answer");
                 server.dhcp_probe = walker.flag(&section, "dhcp_probe");
+                server.ipv6_boot = walker.flag(&section, "ipv6_boot");
                 server.pool = match walker.table(&section, "pool") {
                     Given::Good(Located { value: table, at }) => {
                         let section = Section { table, level: Level::Pool, name: "[server.pool]".to_owned(), at };
@@ -201,6 +204,7 @@ impl Server {
             tftp_single_port: self.tftp_single_port.value().unwrap_or(false),
             ipv6_answer: self.ipv6_answer.value().unwrap_or(true),
             dhcp_probe: self.dhcp_probe.value().unwrap_or(true),
+            ipv6_boot: self.ipv6_boot.value(),
         })
     }
 }

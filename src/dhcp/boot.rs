@@ -10,6 +10,7 @@
 //! Not here: which disk it boots. That is the script's matter.
 
 use std::fmt;
+use std::net::SocketAddrV4;
 
 use super::guide::{Known, ROUNDS};
 use super::reply::Encoder;
@@ -19,9 +20,9 @@ pub use crate::fleet::platform::{BIOS_LOADER, UEFI_X64_LOADER};
 use crate::fleet::{Client, Fact, Mac, Platform, Pxe, web};
 
 /// How option 60 of a machine begins that boots by PXE; in an answer, the whole of it (PXE 2.1 §2.4).
-const PXE_CLIENT: &[u8] = b"PXEClient";
+pub(super) const PXE_CLIENT: &[u8] = b"PXEClient";
 /// How option 60 of a machine begins that boots by HTTP; in an answer, the whole of it (UEFI 2.10 §24.7.2).
-const HTTP_CLIENT: &[u8] = b"HTTPClient";
+pub(super) const HTTP_CLIENT: &[u8] = b"HTTPClient";
 /// PXE_DISCOVERY_CONTROL = 8, end: take the boot file from this packet and ask no boot server (PXE 2.1 §3.2.1). Without it,
 /// firmware that sees `PXEClient` in option 60 asks port 4011 first.
 const BOOT_FROM_FILE: [u8; 4] = [6, 1, 8, 255];
@@ -31,9 +32,13 @@ const NO_PROXY: [u8; 3] = [0xb0, 1, 1];
 /// What a Raspberry Pi wants to hear before it fetches anything: no server to discover, a menu of one item with this very
 /// name, and its prompt (PXE 2.1 §3.2.1).
 const RASPBERRY_PI: &[u8] = b"\x06\x01\x03\x0a\x04\x00PXE\x09\x14\x00\x00\x11Raspberry Pi Boot\xff";
+/// The same for a Pi 3, in whose ROM the name ends in blanks.
+const RASPBERRY_PI_3: &[u8] = b"\x06\x01\x03\x0a\x04\x00PXE\x09\x17\x00\x00\x14Raspberry Pi Boot   \xff";
+/// The first half of the hardware addresses of Pis up to the 3.
+const RASPBERRY_PI_3_OUI: [u8; 3] = [0xb8, 0x27, 0xeb];
 /// The first halves of a Raspberry Pi's hardware address (IEEE, "MA-L").
 const RASPBERRY_PI_OUIS: [[u8; 3]; 7] = [
-    [0xb8, 0x27, 0xeb],
+    RASPBERRY_PI_3_OUI,
     [0xdc, 0xa6, 0x32],
     [0xe4, 0x5f, 0x01],
     [0x28, 0xcd, 0xc1],
@@ -77,8 +82,18 @@ impl Machine {
             Some([0, uuid @ ..]) => uuid.try_into().ok().filter(|uuid| uuid != &[0; 16]),
             _ => None,
         };
+        // Its REQUEST says neither 60 nor 93; its operating system says no 97.
+        let firmware = architectures.is_some() || request.option(code::MACHINE_ID).is_some();
+        let raspberry_pi = match architecture {
+            Some(41) => true,
+            None | Some(0) => firmware && is_raspberry_pi(request.mac, uuid),
+            Some(_) => false,
+        };
         Self {
-            netboot: architectures.is_some() || class.starts_with(PXE_CLIENT) || class.starts_with(HTTP_CLIENT),
+            netboot: raspberry_pi
+                || architectures.is_some()
+                || class.starts_with(PXE_CLIENT)
+                || class.starts_with(HTTP_CLIENT),
             http: class.starts_with(HTTP_CLIENT),
             // iPXE sends 77 as the bare word, RFC 3004 would have a length before it; some builds of it send only 175.
             ipxe: request.option(code::USER_CLASS).is_some_and(|class| class.windows(4).any(|word| word == b"iPXE"))
@@ -86,7 +101,7 @@ impl Machine {
             features: request.option(code::IPXE).and_then(Features::of),
             architecture,
             uuid,
-            raspberry_pi: architecture == Some(41) || architecture == Some(0) && is_raspberry_pi(request.mac, uuid),
+            raspberry_pi,
             exchange: request.xid,
             secs: request.secs,
         }
@@ -103,6 +118,11 @@ impl Machine {
         (self.http || !by_http).then_some(platform)
     }
 
+    /// It is U-Boot, and says so: a moment later it may ask as UEFI.
+    pub(super) fn is_u_boot(&self) -> bool {
+        self.architecture.is_some_and(is_u_boot)
+    }
+
     /// What its iPXE cannot do and a boot from here needs, as far as it says.
     #[must_use]
     pub fn missing(&self) -> Option<Missing> {
@@ -112,6 +132,13 @@ impl Machine {
             (_, false) => Some(Missing::Http),
             _ => None,
         }
+    }
+
+    /// It is an iPXE that opens disks and cannot fetch their scripts, and its client boots so.
+    fn boots_by_root_path(&self, site: &Site, client: Option<&Client>) -> bool {
+        // A proxy's offer without a file is none to iPXE.
+        let told = site.role == Role::Server && client.is_some_and(|client| client.start.root_path);
+        told && self.ipxe && self.missing() == Some(Missing::Http)
     }
 
     /// What goes with this machine's address. `known` is what it did before.
@@ -124,6 +151,7 @@ impl Machine {
             Some(own.and_then(|name| loaders.named(name, platform)).or(spare).unwrap_or(of_all.name))
         };
         match self {
+            Self { ipxe: true, .. } if self.boots_by_root_path(site, client) => Handout::RootPath,
             Self { ipxe: true, .. } => match self.missing().and(self.platform()).and_then(loader) {
                 Some(name) if known.chained < ROUNDS => Handout::Chain(name),
                 _ => Handout::Script,
@@ -178,6 +206,11 @@ fn platform(architecture: u16) -> Option<(Platform, bool)> {
         41 => (Platform::RaspberryPi, false),
         _ => return None,
     })
+}
+
+/// The architectures that U-Boot calls itself (IANA, "Processor Architecture Types").
+fn is_u_boot(architecture: u16) -> bool {
+    matches!(architecture, 21..=24)
 }
 
 /// iPXE's numbers for what it can do (`src/include/ipxe/features.h`): each is an option of one byte within option 175.
@@ -276,12 +309,19 @@ pub(super) fn hand_out(
     let known = site.guide.known(request.mac, request.kind, request.xid);
     let (handout, item) = (machine.handout(site, client, known), boot_item(request));
     match handout {
-        Handout::AddressOnly | Handout::NoLoader(_) => {}
+        Handout::AddressOnly => {
+            let asked = request.option(code::WANTED).is_some_and(|wanted| wanted.contains(&code::ROOT_PATH));
+            if asked && site.role == Role::Server {
+                root_path(reply, site, client.filter(|client| client.start.root_path));
+            }
+        }
+        Handout::NoLoader(_) => {}
         Handout::Loader(name) => {
             // Towards others these two would be a lie.
             reply.boot_file(site.server, name).option(code::VENDOR_CLASS, PXE_CLIENT);
             if machine.raspberry_pi {
-                reply.option(code::VENDOR, RASPBERRY_PI);
+                let older = request.mac.octets().starts_with(&RASPBERRY_PI_3_OUI);
+                reply.option(code::VENDOR, if older { RASPBERRY_PI_3 } else { RASPBERRY_PI });
             } else if item.is_none() && boots_from_file(site, machine, client, known) {
                 reply.option(code::VENDOR, &BOOT_FROM_FILE);
             }
@@ -296,6 +336,11 @@ pub(super) fn hand_out(
         }
         Handout::LoaderUrl(name) => {
             reply.boot_file(site.server, &web::url(site.http(), name)).option(code::VENDOR_CLASS, HTTP_CLIENT);
+        }
+        // No file beside it: iPXE would open the disk, fetch the file, which it cannot, and end.
+        Handout::RootPath => {
+            reply.option(code::IPXE, &NO_PROXY);
+            root_path(reply, site, client);
         }
         Handout::Script => {
             reply.boot_file(site.server, &web::script_url(site.http()));
@@ -317,6 +362,17 @@ pub(super) fn hand_out(
         reply.option(code::MACHINE_ID, uuid);
     }
     handout
+}
+
+/// The disk itself, for what boots from iSCSI without a script: an initiator in firmware or in a card's ROM. Never beside a
+/// script's address: iPXE would open the disk before the script has begun the boot, with whatever is on it from the last
+/// time, and would boot from it where the script said not to.
+fn root_path(reply: &mut Encoder, site: &Site, client: Option<&Client>) {
+    let Some(client) = client else { return };
+    let target = site.naming.target(&client.name);
+    let path = web::root_path(SocketAddrV4::new(site.server, web::ISCSI_PORT), &target);
+    let initiator = site.naming.initiator(&client.name);
+    reply.option(code::ROOT_PATH, path.as_bytes()).option(code::INITIATOR, initiator.as_bytes());
 }
 
 /// Whether a machine is told to boot from the file that it is told, and to ask port 4011 no more.
@@ -366,6 +422,8 @@ pub enum Handout {
     Chain(&'static str),
     /// The address of its script: iPXE runs already.
     Script,
+    /// Its disk itself: iPXE runs already, and cannot fetch a script.
+    RootPath,
     /// Nothing: there is no loader for this architecture.
     NoLoader(u16),
 }
@@ -378,6 +436,7 @@ impl fmt::Display for Handout {
             Self::LoaderUrl(name) => write!(f, "{name} by HTTP"),
             Self::Chain(name) => write!(f, "{name} in place of its own iPXE"),
             Self::Script => f.write_str("its boot script"),
+            Self::RootPath => f.write_str("its disk, by root path"),
             Self::NoLoader(architecture) => {
                 write!(f, "no boot file: there is no loader for {}", architecture_name(*architecture))
             }
@@ -411,7 +470,7 @@ impl Handout {
 /// A client architecture in words (IANA, "Processor Architecture Types").
 #[must_use]
 pub fn architecture_name(architecture: u16) -> String {
-    let u_boot = if matches!(architecture, 21..=24) { ", U-Boot" } else { "" };
+    let u_boot = if is_u_boot(architecture) { ", U-Boot" } else { "" };
     match platform(architecture) {
         Some((platform, by_http)) => format!("{platform}{}{u_boot}", if by_http { " by HTTP" } else { "" }),
         None => format!("architecture {architecture}"),

@@ -5,17 +5,20 @@
 //! on port 4011, iPXE's own DISCOVER, or the same DISCOVER once more. From the first two a machine's way is known to work; by the
 //! third, another is tried. An exchange is one DISCOVER and what follows it: within one, the answers do not change.
 //!
+//! U-Boot asks as itself before it asks as the UEFI that it also is, for a script of its own, and takes a new exchange for every
+//! DISCOVER that it repeats. What it is told then says nothing of the loader, and does not count.
+//!
 //! [`Guide::learn`] takes in what came of a packet, after it was answered, and says what is worth keeping over a restart: the way
 //! that a client's machine was seen to take. Strangers cannot make it grow, nor push out a client's machine.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::boot::{Handout, Missing};
+use super::boot::{Handout, Machine, Missing};
 use super::wire::Kind;
 use super::{Note, Outcome, Reason};
 use crate::fleet::fact::LATE_SECS;
-use crate::fleet::{Fact, Habit, Loaders, Mac, Stage};
+use crate::fleet::{ClientName, Fact, Habit, Loaders, Mac, Stage};
 
 /// Machines that are remembered; when there are more, what they did is forgotten and learned anew.
 pub(super) const MAX_MACHINES: usize = 4_096;
@@ -42,6 +45,17 @@ impl PartialEq for Guide {
 }
 
 impl Eq for Guide {}
+
+/// How a machine was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// With its address.
+    WithAddress,
+    /// Beside the server that gives its address.
+    Beside,
+    /// The same over IPv6, where a machine repeats its question also because nobody gives it an address.
+    Six,
+}
 
 /// What is known of a machine, before its present exchange and with it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -122,7 +136,7 @@ impl Guide {
 
     fn lesson(&self, outcome: &Outcome) -> Option<Lesson> {
         let asker = outcome.asker.as_ref()?;
-        let proxy = !matches!(outcome.reason, Reason::Offered(..));
+        let way = if matches!(outcome.reason, Reason::Offered(..)) { Way::WithAddress } else { Way::Beside };
         let (handout, asked) = match outcome.reason {
             Reason::Offered(_, handout) | Reason::OfferedBoot(handout) => (handout, false),
             Reason::ToldBoot(handout) => (handout, true),
@@ -135,16 +149,28 @@ impl Guide {
             }
             _ => return None,
         };
-        let machine = &asker.machine;
+        Some(self.take_in(asker.mac, asker.client.as_ref(), &asker.machine, way, handout, asked))
+    }
+
+    /// Takes in what a machine was handed out, in an offer or because it `asked` by itself.
+    pub(super) fn take_in(
+        &self,
+        mac: Mac,
+        client: Option<&ClientName>,
+        machine: &Machine,
+        way: Way,
+        handout: Handout,
+        asked: bool,
+    ) -> Lesson {
         let mut habits = self.habits();
-        if habits.len() >= MAX_MACHINES && !habits.contains_key(&asker.mac) {
+        if habits.len() >= MAX_MACHINES && !habits.contains_key(&mac) {
             habits.retain(|_, ways| ways.known);
             if habits.len() >= MAX_MACHINES {
                 habits.clear();
             }
         }
-        let habit = habits.entry(asker.mac).or_default();
-        habit.known = asker.client.is_some();
+        let habit = habits.entry(mac).or_default();
+        habit.known = client.is_some();
         let begins = !asked && habit.exchange != Some(machine.exchange);
         let last = habit.now;
         if begins {
@@ -153,7 +179,8 @@ impl Guide {
         let mut said = Vec::new();
         // What was seen to work: iPXE came, or port 4011 was asked.
         let mut works = None;
-        if begins && machine.secs >= LATE_SECS {
+        // U-Boot counts from when it was started.
+        if begins && machine.secs >= LATE_SECS && !machine.is_u_boot() {
             said.push((heard_late(machine.secs), Some(Fact::HeardLate { secs: machine.secs })));
         }
         match handout {
@@ -168,34 +195,42 @@ impl Guide {
             Handout::Chain(_) if begins => {
                 habit.now = Known { chained: last.chained.saturating_add(1), file: last.file, ..Known::default() };
             }
+            // It runs no iPXE of ours, and needs none.
+            _ if machine.raspberry_pi => {}
             // It asks port 4011 by itself: that way works.
             Handout::Loader(_) | Handout::LoaderUrl(_) if asked => {
                 (habit.now.file, habit.now.asked, habit.unheeded) = (false, true, 0);
                 works = Some(false);
             }
+            Handout::Loader(_) | Handout::LoaderUrl(_) if machine.is_u_boot() => {}
             Handout::Loader(name) | Handout::LoaderUrl(name) if begins => {
                 habit.now = Known { told: last.told.saturating_add(1), asked: false, ..habit.before };
                 habit.unheeded = 1;
                 if habit.now.told == ROUNDS + 1 {
-                    let fact = Fact::Unheeded { times: habit.now.told, proxy, asked_4011: last.asked };
+                    let fact = Fact::Unheeded {
+                        times: habit.now.told,
+                        proxy: way != Way::WithAddress,
+                        asked_4011: last.asked,
+                    };
                     said.push((in_a_loop(name), Some(fact)));
                 }
             }
             Handout::Loader(name) | Handout::LoaderUrl(name) => {
                 habit.unheeded = habit.unheeded.saturating_add(1);
                 // In a row of exchanges that come to nothing, the first time says it.
-                if habit.unheeded == UNHEEDED && habit.now.told == 1 {
+                if habit.unheeded == UNHEEDED && habit.now.told == 1 && way != Way::Six {
+                    let proxy = way == Way::Beside;
                     let fact = Fact::Unheeded { times: UNHEEDED, proxy, asked_4011: habit.now.asked };
                     said.push((not_taken(name), Some(fact)));
                 }
             }
             _ => {}
         }
-        let note =
-            |(detail, fact)| Note { mac: asker.mac, client: asker.client.clone(), stage: Stage::Offer, detail, fact };
-        let works = works.map(|file| Habit { file }).filter(|works| proxy && habit.known && *works != habit.kept);
+        let note = |(detail, fact)| Note { mac, client: client.cloned(), stage: Stage::Offer, detail, fact };
+        let works = works.map(|file| Habit { file });
+        let works = works.filter(|works| way == Way::Beside && habit.known && *works != habit.kept);
         habit.kept = works.unwrap_or(habit.kept);
-        Some(Lesson { notes: said.into_iter().map(note).collect(), habit: works.map(|works| (asker.mac, works)) })
+        Lesson { notes: said.into_iter().map(note).collect(), habit: works.map(|works| (mac, works)) }
     }
 
     fn habits(&self) -> MutexGuard<'_, HashMap<Mac, Ways>> {

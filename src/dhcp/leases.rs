@@ -4,13 +4,14 @@
 //! An offer is held in memory for a while and may be lost; a lease is a [`LeaseChange`] that must be durable before the client
 //! hears of it. Every table has a bound, because strangers cause most of what is in it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use super::offers::{Offer, Offers};
 use super::scope::Scope;
-use crate::fleet::{Client, ClientName, Fleet, Holder, Lease, Mac, Port, Timestamp};
+use crate::fleet::{Client, ClientName, Fleet, Holder, Lease, Mac, Pool, Port, Timestamp};
 
 /// How long an offered address is kept for the one it was offered to. EDK2 takes 4 s and more to collect offers, and asks
 /// again after 4, 8, 16 and 32 s.
@@ -37,14 +38,22 @@ const MAX_SILENT: usize = 1_024;
 /// Most offers held at once; the oldest goes first, and can still be taken up if its address stays free.
 pub const MAX_OFFERS: usize = 1_024;
 
-/// Most leases of machines that are in nobody's place: any of them could be forged.
-pub const MAX_STRANGERS: usize = 4_096;
+/// Most leases of machines that are in nobody's place: any of them could be forged. The telephones of a large building are
+/// fewer, and so many cost a few MiB.
+pub const MAX_STRANGERS: usize = 8_192;
 
 /// How long an address that a client found in use is given to nobody.
 pub const QUARANTINE: Duration = Duration::from_secs(300);
 
 /// Most addresses in quarantine; the oldest leaves first.
 pub const MAX_QUARANTINED: usize = 256;
+
+/// A pool in which a stranger found no address is not searched for strangers again for so long, unless something in it becomes
+/// free. A search looks at all of the pool and at all leases; a flood asks for one with every packet.
+const SEARCH_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long addresses whose rest is over may be kept in their tables.
+const TIDY: Duration = Duration::from_secs(1);
 
 /// A change that must outlive a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,20 +70,32 @@ pub struct Leases {
     held: HashMap<Holder, Lease>,
     /// The same leases by address; no address has two.
     holders: BTreeMap<Ipv4Addr, Holder>,
-    offers: BTreeMap<Ipv4Addr, Offer>,
+    /// The same by the machine that has them, which may have been in the place of several.
+    machines: HashMap<Mac, Vec<Holder>>,
+    /// The same by their ends.
+    ends: BTreeSet<(Timestamp, Ipv4Addr)>,
+    offers: Offers,
     /// Until when.
     quarantined: BTreeMap<Ipv4Addr, Timestamp>,
     /// Addresses that nobody was found to use, and until when that counts.
     silent: BTreeMap<Ipv4Addr, Timestamp>,
     /// How many of `held` are strangers'.
     strangers: usize,
+    /// What is known of each pool, by its first address, so that it need not be searched from its beginning.
+    searched: BTreeMap<Ipv4Addr, Searched>,
+    /// When tables were rid of what is over.
+    tidied: Timestamp,
 }
 
-#[derive(Debug)]
-struct Offer {
-    holder: Holder,
-    port: Option<Port>,
-    until: Timestamp,
+/// What the last searches of a pool found.
+#[derive(Debug, Clone, Copy)]
+struct Searched {
+    /// Every address below was somebody's, or was kept from everybody, when it was looked at, and has not become free since.
+    from: u32,
+    /// When all of it was looked at last: what keeps an address from everybody may have gone without a word.
+    whole: Timestamp,
+    /// When there was nothing for a stranger.
+    nothing: Option<Timestamp>,
 }
 
 /// Why somebody cannot have a particular address.
@@ -248,14 +269,13 @@ impl Leases {
     /// client was renamed or removed while it ran.
     pub(super) fn adopt(&mut self, holder: &Holder, mac: Mac, rules: &Rules<'_>) -> Vec<LeaseChange> {
         let orphan = |lease: &&Lease| {
-            lease.mac == mac
-                && lease.holder != *holder
+            lease.holder != *holder
                 && match &lease.holder {
                     Holder::Client(name) => rules.fleet.client(name).is_none(),
                     Holder::Stranger(_) => true,
                 }
         };
-        let Some(lease) = self.held.values().filter(orphan).max_by_key(|lease| lease.expires).cloned() else {
+        let Some(lease) = self.of_machine(mac).filter(orphan).max_by_key(|lease| lease.expires).cloned() else {
             return Vec::new();
         };
         self.remove(&lease.holder);
@@ -278,37 +298,62 @@ impl Leases {
         rules: &Rules<'_>,
         now: Timestamp,
     ) -> Result<Ipv4Addr, NoAddress> {
-        self.offers.retain(|_, offer| offer.until > now);
-        self.quarantined.retain(|_, until| *until > now);
-        self.silent.retain(|_, until| *until > now);
+        self.tidy(now);
         let stranger = matches!(holder, Holder::Stranger(_));
-        if stranger && self.offered(holder).is_none() {
-            self.make_room(port);
+        if let (true, None, Some(port)) = (stranger, self.offers.to(holder), port)
+            && let (MAX_OFFERS_OF_PORT.., Some(oldest)) = self.offers.strangers_at(port)
+        {
+            self.take_back(oldest);
         }
         let address = self.choose(holder, wish, rules, now)?;
-        self.withdraw(holder);
-        if self.offers.len() >= MAX_OFFERS {
-            let oldest = self.offers.iter().min_by_key(|(_, offer)| offer.until).map(|(address, _)| *address);
-            oldest.map(|address| self.offers.remove(&address));
+        let last = self.offers.to(holder);
+        if last.is_none() && self.offers.len() >= MAX_OFFERS {
+            let oldest = self.offers.by_age().next().map(|(address, _)| address);
+            if let Some(oldest) = oldest {
+                self.take_back(oldest);
+            }
         }
         let until = now.after(if stranger { STRANGERS_OFFER_HOLD } else { OFFER_HOLD });
         self.offers.insert(address, Offer { holder: holder.clone(), port: port.cloned(), until });
+        if let Some(last) = last.filter(|last| *last != address) {
+            self.freed(last);
+        }
         Ok(address)
     }
 
-    /// Takes back the oldest offer to a stranger at this port, if there are so many of them.
-    fn make_room(&mut self, port: Option<&Port>) {
-        let Some(port) = port else { return };
-        let there = self
-            .offers
-            .iter()
-            .filter(|(_, offer)| offer.port.as_ref() == Some(port) && matches!(offer.holder, Holder::Stranger(_)));
-        let (oldest, count) = there.fold((None, 0), |(oldest, count), (address, offer)| {
-            let older = oldest.is_none_or(|(until, _)| offer.until < until);
-            (if older { Some((offer.until, *address)) } else { oldest }, count + 1)
-        });
-        if let (Some((_, address)), MAX_OFFERS_OF_PORT..) = (oldest, count) {
-            self.offers.remove(&address);
+    /// Forgets what is over.
+    fn tidy(&mut self, now: Timestamp) {
+        while let Some(address) = self.offers.pop_over(now) {
+            self.freed(address);
+        }
+        if now.since(self.tidied) < TIDY && now >= self.tidied {
+            return;
+        }
+        self.tidied = now;
+        self.silent.retain(|_, until| *until > now);
+        let rested: Vec<Ipv4Addr> =
+            self.quarantined.iter().filter(|(_, until)| **until <= now).map(|(address, _)| *address).collect();
+        for address in rested {
+            self.quarantined.remove(&address);
+            self.freed(address);
+        }
+    }
+
+    /// Takes back an offer.
+    fn take_back(&mut self, address: Ipv4Addr) {
+        if self.offers.remove(address).is_some() {
+            self.freed(address);
+        }
+    }
+
+    /// An address may be for somebody again.
+    fn freed(&mut self, address: Ipv4Addr) {
+        let nobodys = !self.holders.contains_key(&address);
+        for searched in self.searched.range_mut(..=address).map(|(_, searched)| searched) {
+            searched.nothing = None;
+            if nobodys {
+                searched.from = searched.from.min(address.into());
+            }
         }
     }
 
@@ -331,7 +376,7 @@ impl Leases {
 
     /// Somebody uses this address: nobody gets it for [`QUARANTINE`].
     pub fn found_in_use(&mut self, address: Ipv4Addr, now: Timestamp) {
-        self.offers.remove(&address);
+        self.offers.remove(address);
         self.silent.remove(&address);
         self.quarantine(address, now);
     }
@@ -339,13 +384,16 @@ impl Leases {
     fn quarantine(&mut self, address: Ipv4Addr, now: Timestamp) {
         if self.quarantined.len() >= MAX_QUARANTINED {
             let oldest = self.quarantined.iter().min_by_key(|(_, until)| **until).map(|(address, _)| *address);
-            oldest.map(|address| self.quarantined.remove(&address));
+            if let Some(address) = oldest {
+                self.quarantined.remove(&address);
+                self.freed(address);
+            }
         }
         self.quarantined.insert(address, now.after(QUARANTINE));
     }
 
     fn choose(
-        &self,
+        &mut self,
         holder: &Holder,
         wish: Option<Ipv4Addr>,
         rules: &Rules<'_>,
@@ -357,44 +405,75 @@ impl Leases {
                 None => Ok(address),
             };
         }
-        let clear = |address: &Ipv4Addr| self.obstacle(*address, holder, rules, now).is_none();
+        let clear = |leases: &Self, address: Ipv4Addr| leases.obstacle(address, holder, rules, now).is_none();
         let held = self.held.get(holder).map(|lease| lease.address);
-        let offered = self.offered(holder);
-        if let Some(address) = held.filter(clear).or(offered.filter(clear)) {
+        let had = held.filter(|address| clear(self, *address));
+        if let Some(address) = had.or_else(|| self.offers.to(holder).filter(|address| clear(self, *address))) {
             return Ok(address);
         }
         let new_stranger = matches!(holder, Holder::Stranger(_)) && held.is_none();
         let full = new_stranger && self.strangers >= MAX_STRANGERS;
-        let fresh = |address: &Ipv4Addr| !self.holders.contains_key(address) && clear(address);
-        if !full {
-            let pool = rules.scope.pool();
-            // Each step of this walk that fails passes an address that a table of bounded size holds.
-            let mut pool = (u32::from(pool.first)..=u32::from(pool.last)).map(Ipv4Addr::from);
-            if let Some(address) = wish.filter(fresh).or_else(|| pool.find(fresh)) {
+        let fresh = |leases: &Self, address: Ipv4Addr| !leases.holders.contains_key(&address) && clear(leases, address);
+        let wish = wish.filter(|address| !full && fresh(self, *address));
+        if let Some(address) = wish {
+            return Ok(address);
+        }
+        let pool = rules.scope.pool();
+        if !(new_stranger && self.has_nothing(pool.first, now)) {
+            if !full && let Some(address) = self.search(pool, fresh, now) {
                 return Ok(address);
             }
-        }
-        let gone = self.held.values().filter(|lease| lease.holder != *holder && clear(&lease.address));
-        if let Some(lease) = gone.min_by_key(|lease| (lease.expires, lease.address)) {
-            return Ok(lease.address);
+            let over = self.ends.iter().take_while(|(expires, _)| *expires <= now).map(|(_, address)| *address);
+            if let Some(address) =
+                over.filter(|address| self.holders[address] != *holder).find(|address| clear(self, *address))
+            {
+                return Ok(address);
+            }
+            if new_stranger && let Some(searched) = self.searched.get_mut(&pool.first) {
+                searched.nothing = Some(now);
+            }
         }
         if full {
             return Err(NoAddress::Strangers);
         }
         if matches!(holder, Holder::Client(_)) {
             // A flood of strangers that only ask must not keep a client from booting.
-            let idle = self.offers.iter().filter(|(address, offer)| {
-                matches!(offer.holder, Holder::Stranger(_))
-                    && rules.forbid(**address, holder).is_none()
-                    && self.lease_obstacle(**address, holder, rules, now).is_none()
+            let mut idle = self.offers.by_age().filter(|(address, offer)| {
+                offer.is_to_stranger()
+                    && rules.forbid(*address, holder).is_none()
+                    && self.lease_obstacle(*address, holder, rules, now).is_none()
             });
-            if let Some((address, _)) = idle.min_by_key(|(_, offer)| offer.until) {
-                return Ok(*address);
+            if let Some((address, _)) = idle.next() {
+                return Ok(address);
             }
         }
-        let pool = rules.scope.pool();
         let (leases, offers) = (self.held.len(), self.offers.len());
         Err(NoAddress::Exhausted { first: pool.first, last: pool.last, leases, offers })
+    }
+
+    /// There was nothing for a stranger in this pool a moment ago.
+    fn has_nothing(&self, pool: Ipv4Addr, now: Timestamp) -> bool {
+        let nothing = self.searched.get(&pool).and_then(|searched| searched.nothing);
+        nothing.is_some_and(|at| now >= at && now.since(at) < SEARCH_AGAIN)
+    }
+
+    /// The first address of a pool that is fresh. Below `from` there is none, unless something ended without a word: a
+    /// reservation, or a session. So where there is none at all, the search begins anew, but not with each packet.
+    fn search(&mut self, pool: &Pool, fresh: impl Fn(&Self, Ipv4Addr) -> bool, now: Timestamp) -> Option<Ipv4Addr> {
+        let (first, last) = (u32::from(pool.first), u32::from(pool.last));
+        let never = Searched { from: first, whole: now, nothing: None };
+        let Searched { from, whole, .. } = *self.searched.entry(pool.first).or_insert(never);
+        let find =
+            |range: std::ops::RangeInclusive<u32>| range.map(Ipv4Addr::from).find(|address| fresh(self, *address));
+        let mut found = find(from.max(first)..=last);
+        let mut whole = whole;
+        if found.is_none() && from > first && !(now >= whole && now.since(whole) < SEARCH_AGAIN) {
+            found = find(first..=from.min(last));
+            whole = now;
+        }
+        let from = found.map_or(last.saturating_add(1), u32::from);
+        self.searched.insert(pool.first, Searched { from, whole, nothing: None });
+        found
     }
 
     /// Whether a client that says it has this address, or asks for it, is right.
@@ -402,7 +481,7 @@ impl Leases {
         if let Some(why) = self.obstacle(address, holder, rules, now) {
             return Claim::Wrong(why);
         }
-        let fixed_or_offered = rules.fixed(holder) == Some(address) || self.offered(holder) == Some(address);
+        let fixed_or_offered = rules.fixed(holder) == Some(address) || self.offers.to(holder) == Some(address);
         if fixed_or_offered || rules.runs_at(holder, address) {
             return Claim::Theirs;
         }
@@ -435,29 +514,34 @@ impl Leases {
         mac: Mac,
         expires: Timestamp,
     ) -> Vec<LeaseChange> {
-        self.withdraw(holder);
         let lease = Lease { holder: holder.clone(), address, mac, expires };
         let mut changes: Vec<LeaseChange> = self.insert(lease.clone()).map(LeaseChange::Gone).into_iter().collect();
         changes.push(LeaseChange::Held(lease));
+        // Only now: an address that is somebody's is not searched for.
+        self.withdraw(holder);
         changes
     }
 
     /// Forgets what was offered to this holder.
     pub(super) fn withdraw(&mut self, holder: &Holder) {
-        self.offers.retain(|_, offer| offer.holder != *holder);
+        if let Some(address) = self.offers.to(holder) {
+            self.take_back(address);
+        }
     }
 
     /// The holder needs its lease of this address no longer. It is still the one that it gets next time.
     pub(super) fn release(&mut self, holder: &Holder, address: Ipv4Addr, now: Timestamp) -> Option<LeaseChange> {
-        let lease = self.held.get_mut(holder).filter(|lease| lease.address == address)?;
-        lease.expires = lease.expires.min(now);
-        Some(LeaseChange::Held(lease.clone()))
+        let lease = self.held.get(holder).filter(|lease| lease.address == address)?.clone();
+        let released = Lease { expires: lease.expires.min(now), ..lease };
+        self.insert(released.clone());
+        self.freed(address);
+        Some(LeaseChange::Held(released))
     }
 
     /// The holder found its address in use by somebody else: nobody gets it for [`QUARANTINE`]. `None` if it was never the
     /// holder's, so that nobody can spoil the addresses of others.
     pub(super) fn decline(&mut self, holder: &Holder, address: Ipv4Addr, now: Timestamp) -> Option<Vec<LeaseChange>> {
-        let offered = self.offered(holder) == Some(address);
+        let offered = self.offers.to(holder) == Some(address);
         let change = self.release(holder, address, now);
         if !offered && change.is_none() {
             return None;
@@ -465,7 +549,7 @@ impl Leases {
         self.withdraw(holder);
         self.quarantine(address, now);
         // It may have been offered to somebody else since.
-        self.offers.remove(&address);
+        self.take_back(address);
         Some(change.into_iter().collect())
     }
 
@@ -500,7 +584,7 @@ impl Leases {
         if self.quarantined.get(&address).is_some_and(|until| *until > now) {
             return Some(Obstacle::Quarantined);
         }
-        if let Some(offer) = self.offers.get(&address)
+        if let Some(offer) = self.offers.of(address)
             && offer.until > now
             && offer.holder != *holder
         {
@@ -522,27 +606,123 @@ impl Leases {
         theirs.then(|| Obstacle::Leased(lease.holder.clone()))
     }
 
-    fn offered(&self, holder: &Holder) -> Option<Ipv4Addr> {
-        self.offers.iter().find(|(_, offer)| offer.holder == *holder).map(|(address, _)| *address)
+    /// The leases that a machine has, in whosever place it was.
+    fn of_machine(&self, mac: Mac) -> impl Iterator<Item = &Lease> {
+        self.machines.get(&mac).into_iter().flatten().map(|holder| &self.held[holder])
     }
 
     /// Puts a lease in the book; gives whose lease of the same address it took the place of.
     fn insert(&mut self, lease: Lease) -> Option<Holder> {
-        self.remove(&lease.holder);
+        let last = self.take_out(&lease.holder);
         let ousted = self.holders.get(&lease.address).cloned();
         if let Some(holder) = &ousted {
-            self.remove(holder);
+            self.take_out(holder);
         }
         self.strangers += usize::from(matches!(lease.holder, Holder::Stranger(_)));
         self.holders.insert(lease.address, lease.holder.clone());
+        self.machines.entry(lease.mac).or_default().push(lease.holder.clone());
+        self.ends.insert((lease.expires, lease.address));
+        let address = lease.address;
         self.held.insert(lease.holder.clone(), lease);
+        if let Some(last) = last.filter(|last| last.address != address) {
+            self.freed(last.address);
+        }
         ousted
     }
 
     fn remove(&mut self, holder: &Holder) {
-        if let Some(lease) = self.held.remove(holder) {
-            self.holders.remove(&lease.address);
-            self.strangers -= usize::from(matches!(holder, Holder::Stranger(_)));
+        if let Some(lease) = self.take_out(holder) {
+            self.freed(lease.address);
+        }
+    }
+
+    fn take_out(&mut self, holder: &Holder) -> Option<Lease> {
+        let lease = self.held.remove(holder)?;
+        self.holders.remove(&lease.address);
+        self.ends.remove(&(lease.expires, lease.address));
+        if let Some(holders) = self.machines.get_mut(&lease.mac) {
+            holders.retain(|other| other != holder);
+            if holders.is_empty() {
+                self.machines.remove(&lease.mac);
+            }
+        }
+        self.strangers -= usize::from(matches!(holder, Holder::Stranger(_)));
+        Some(lease)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fleet::Naming;
+
+    const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+    const LEASE: Duration = Duration::from_secs(120);
+
+    fn stranger(number: u8) -> Mac {
+        Mac::from_octets([0x52, 0x54, 0, 0, 1, number]).unwrap()
+    }
+
+    /// What a new stranger is to get, by a look at every address and every lease.
+    fn by_looking_everywhere(leases: &Leases, holder: &Holder, rules: &Rules<'_>, now: Timestamp) -> Option<Ipv4Addr> {
+        let clear = |address: &Ipv4Addr| leases.obstacle(*address, holder, rules, now).is_none();
+        let pool = rules.scope.pool();
+        let mut all = (u32::from(pool.first)..=u32::from(pool.last)).map(Ipv4Addr::from);
+        let fresh = all.find(|address| !leases.holders.contains_key(address) && clear(address));
+        let over = leases.held.values().filter(|lease| clear(&lease.address));
+        fresh.or_else(|| over.min_by_key(|lease| (lease.expires, lease.address)).map(|lease| lease.address))
+    }
+
+    proptest! {
+        /// Whatever is remembered of earlier searches, a search finds what one without any memory finds.
+        #[test]
+        fn a_stranger_gets_the_address_that_a_look_at_everything_finds(
+            acts in prop::collection::vec((0..10_u8, 0..14_u8, 0..14_u8), 1..200), reserved in 100..112_u8,
+        ) {
+            let last = Ipv4Addr::new(10, 9, 0, 107);
+            let pool = Pool { first: Ipv4Addr::new(10, 9, 0, 100), last, router: None, dns: Vec::new(), lease: LEASE };
+            let scope = Scope::new(SERVER, 24, pool, 80, Naming::new("iqn.2026-11.test")).unwrap();
+            let pc = crate::dhcp::tests::client("pc-01", &[1], Some([10, 9, 0, reserved]));
+            let fleet = Fleet::new([pc, crate::dhcp::tests::client("pc-02", &[2], None)]).unwrap();
+            let rules = Rules::new(&scope, &fleet, &|_| None);
+            let (mut leases, mut now) = (Leases::default(), Timestamp(1_700_000_000_000));
+            for (what, who, address) in acts {
+                let holder = match who {
+                    0 => Holder::Client("pc-01".parse().unwrap()),
+                    1 => Holder::Client("pc-02".parse().unwrap()),
+                    number => Holder::Stranger(stranger(number)),
+                };
+                let address = Ipv4Addr::new(10, 9, 0, 98 + address);
+                match what {
+                    0..4 => {
+                        let new = who > 1 && !leases.knows(&holder) && leases.offers.to(&holder).is_none();
+                        // Only what is over by now is not there any more.
+                        leases.tidy(now);
+                        let wanted = new.then(|| by_looking_everywhere(&leases, &holder, &rules, now));
+                        let offered = leases.offer(&holder, None, None, &rules, now).ok();
+                        prop_assert!(wanted.is_none_or(|wanted| wanted == offered), "{:?}, not {:?}", offered, wanted);
+                    }
+                    4 | 5 => {
+                        let address = leases.offers.to(&holder).unwrap_or(address);
+                        if !matches!(leases.claim(&holder, address, &rules, now), Claim::Wrong(_)) {
+                            leases.grant(&holder, address, stranger(who.max(1)), now.after(LEASE));
+                        }
+                    }
+                    6 => leases.withdraw(&holder),
+                    7 => drop(leases.release(&holder, address, now)),
+                    8 => drop(leases.decline(&holder, address, now)),
+                    _ => now = now.after(Duration::from_secs(1 + u64::from(who) * 5)),
+                }
+                prop_assert_eq!(leases.held.len(), leases.holders.len());
+                prop_assert_eq!(leases.held.len(), leases.ends.len());
+                prop_assert_eq!(leases.held.len(), leases.machines.values().map(Vec::len).sum::<usize>());
+                for lease in leases.held.values() {
+                    prop_assert!(leases.ends.contains(&(lease.expires, lease.address)));
+                    prop_assert!(leases.of_machine(lease.mac).any(|other| other == lease));
+                }
+            }
         }
     }
 }

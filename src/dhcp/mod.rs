@@ -9,6 +9,7 @@
 mod boot;
 mod guide;
 mod leases;
+mod offers;
 pub mod others;
 pub mod proxy;
 mod relay;
@@ -16,6 +17,7 @@ mod reply;
 mod scope;
 #[cfg(test)]
 mod tests;
+pub mod v6;
 mod wire;
 
 use std::fmt;
@@ -360,6 +362,15 @@ pub fn handle(leases: &mut Leases, around: Around<'_>, now: Timestamp, arrival: 
         return silent(Some(asker), Reason::PortInUse(client.name.clone(), other));
     }
     Exchange::new(leases, around, scope, now, arrival, &request, client, asker).run()
+}
+
+/// Whether this is the DISCOVER of a machine that is in nobody's place: what floods are made of, and what can be left
+/// unanswered where not everything can be answered.
+#[must_use]
+pub fn is_strangers_discover(fleet: &Fleet, bytes: &[u8]) -> bool {
+    let Ok(request) = Request::parse(bytes) else { return false };
+    let plan = boot_plan_at(fleet, request.mac, relay::port(&request).as_ref());
+    request.kind == Kind::Discover && plan == Ok(Plan::Unknown)
 }
 
 /// Who asks, and in whose place it stands; or why it is not answered, whoever gives its address.

@@ -28,7 +28,7 @@ fn name(text: &str) -> ClientName {
     text.parse().unwrap()
 }
 
-fn client(text: &str, macs: &[u8], ip: Option<[u8; 4]>) -> Client {
+pub(super) fn client(text: &str, macs: &[u8], ip: Option<[u8; 4]>) -> Client {
     Client {
         name: name(text),
         group: None,
@@ -577,6 +577,20 @@ fn strangers_that_only_ask_do_not_keep_a_client_out() {
     // Its address went to a client; the stranger starts anew.
     let late = lab.hear(&Packet::new(3, 20).selecting(ip(100)));
     assert!(matches!(late.reason, Reason::Refused { .. }), "{:?}", late.reason);
+}
+
+#[test]
+fn only_the_discover_of_a_machine_that_nobody_knows_can_be_left_unanswered() {
+    let may = |packet: &Packet| is_strangers_discover(&fleet(), &packet.bytes());
+    assert!(may(&Packet::new(1, 20)));
+    for packet in [Packet::new(1, 1), Packet::new(1, 2), Packet::new(1, 3), Packet::new(3, 20), Packet::new(7, 20)] {
+        assert!(!may(&packet), "{packet:?}");
+    }
+    let at_a_port =
+        Fleet::new([Client { port: Some("sw1/7".parse().unwrap()), ..client("pc-07", &[], None) }]).unwrap();
+    let there = Packet::new(1, 20).agent(&[(1, b"7"), (2, b"sw1")]);
+    assert!(!is_strangers_discover(&at_a_port, &there.bytes()) && may(&there));
+    assert!(!is_strangers_discover(&fleet(), b"no request"));
 }
 
 #[test]

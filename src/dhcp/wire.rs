@@ -40,6 +40,7 @@ pub(super) mod code {
     pub(in super::super) const ROUTER: u8 = 3;
     pub(in super::super) const NAME_SERVERS: u8 = 6;
     pub(in super::super) const HOST_NAME: u8 = 12;
+    pub(in super::super) const ROOT_PATH: u8 = 17;
     pub(in super::super) const BROADCAST: u8 = 28;
     pub(in super::super) const VENDOR: u8 = 43;
     pub(in super::super) const REQUESTED: u8 = 50;
@@ -47,8 +48,8 @@ pub(super) mod code {
     pub(in super::super) const OVERLOAD: u8 = 52;
     pub(in super::super) const KIND: u8 = 53;
     pub(in super::super) const SERVER: u8 = 54;
-    pub(in super::super) const MESSAGE: u8 = 56;
     pub(in super::super) const WANTED: u8 = 55;
+    pub(in super::super) const MESSAGE: u8 = 56;
     pub(in super::super) const MAX_SIZE: u8 = 57;
     pub(in super::super) const RENEWAL: u8 = 58;
     pub(in super::super) const REBINDING: u8 = 59;

@@ -19,13 +19,17 @@ use super::vhd::wire::{Footer, Header, Kind, LocatorKind};
 use super::vhdx::Vhdx;
 use super::vhdx::engine::At;
 use super::vhdx::wire::{ParentLocator, SIGNATURE};
-use super::{Disk, PAGE, SECTOR, Sectors, Stretch};
+use super::{Disk, PAGE, PassOn, SECTOR, Sectors, Stretch};
 
 /// Layers that a chain may have. Each costs a lookup per request; more than this is a loop or an accident.
 pub const MAX_DEPTH: usize = 64;
 
 /// Bytes that [`Disk::zero`] maps at once, so that a request for the whole disk takes no memory by its size.
 const ZERO_STEP: u64 = 1 << 30;
+
+/// Parts in which a range is [passed on](Disk::pass_on), and their bytes on average at least: smaller ones are copied sooner.
+const MAX_PARTS: usize = 16;
+const MIN_PART: u64 = 16 * 1024;
 
 /// Where a child's pending map is, and what this boot of the host is called (`/proc/sys/kernel/random/boot_id`).
 #[derive(Debug, Clone)]
@@ -528,6 +532,33 @@ impl Disk for Chain {
             self.read_extents(offset, bufs, Wait::Block, |media, at, bufs| media.read(at, bufs).map(|()| true))?;
         debug_assert!(complete, "it waits");
         Ok(())
+    }
+
+    fn pass_on(&self, offset: u64, len: u64, each: &mut PassOn<'_>) -> Result<Option<u64>, DiskError> {
+        self.check(offset, len)?;
+        let mut parts = [None; MAX_PARTS];
+        let most = usize::try_from(len / MIN_PART).unwrap_or(usize::MAX).clamp(1, MAX_PARTS);
+        let (mut extents, mut count) = (Extents::new(self, offset, len, Wait::Never), 0);
+        loop {
+            match extents.next()? {
+                Some(Some(Extent { len, at: Some((media, at)) })) if count < most => {
+                    let Some(file) = media.in_memory(at, len) else { return Ok(None) };
+                    parts[count] = Some((file, at, len));
+                    count += 1;
+                }
+                Some(None) => break,
+                _ => return Ok(None),
+            }
+        }
+        let mut passed = 0;
+        for (file, at, len) in parts.into_iter().flatten() {
+            let taken = each(file, at, len);
+            passed += taken;
+            if taken < len {
+                break;
+            }
+        }
+        Ok(Some(passed))
     }
 
     fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {

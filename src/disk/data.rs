@@ -22,7 +22,7 @@ use super::error::DiskError;
 use super::file::{Access, File, Media, write_all};
 use super::vhdx::create::{Spec, create_roomy, place_of_size};
 use super::vhdx::wire;
-use super::{Disk, Sectors, Stretch};
+use super::{Disk, PassOn, Sectors, Stretch};
 
 /// The most bytes that such a disk can have.
 pub const MAX_SIZE: u64 = wire::MAX_SIZE;
@@ -140,9 +140,18 @@ impl Disk for DataDisk {
         self.chain().read(offset, bufs)
     }
 
+    fn pass_on(&self, offset: u64, len: u64, each: &mut PassOn<'_>) -> Result<Option<u64>, DiskError> {
+        self.chain().pass_on(offset, len, each)
+    }
+
     fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {
         self.check_sound()?;
         self.chain().write(offset, bufs)
+    }
+
+    fn try_write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool, DiskError> {
+        self.check_sound()?;
+        self.chain().try_write(offset, bufs)
     }
 
     fn zero(&self, offset: u64, len: u64) -> Result<(), DiskError> {

@@ -6,6 +6,7 @@
 use std::fmt::Debug;
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -18,6 +19,7 @@ use super::error::DiskError;
 use super::iovec;
 #[cfg(test)]
 use super::witness;
+use crate::sys;
 
 /// Buffers that one system call takes (`UIO_MAXIOV`).
 const MAX_BUFS: usize = 1024;
@@ -56,6 +58,11 @@ pub trait Media: Send + Sync + Debug {
     /// # Errors
     /// The system's, or that the file ends before.
     fn read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DiskError>;
+    /// The open file itself, if this range of it is in memory: what the system moves from it to elsewhere needs no waiting.
+    fn in_memory(&self, offset: u64, len: u64) -> Option<BorrowedFd<'_>> {
+        let _ = (offset, len);
+        None
+    }
     /// Writes all the buffers.
     ///
     /// # Errors
@@ -301,6 +308,15 @@ impl Media for File {
             IoSliceMut::advance_slices(&mut rest, usize::try_from(read).expect("a read fits in memory"));
         }
         Ok(())
+    }
+
+    fn in_memory(&self, offset: u64, len: u64) -> Option<BorrowedFd<'_>> {
+        let resident = match self.nowait_reads.load(Ordering::Relaxed) {
+            NOWAIT_WORKS => sys::is_resident(self.file.as_fd(), offset, len).unwrap_or(false),
+            NOWAIT_NEEDLESS => true,
+            _ => false,
+        };
+        resident.then(|| self.file.as_fd())
     }
 
     fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {

@@ -13,6 +13,7 @@
 
 use std::fmt::Debug;
 use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 
 mod cache;
 pub mod chain;
@@ -84,6 +85,9 @@ pub struct Stretch {
     pub mapped: bool,
 }
 
+/// Takes a part of a file, from an offset on: how many of so many bytes it took.
+pub type PassOn<'a> = dyn FnMut(BorrowedFd<'_>, u64, u64) -> u64 + 'a;
+
 /// A virtual disk that a logical unit serves. Offsets and lengths are bytes, multiples of [`SECTOR`].
 ///
 /// Synchronous, positional, shared: readers run at any time; the caller lets one writer at a time in (`write`, `zero`
@@ -109,6 +113,18 @@ pub trait Disk: Send + Sync + Debug {
     /// # Errors
     /// A range beyond the disk, a damaged file, or the system's error.
     fn read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DiskError>;
+
+    /// Passes a range on without copying it: `each` is told of the parts in order, as an open file, an offset and a length, and
+    /// tells how many bytes it took; when that is fewer than all, it is not asked again. Returns the bytes taken. `None`, and
+    /// `each` was not asked: not all of the range lies in files, in parts of a good size, and in memory;
+    /// [`try_read`](Disk::try_read) it.
+    ///
+    /// # Errors
+    /// A range beyond the disk, a damaged file, or the system's error.
+    fn pass_on(&self, offset: u64, len: u64, each: &mut PassOn<'_>) -> Result<Option<u64>, DiskError> {
+        let _ = (offset, len, each);
+        Ok(None)
+    }
 
     /// Writes the buffers one after another. When it returns, the write may be acknowledged: it survives the death of
     /// the process. Power loss is [`flush`](Disk::flush)'s business; until then each sector is old or new.

@@ -2,6 +2,7 @@
 //! single, telling cases; the suite that every format passes is in [`super::conformance`].
 
 use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -49,12 +50,23 @@ pub(super) fn read_once(disk: &dyn Disk, start: u64, len: u64) -> Vec<u8> {
     bytes
 }
 
-/// Reads both ways, which must agree while nobody writes.
+/// Reads each way, which must agree while nobody writes.
 pub(super) fn read(disk: &dyn Disk, start: u64, len: u64) -> Vec<u8> {
     let bytes = read_once(disk, start, len);
     let mut again = vec![0x5a; at(len)];
     if disk.try_read(start * SECTOR, &mut [IoSliceMut::new(&mut again)]).unwrap() {
         assert!(again == bytes, "a read without waiting differs from one that waits");
+    }
+    let mut passed = Vec::new();
+    let mut take = |file: BorrowedFd<'_>, offset, len: u64| {
+        let mut part = vec![0; usize::try_from(len).unwrap()];
+        assert_eq!(rustix::io::pread(file, &mut part, offset).unwrap(), part.len());
+        passed.extend(part);
+        len
+    };
+    if let Some(taken) = disk.pass_on(start * SECTOR, len * SECTOR, &mut take).unwrap() {
+        assert_eq!(taken, len * SECTOR);
+        assert!(passed == bytes, "what is passed on differs from what is read");
     }
     bytes
 }

@@ -3,7 +3,7 @@
 //! Not here: the mapping file (`config::edit`) and running sessions (`app::keeper`), which the [`Effect`]s are for.
 
 use super::nearest::nearest;
-use super::{Client, ClientName, Fleet, Mac};
+use super::{Client, ClientName, Fleet, Mac, Port};
 
 /// What an operator wants changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +51,14 @@ pub enum Refusal {
         /// The one that was probably meant.
         near: Option<ClientName>,
     },
+    /// The client is whatever is plugged in at a port: there is no MAC that another could take the place of.
+    #[error("`{client}` is whatever machine is plugged in at port {port}: it has no MAC to replace")]
+    ByPort {
+        /// The client.
+        client: ClientName,
+        /// Its port.
+        port: Port,
+    },
     /// The MAC is another client's.
     #[error("MAC {mac} is the machine of `{of}`: two machines would write one disk")]
     MacInUse {
@@ -76,6 +84,10 @@ impl Refusal {
         match self {
             Self::NoSuchClient { near: Some(near), .. } => format!("did you mean `{near}`?"),
             Self::NoSuchClient { near: None, .. } => "`roost client list` shows those that there are".to_owned(),
+            Self::ByPort { client, port } => format!(
+                "plug the new machine in at {port}, and that is all; where it is plugged in elsewhere, write that as the `port` \
+                 of `{client}` (its events tell it: roost logs), or take `port` out and give it a `mac`"
+            ),
             Self::MacInUse { of, .. } => {
                 format!("look at the label of the new machine again, or give `{of}` another one first")
             }
@@ -100,6 +112,9 @@ impl Change {
         let Some(client) = fleet.client(name) else {
             return Err(Refusal::no_such_client(fleet, name));
         };
+        if let ([], Some(port)) = (&client.macs[..], &client.port) {
+            return Err(Refusal::ByPort { client: name.clone(), port: port.clone() });
+        }
         if let Some(other) = fleet.by_mac(*mac).filter(|other| other.name != *name) {
             return Err(Refusal::MacInUse { mac: *mac, of: other.name.clone() });
         }
@@ -177,6 +192,24 @@ mod tests {
     #[test]
     fn the_same_machine_again_is_nothing_to_do() {
         assert_eq!(replace("pc-01", 1).unwrap(), Changed { fleet: fleet(), effects: Vec::new() });
+    }
+
+    #[test]
+    fn what_is_known_by_its_port_alone_is_replaced_by_its_cable() {
+        let port: Port = "sw1/4".parse().unwrap();
+        let by_port = Client { port: Some(port.clone()), ..client("desk", &[], false) };
+        let both = Client { port: Some(port), ..client("desk", &[5], false) };
+        let replace = |desk| {
+            let fleet = Fleet::new([client("pc-01", &[1], false), desk]).unwrap();
+            Change::Replace { client: "desk".parse().unwrap(), mac: mac(9) }.apply(&fleet)
+        };
+        let refusal = replace(by_port).unwrap_err();
+        assert_eq!(
+            refusal.to_string(),
+            "`desk` is whatever machine is plugged in at port sw1/4: it has no MAC to replace"
+        );
+        assert!(refusal.help().starts_with("plug the new machine in at sw1/4, and that is all;"), "{}", refusal.help());
+        assert_eq!(replace(both).unwrap().fleet.client(&"desk".parse().unwrap()).unwrap().macs, [mac(9)]);
     }
 
     #[test]

@@ -88,6 +88,13 @@ pub enum Fact {
         /// Blocks that there are.
         blocks: u64,
     },
+    /// A TFTP transfer that was given up, since the client made us send its file again and again.
+    Endless {
+        /// Bytes that were sent.
+        sent: u64,
+        /// Bytes that the file has.
+        bytes: u64,
+    },
     /// The same loader was fetched again and again, and no script after it.
     LoaderLoop {
         /// The loader's name.

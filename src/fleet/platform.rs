@@ -165,6 +165,9 @@ impl Default for Loaders {
 pub const BIOS_LOADER: &str = "undionly.kpxe";
 /// The loader for x64 UEFI machines, which uses the firmware's own network driver.
 pub const UEFI_X64_LOADER: &str = "snponly.efi";
+/// What the boot loader in a Raspberry Pi is told. A Pi 3 fetches it first; newer ones have it in their own memory, and
+/// know by themselves what to fetch from the server that they are told.
+pub const RASPBERRY_PI_LOADER: &str = "bootcode.bin";
 
 impl Loaders {
     /// None at all.
@@ -239,6 +242,8 @@ pub struct Start {
     pub loader: Option<String>,
     /// Its loader leaves the system no gateway: Windows would send what is for the disk there, be it on the same wire.
     pub no_gateway: bool,
+    /// What boots from iSCSI without a script is told the disk itself, by DHCP's root path.
+    pub root_path: bool,
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,7 +20,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::header::{ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use axum::http::header::{
+    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_RANGE, RANGE,
+};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tokio::net::{TcpListener, TcpStream};
@@ -28,7 +30,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time;
 
-use super::connection::{self, PATIENCE};
+use super::connection::{self, Answering, PATIENCE};
+use super::files::Files;
 use crate::app::bootfiles::{Begun, BootContext, BootFile, Kind, Name, SCRIPT};
 use crate::app::packets::{Decision, Direction, Packet, Protocol};
 use crate::fleet::{Mac, Secrets};
@@ -55,7 +58,7 @@ pub enum HttpError {
     #[error("cannot serve HTTP on {address}: {source}{}", hint(source))]
     Bind {
         /// The address.
-        address: SocketAddrV4,
+        address: SocketAddr,
         /// Why.
         source: io::Error,
     },
@@ -78,6 +81,7 @@ pub fn router(boot: Arc<BootContext>) -> Router {
 pub struct BootServer {
     listener: TcpListener,
     address: SocketAddr,
+    files: Option<Arc<Files>>,
 }
 
 impl BootServer {
@@ -85,14 +89,21 @@ impl BootServer {
     ///
     /// # Errors
     /// The address cannot be bound.
-    pub async fn bind(address: SocketAddrV4) -> Result<Self, HttpError> {
+    pub async fn bind(address: impl Into<SocketAddr>) -> Result<Self, HttpError> {
+        let address = address.into();
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => HttpError::Taken(Taken::find(Transport::Tcp, address)),
             _ => HttpError::Bind { address, source },
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address })
+        Ok(Self { listener, address, files: None })
+    }
+
+    /// The same, with an operator's files under `/files/`.
+    #[must_use]
+    pub fn with_files(self, files: Option<Arc<Files>>) -> Self {
+        Self { files, ..self }
     }
 
     /// Where it listens.
@@ -103,6 +114,7 @@ impl BootServer {
 
     /// Serves until `stop` is done; then answers under way have [`DRAIN`] to end.
     pub async fn run(self, router: Router, stop: impl Future<Output = ()>) {
+        let answering = Answering { router, files: self.files };
         let mut stop = std::pin::pin!(stop);
         let (stopping, _) = watch::channel(false);
         let per_client = PerClient::default();
@@ -118,9 +130,9 @@ impl BootServer {
                             continue;
                         };
                         let stopped = stopped(stopping.subscribe());
-                        let router = router.clone();
+                        let answering = answering.clone();
                         connections.spawn(async move {
-                            serve(stream, peer, router, stopped).await;
+                            serve(stream, peer, answering, stopped).await;
                             drop(seat);
                         });
                     }
@@ -144,12 +156,12 @@ async fn stopped(mut stopping: watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
-async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, stopped: impl Future<Output = ()>) {
+async fn serve(stream: TcpStream, peer: SocketAddr, answering: Answering, stopped: impl Future<Output = ()>) {
     // Answers are written whole; waiting for more to put into a segment only delays them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "HTTP: no TCP_NODELAY");
     }
-    connection::serve(stream, peer, router, PATIENCE, stopped).await;
+    connection::serve(stream, peer, answering, PATIENCE, stopped).await;
 }
 
 /// How many connections each address has.
@@ -260,14 +272,11 @@ fn keep(
 
 /// Which machine asks.
 fn machine_at(boot: &BootContext, peer: SocketAddr) -> Option<Mac> {
-    match peer.ip() {
-        IpAddr::V4(address) => (boot.resolver)(address),
-        IpAddr::V6(_) => None,
-    }
+    (boot.resolver)(peer.ip())
 }
 
 /// The answer to whoever wants to change something.
-pub(super) fn only_read() -> Response {
+fn only_read() -> Response {
     (StatusCode::METHOD_NOT_ALLOWED, [(ALLOW, "GET, HEAD")], "boot files can only be read: GET or HEAD\n")
         .into_response()
 }
@@ -285,7 +294,7 @@ fn find(
 ) -> Result<Option<BootFile>, ScriptError> {
     if Name::of(path) == Some(Name::Script) && mac.is_none() {
         let script = script::nameless(&boot.server)?;
-        return Ok(Some(BootFile { name: SCRIPT, kind: Kind::Hook, bytes: script.into() }));
+        return Ok(Some(BootFile { name: SCRIPT.into(), kind: Kind::Hook, bytes: script.into() }));
     }
     boot.lookup_with(path, mac, secrets)
 }
@@ -298,15 +307,18 @@ async fn begin(boot: &BootContext, file: &BootFile, named: Option<Mac>, peer: So
 
 /// Reports a fetch, and a sighting where the address proves it (see the module's words).
 fn note(boot: &BootContext, file: &BootFile, named: Option<Mac>, peer: SocketAddr, disk: Option<&str>) {
-    let IpAddr::V4(address) = peer.ip() else { return };
+    let address = peer.ip();
     let resolved = (boot.resolver)(address);
     match file.kind {
-        Kind::Hook => {}
+        Kind::Hook | Kind::Plain => {}
         Kind::Loader => boot.fetched(file, resolved, "HTTP", None),
         Kind::Script => {
             boot.fetched_with(file, named, "HTTP", None, disk);
             match (named, resolved) {
-                (Some(named), Some(resolved)) if named == resolved => boot.recorder.saw(named, Some(address)),
+                (Some(named), Some(resolved)) if named == resolved => {
+                    // Disks are opened over IPv4 alone: by IPv6 nothing new of its address is learned.
+                    boot.recorder.saw(named, if let IpAddr::V4(address) = address { Some(address) } else { None });
+                }
                 (Some(named), other) => {
                     let resolved = other.map(|mac| mac.to_string());
                     tracing::debug!(%address, %named, resolved, "HTTP: a script fetched from an address not known to be that machine's");
@@ -335,8 +347,12 @@ impl Wanted {
     }
 }
 
-/// Reads `Range` (RFC 9110 §14.2). What is no single range of bytes is answered with the whole file, which is allowed.
+/// Reads `Range` (RFC 9110 §14.2). What is no single range of bytes is answered with the whole file, which is allowed; and
+/// so is a range that is meant for a certain state of the file alone (§13.1.5), because nobody was ever told one.
 pub(super) fn wanted(headers: &HeaderMap, length: usize) -> Wanted {
+    if headers.contains_key(IF_RANGE) {
+        return Wanted::Whole;
+    }
     let mut values = headers.get_all(RANGE).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return Wanted::Whole };
     value.to_str().ok().and_then(|value| range(value, length)).unwrap_or(Wanted::Whole)
@@ -381,7 +397,7 @@ fn respond(file: &BootFile, wanted: Wanted) -> Response {
         Kind::Hook | Kind::Script => "text/plain; charset=utf-8",
         // UEFI firmware takes a download for a program by this type, or by its name (UEFI 2.10 §24.7.4).
         Kind::Loader if file.name.ends_with(".efi") => "application/efi",
-        Kind::Loader => "application/octet-stream",
+        Kind::Loader | Kind::Plain => "application/octet-stream",
     };
     let (status, bytes, part) = match wanted {
         Wanted::Whole => (StatusCode::OK, file.bytes.clone(), None),

@@ -247,7 +247,7 @@ fn status_of(error: &KeeperError) -> StatusCode {
     match error {
         KeeperError::Refused(refusal) | KeeperError::Edit(EditError::Refused(refusal)) => match refusal {
             Refusal::NoSuchClient { .. } => StatusCode::NOT_FOUND,
-            Refusal::MacInUse { .. } => StatusCode::CONFLICT,
+            Refusal::MacInUse { .. } | Refusal::ByPort { .. } => StatusCode::CONFLICT,
         },
         KeeperError::Lives { .. } => StatusCode::CONFLICT,
         KeeperError::Edit(EditError::Wrong(_)) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -452,6 +452,7 @@ mod tests {
             tftp_single_port: false,
             ipv6_answer: true,
             dhcp_probe: true,
+            ipv6_boot: None,
         };
         let client = Client {
             name: "pc-01".parse().unwrap(),

@@ -4,3 +4,4 @@ pub mod boot;
 mod connection;
 pub mod control;
 pub mod files;
+mod head;

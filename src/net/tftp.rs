@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,9 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time;
 
-use crate::app::bootfiles::{BootContext, BootFile};
+use crate::app::bootfiles::{BootContext, BootFile, Kind};
 use crate::app::packets::{Datagram, Decision, Direction, Packet, Protocol};
+use crate::app::pi::{PiError, PiFiles};
 use crate::fleet::{Fact, Mac};
 use crate::sys::{Taken, Transport};
 use crate::tftp::packet::{self, ErrorCode, Mode, printable};
@@ -44,6 +45,11 @@ const MAX_CAUTIOUS: usize = 1_024;
 /// Wait after a failure of the request socket, so that one that lasts does not fill the log.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// What the header of IPv6 is longer than that of IPv4 (RFC 8200 §3, RFC 791 §3.1).
+const LONGER_HEADER: u16 = 20;
+/// What a machine is told of a name that is none: nothing of what there is (RFC 1350 §5 wants words for a person).
+const ABSENT: &str = "no such boot file";
+
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum TftpError {
@@ -54,12 +60,12 @@ pub enum TftpError {
     #[error("cannot serve TFTP on {address}: {source}{}", hint(source))]
     Bind {
         /// The address.
-        address: SocketAddrV4,
+        address: SocketAddr,
         /// Why.
         source: io::Error,
     },
-    /// Replies must come from the address that was asked, which 0.0.0.0 does not say.
-    #[error("TFTP needs the address that machines ask, not 0.0.0.0")]
+    /// Replies must come from the address that was asked, which 0.0.0.0 and :: do not say.
+    #[error("TFTP needs the address that machines ask, not any")]
     Unspecified,
 }
 
@@ -74,26 +80,28 @@ fn hint(error: &io::Error) -> &'static str {
 #[derive(Debug)]
 pub struct TftpServer {
     socket: Arc<UdpSocket>,
-    address: SocketAddrV4,
+    address: SocketAddr,
     limits: Limits,
     boot: Arc<BootContext>,
     /// Every transfer goes over the request's own port: for containers and firewalls that pass no other.
     single_port: bool,
     /// Machines that lost large blocks before.
     cautious: Cautious,
+    /// The files of Raspberry Pis.
+    pi: Option<Arc<PiFiles>>,
 }
 
 /// The addresses of machines whose transfers stood still at the first block until it was a small one.
 #[derive(Debug, Clone, Default)]
-struct Cautious(Arc<Mutex<HashSet<Ipv4Addr>>>);
+struct Cautious(Arc<Mutex<HashSet<IpAddr>>>);
 
 impl Cautious {
-    fn has(&self, address: Ipv4Addr) -> bool {
+    fn has(&self, address: IpAddr) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&address)
     }
 
     /// Whether that is news.
-    fn add(&self, address: Ipv4Addr) -> bool {
+    fn add(&self, address: IpAddr) -> bool {
         let mut addresses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if addresses.len() >= MAX_CAUTIOUS {
             addresses.clear();
@@ -116,8 +124,9 @@ impl TftpServer {
     /// Listens on this address, of a wire with this MTU. Port 0 takes any that is free.
     ///
     /// # Errors
-    /// The address is 0.0.0.0, or cannot be bound.
-    pub async fn bind(address: SocketAddrV4, mtu: u16, boot: Arc<BootContext>) -> Result<Self, TftpError> {
+    /// The address is unspecified, or cannot be bound.
+    pub async fn bind(address: impl Into<SocketAddr>, mtu: u16, boot: Arc<BootContext>) -> Result<Self, TftpError> {
+        let address = address.into();
         if address.ip().is_unspecified() {
             return Err(TftpError::Unspecified);
         }
@@ -126,8 +135,8 @@ impl TftpServer {
             _ => TftpError::Bind { address, source },
         };
         let socket = UdpSocket::bind(address).await.map_err(failed)?;
-        let port = socket.local_addr().map_err(failed)?.port();
-        let address = SocketAddrV4::new(*address.ip(), port);
+        let address = socket.local_addr().map_err(failed)?;
+        let mtu = if address.is_ipv6() { mtu.saturating_sub(LONGER_HEADER) } else { mtu };
         Ok(Self {
             socket: Arc::new(socket),
             address,
@@ -135,6 +144,7 @@ impl TftpServer {
             boot,
             single_port: false,
             cautious: Cautious::default(),
+            pi: None,
         })
     }
 
@@ -144,9 +154,15 @@ impl TftpServer {
         Self { single_port, ..self }
     }
 
+    /// The same, with these files for Raspberry Pis.
+    #[must_use]
+    pub fn with_pi(self, pi: Option<Arc<PiFiles>>) -> Self {
+        Self { pi, ..self }
+    }
+
     /// Where it listens.
     #[must_use]
-    pub fn address(&self) -> SocketAddrV4 {
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
@@ -156,18 +172,26 @@ impl TftpServer {
         let mut tasks = JoinSet::new();
         let mut running = HashMap::new();
         let mut buffer = vec![0; MAX_PACKET];
-        loop {
+        let mut until: Option<Instant> = None;
+        while until.is_none() || !tasks.is_empty() {
             tokio::select! {
-                () = &mut stop => break,
+                () = &mut stop, if until.is_none() => until = Some(Instant::now() + DRAIN),
+                () = time::sleep_until(until.unwrap_or_else(Instant::now).into()), if until.is_some() => {
+                    tracing::info!("TFTP: transfers that had not ended were stopped");
+                    break;
+                }
                 Some(ended) = tasks.join_next_with_id() => {
                     let id = match ended { Ok((id, ())) => id, Err(error) => error.id() };
                     running.retain(|_, transfer: &mut Running| transfer.task.id() != id);
                 }
                 received = self.socket.recv_from(&mut buffer) => match received {
-                    Ok((length, SocketAddr::V4(peer))) => {
+                    // Who asks anew while we stop is not answered: what serves after us will hear it ask again.
+                    Ok((length, peer)) if until.is_some() => {
+                        pass_on(peer, &buffer[..length], &running);
+                    }
+                    Ok((length, peer)) => {
                         self.on_request(peer, &buffer[..length], &mut running, &mut tasks).await;
                     }
-                    Ok(_) => {}
                     Err(error) => {
                         tracing::warn!(%error, "TFTP: cannot receive requests");
                         time::sleep(PAUSE).await;
@@ -175,25 +199,17 @@ impl TftpServer {
                 },
             }
         }
-        let drained = async { while tasks.join_next().await.is_some() {} };
-        if time::timeout(DRAIN, drained).await.is_err() {
-            tracing::info!("TFTP: transfers that had not ended were stopped");
-        }
     }
 
     async fn on_request(
         &self,
-        peer: SocketAddrV4,
+        peer: SocketAddr,
         bytes: &[u8],
-        running: &mut HashMap<SocketAddrV4, Running>,
+        running: &mut HashMap<SocketAddr, Running>,
         tasks: &mut JoinSet<()>,
     ) {
         tracing::trace!(%peer, length = bytes.len(), "TFTP request packet");
-        if let Some(inbox) = running.get(&peer).and_then(|transfer| transfer.inbox.as_ref())
-            && !matches!(parse(bytes), Inbound::Read(_))
-        {
-            // What finds no room is as good as lost on the wire.
-            let _ = inbox.try_send(bytes.to_vec());
+        if pass_on(peer, bytes, running) {
             return;
         }
         let request = match parse(bytes) {
@@ -201,16 +217,9 @@ impl TftpServer {
             Inbound::Ack(_) | Inbound::Error { .. } if self.single_port => return,
             Inbound::Read(request) => request,
             Inbound::Write => {
-                let who = (self.boot.resolver)(*peer.ip());
-                self.keep_request(
-                    who,
-                    peer,
-                    bytes,
-                    "a write".into(),
-                    Decision::Refused,
-                    "write",
-                    "boot files are only read",
-                );
+                let who = (self.boot.resolver)(peer.ip());
+                let asked = Asked { who, peer, at: self.address, what: "a write".to_owned(), bytes: bytes.to_vec() };
+                asked.refused(&self.boot, "write", "boot files are only read");
                 return self.refuse(who, peer, ErrorCode::Access, "this server sends boot files and takes none").await;
             }
             Inbound::Error { .. } => return,
@@ -219,64 +228,63 @@ impl TftpServer {
             }
         };
         if let Some(transfer) = running.get(&peer) {
-            if transfer.request == bytes {
-                return transfer.again.notify_one();
-            }
             // A client uses a port for one transfer at a time: it has left the old one.
             transfer.task.abort();
             running.remove(&peer);
         }
-        let who = (self.boot.resolver)(*peer.ip());
-        let what = asked(&request);
-        let Some(file) = self.find(peer, who, bytes, &request).await else { return };
+        let asked = Asked {
+            who: (self.boot.resolver)(peer.ip()),
+            peer,
+            at: self.address,
+            what: in_words(&request),
+            bytes: bytes.to_vec(),
+        };
+        let Some(source) = self.find(&asked, &request).await else { return };
         let of_peer = running.keys().filter(|other| other.ip() == peer.ip()).count();
         if running.len() >= MAX_TRANSFERS || of_peer >= MAX_PER_CLIENT {
             tracing::warn!(%peer, transfers = running.len(), of_peer, "TFTP: too many transfers, request refused");
-            self.keep_request(who, peer, bytes, what, Decision::Refused, "too-many", "too many transfers");
-            return self.refuse(who, peer, ErrorCode::Undefined, "too many transfers, ask again later").await;
+            asked.refused(&self.boot, "too-many", "too many transfers");
+            return self.refuse(asked.who, peer, ErrorCode::Undefined, "too many transfers, ask again later").await;
         }
         let (link, inbox) = if self.single_port {
             let (sender, inbox) = mpsc::channel(MAX_INBOX);
             (Link::Shared { socket: Arc::clone(&self.socket), inbox }, Some(sender))
         } else {
-            match UdpSocket::bind(SocketAddrV4::new(*self.address.ip(), 0)).await {
+            match UdpSocket::bind(SocketAddr::new(self.address.ip(), 0)).await {
                 Ok(socket) => (Link::Own(socket), None),
                 Err(error) => {
                     tracing::warn!(%peer, %error, "TFTP: no socket for a transfer");
                     let words = "the server is out of sockets, ask again later";
-                    self.keep_request(who, peer, bytes, what, Decision::Refused, "no-socket", words);
-                    return self.refuse(who, peer, ErrorCode::Undefined, words).await;
+                    asked.refused(&self.boot, "no-socket", words);
+                    return self.refuse(asked.who, peer, ErrorCode::Undefined, words).await;
                 }
             }
         };
-        let limits = if self.cautious.has(*peer.ip()) { self.limits.cautious() } else { self.limits };
-        let reason = format!("{}, {} bytes", file.name, file.bytes.len());
-        self.keep_request(who, peer, bytes, what, Decision::Answered, "served", reason);
+        let limits = if self.cautious.has(peer.ip()) { self.limits.cautious() } else { self.limits };
+        if let Source::Table(file) = &source {
+            asked.served(&self.boot, file);
+        }
         let again = Arc::new(Notify::new());
         let session = Session {
             own: link.address().unwrap_or(self.address),
             link,
             peer,
-            file,
-            who,
+            who: asked.who,
             boot: Arc::clone(&self.boot),
             again: Arc::clone(&again),
             strays: 0,
             cautious: self.cautious.clone(),
         };
-        let task = tasks.spawn(session.run(request, limits));
+        let task = tasks.spawn(session.run(asked, source, request.options, limits));
         running.insert(peer, Running { request: bytes.to_vec(), again, task, inbox });
     }
 
-    /// The file that is asked for; or the client was told why there is none.
-    async fn find(&self, peer: SocketAddrV4, who: Option<Mac>, bytes: &[u8], request: &Request) -> Option<BootFile> {
-        let name = printable(&request.name);
-        let refused = |code, reason: &'static str| {
-            self.keep_request(who, peer, bytes, asked(request), Decision::Refused, code, reason);
-        };
+    /// Where the file is that is asked for; or the client was told why there is none.
+    async fn find(&self, asked: &Asked, request: &Request) -> Option<Source> {
+        let (who, peer, name) = (asked.who, asked.peer, printable(&request.name));
         if request.mode == Mode::Other {
             tracing::info!(%peer, name, "TFTP: neither in octet nor in netascii mode");
-            refused("mode", "neither in octet nor in netascii mode");
+            asked.refused(&self.boot, "mode", "neither in octet nor in netascii mode");
             self.refuse(who, peer, ErrorCode::Undefined, "boot files are sent in octet mode (try: binary)").await;
             return None;
         }
@@ -289,52 +297,66 @@ impl TftpServer {
                 if request.mode == Mode::Netascii {
                     file.bytes = packet::netascii(&file.bytes).into();
                 }
-                Some(file)
+                Some(Source::Table(file))
             }
             Ok(None) => {
+                if let (Some(files), Mode::Octet) = (&self.pi, request.mode) {
+                    return Some(Source::Pi(Arc::clone(files), request.name.clone()));
+                }
                 let there = self.boot.names().collect::<Vec<_>>().join(", ");
                 tracing::info!("TFTP: {peer} asked for `{name}`: there is no such boot file; there are {there}");
-                refused("no-such-file", "there is no such boot file");
-                self.refuse(who, peer, ErrorCode::NotFound, "no such boot file").await;
+                asked.refused(&self.boot, "no-such-file", "there is no such boot file");
+                self.refuse(who, peer, ErrorCode::NotFound, ABSENT).await;
                 None
             }
             Err(error) => {
                 tracing::error!(%peer, name, %error, "TFTP: no script");
-                refused("no-script", "its script cannot be made");
+                asked.refused(&self.boot, "no-script", "its script cannot be made");
                 self.refuse(who, peer, ErrorCode::Undefined, "the script cannot be made; see the server's log").await;
                 None
             }
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "they are what there is to say of a request, said once")]
-    fn keep_request(
-        &self,
-        who: Option<Mac>,
-        peer: SocketAddrV4,
-        bytes: &[u8],
-        what: String,
-        decision: Decision,
-        code: &'static str,
-        reason: impl Into<Cow<'static, str>>,
-    ) {
-        let (what, reason) = (what.into(), reason.into());
-        let datagram = Some(datagram(who, peer, self.address, Direction::In, bytes));
-        let direction = Direction::In;
-        self.boot.keep(who, Packet { direction, protocol: Protocol::Tftp, what, decision, code, reason, datagram });
-    }
-
-    async fn refuse(&self, who: Option<Mac>, peer: SocketAddrV4, code: ErrorCode, text: &str) {
+    async fn refuse(&self, who: Option<Mac>, peer: SocketAddr, code: ErrorCode, text: &str) {
         let packet = packet::error(code, text);
-        self.boot.keep(who, ours(who, peer, self.address, format!("ERROR {}: {text}", code as u16), &packet));
+        self.boot.keep(who, ours(who, peer, self.address, error_in_words(code, text), &packet));
         if let Err(error) = self.socket.send_to(&packet, peer).await {
             tracing::debug!(%peer, %error, "TFTP: an ERROR could not be sent");
         }
     }
 }
 
+/// A request as it came, to be kept with what was decided about it.
+struct Asked {
+    who: Option<Mac>,
+    peer: SocketAddr,
+    /// Where it was sent to.
+    at: SocketAddr,
+    what: String,
+    bytes: Vec<u8>,
+}
+
+impl Asked {
+    fn served(&self, boot: &BootContext, file: &BootFile) {
+        let reason = format!("{}, {} bytes", file.name, file.bytes.len());
+        self.keep(boot, Decision::Answered, "served", reason.into());
+    }
+
+    fn refused(&self, boot: &BootContext, code: &'static str, reason: impl Into<Cow<'static, str>>) {
+        self.keep(boot, Decision::Refused, code, reason.into());
+    }
+
+    fn keep(&self, boot: &BootContext, decision: Decision, code: &'static str, reason: Cow<'static, str>) {
+        let datagram = Some(datagram(self.who, self.peer, self.at, Direction::In, &self.bytes));
+        let (direction, what) = (Direction::In, self.what.clone().into());
+        let packet = Packet { direction, protocol: Protocol::Tftp, what, decision, code, reason, datagram };
+        boot.keep(self.who, packet);
+    }
+}
+
 /// A request in a few words: `read snponly.efi, blksize 1468, tsize`.
-fn asked(request: &Request) -> String {
+fn in_words(request: &Request) -> String {
     let Options { blksize, timeout, tsize, windowsize } = request.options;
     let mut words = format!("read {}", printable(&request.name));
     let numbers = [("blksize", blksize), ("windowsize", windowsize), ("timeout", timeout.map(u16::from))].into_iter();
@@ -347,8 +369,12 @@ fn asked(request: &Request) -> String {
     words
 }
 
+fn error_in_words(code: ErrorCode, text: &str) -> String {
+    format!("ERROR {}: {text}", code as u16)
+}
+
 /// A datagram between a machine and this address of ours, whose hardware address no socket tells.
-fn datagram(who: Option<Mac>, peer: SocketAddrV4, own: SocketAddrV4, direction: Direction, bytes: &[u8]) -> Datagram {
+fn datagram(who: Option<Mac>, peer: SocketAddr, own: SocketAddr, direction: Direction, bytes: &[u8]) -> Datagram {
     let (machine, us) = (who.map_or([0; 6], Mac::octets), [0; 6]);
     let payload = bytes.into();
     match direction {
@@ -358,7 +384,7 @@ fn datagram(who: Option<Mac>, peer: SocketAddrV4, own: SocketAddrV4, direction: 
 }
 
 /// A packet that we send.
-fn ours(who: Option<Mac>, peer: SocketAddrV4, own: SocketAddrV4, what: String, bytes: &[u8]) -> Packet {
+fn ours(who: Option<Mac>, peer: SocketAddr, own: SocketAddr, what: String, bytes: &[u8]) -> Packet {
     Packet {
         direction: Direction::Out,
         protocol: Protocol::Tftp,
@@ -368,6 +394,26 @@ fn ours(who: Option<Mac>, peer: SocketAddrV4, own: SocketAddrV4, what: String, b
         reason: "".into(),
         datagram: Some(datagram(who, peer, own, Direction::Out, bytes)),
     }
+}
+
+/// Gives a packet to the transfer that it is of, if there is one that cannot hear it by itself.
+fn pass_on(peer: SocketAddr, bytes: &[u8], running: &HashMap<SocketAddr, Running>) -> bool {
+    let Some(transfer) = running.get(&peer) else { return false };
+    match (parse(bytes), &transfer.inbox) {
+        (Inbound::Read(_), _) if transfer.request == bytes => transfer.again.notify_one(),
+        (Inbound::Read(_), _) | (_, None) => return false,
+        // What finds no room is as good as lost on the wire.
+        (_, Some(inbox)) => drop(inbox.try_send(bytes.to_vec())),
+    }
+    true
+}
+
+/// Where a transfer's file comes from.
+enum Source {
+    /// The table of boot files.
+    Table(BootFile),
+    /// The folder for Raspberry Pis, by this name, where it may have to be read first.
+    Pi(Arc<PiFiles>, Vec<u8>),
 }
 
 /// How a transfer's packets come and go.
@@ -380,18 +426,15 @@ enum Link {
 
 impl Link {
     /// Where it is bound.
-    fn address(&self) -> Option<SocketAddrV4> {
+    fn address(&self) -> Option<SocketAddr> {
         let socket = match self {
             Self::Own(socket) => socket,
             Self::Shared { socket, .. } => socket,
         };
-        match socket.local_addr() {
-            Ok(SocketAddr::V4(address)) => Some(address),
-            _ => None,
-        }
+        socket.local_addr().ok()
     }
 
-    async fn receive(&mut self, peer: SocketAddrV4, buffer: &mut Vec<u8>) -> io::Result<SocketAddr> {
+    async fn receive(&mut self, peer: SocketAddr, buffer: &mut Vec<u8>) -> io::Result<SocketAddr> {
         match self {
             Self::Own(socket) => {
                 buffer.resize(MAX_PACKET, 0);
@@ -402,7 +445,7 @@ impl Link {
             Self::Shared { inbox, .. } => match inbox.recv().await {
                 Some(packet) => {
                     *buffer = packet;
-                    Ok(peer.into())
+                    Ok(peer)
                 }
                 None => std::future::pending().await,
             },
@@ -422,9 +465,8 @@ impl Link {
 struct Session {
     link: Link,
     /// Our end of it.
-    own: SocketAddrV4,
-    peer: SocketAddrV4,
-    file: BootFile,
+    own: SocketAddr,
+    peer: SocketAddr,
     who: Option<Mac>,
     boot: Arc<BootContext>,
     again: Arc<Notify>,
@@ -433,17 +475,24 @@ struct Session {
 }
 
 impl Session {
-    async fn run(mut self, request: Request, limits: Limits) {
+    async fn run(mut self, asked: Asked, source: Source, options: Options, limits: Limits) {
+        let file = match source {
+            Source::Table(file) => file,
+            Source::Pi(files, name) => match self.read(&asked, files, name).await {
+                Some(file) => file,
+                None => return,
+            },
+        };
         let began = Instant::now();
-        let (mut transfer, mut effects) = Transfer::new(request.options, self.file.bytes.clone(), limits, began);
+        let (mut transfer, mut effects) = Transfer::new(options, file.bytes.clone(), limits, began);
         let mut buffer = Vec::with_capacity(MAX_PACKET);
         loop {
             if let Some(end) = self.perform(effects).await {
-                return self.report(&end, began.elapsed(), transfer.progress(), &buffer);
+                return self.report(&file, &end, began.elapsed(), transfer.progress(), &buffer);
             }
             effects = tokio::select! {
                 received = self.link.receive(self.peer, &mut buffer) => match received {
-                    Ok(from) if from == SocketAddr::V4(self.peer) => transfer.on_packet(Instant::now(), &buffer),
+                    Ok(from) if from == self.peer => transfer.on_packet(Instant::now(), &buffer),
                     Ok(from) => {
                         self.stray(from, &buffer).await;
                         Vec::new()
@@ -456,13 +505,48 @@ impl Session {
                 () = time::sleep_until(transfer.deadline().into()) => transfer.on_timeout(Instant::now()),
                 () = self.again.notified() => transfer.on_request_again(Instant::now()),
             };
-            if transfer.loses_large_blocks() && self.cautious.add(*self.peer.ip()) {
+            if transfer.loses_large_blocks() && self.cautious.add(self.peer.ip()) {
                 let words = "TFTP stands still at its first large block: an MTU, or a firewall that drops fragments; \
                              it gets blocks of 512 bytes from now on";
                 let Progress { blksize, first_sent: sent, .. } = transfer.progress();
                 self.boot.stalled(self.who, words, Fact::SmallBlocks { blksize, sent });
             }
         }
+    }
+
+    /// A file of a Raspberry Pi; or it was told that there is none. Most that a Pi asks for is not there, and need not be.
+    async fn read(&self, asked: &Asked, files: Arc<PiFiles>, name: Vec<u8>) -> Option<BootFile> {
+        let (peer, words) = (self.peer, printable(&name));
+        let read = tokio::task::spawn_blocking(move || files.read(&name)).await;
+        let (code, text) = match read.unwrap_or_else(|error| Err(PiError::Unreadable(io::Error::other(error)))) {
+            Ok(bytes) => {
+                let file = BootFile { name: words.into(), kind: Kind::Plain, bytes };
+                asked.served(&self.boot, &file);
+                return Some(file);
+            }
+            Err(PiError::Absent) => {
+                tracing::debug!(%peer, name = words, "TFTP: there is neither such a boot file nor such a file for Raspberry Pis");
+                let reason = "there is neither such a boot file nor such a file for Raspberry Pis";
+                asked.refused(&self.boot, "no-such-file", reason);
+                (ErrorCode::NotFound, ABSENT)
+            }
+            Err(error @ PiError::Room(_)) => {
+                tracing::warn!(%peer, name = words, "TFTP: a file for Raspberry Pis is not served: {error}");
+                asked.refused(&self.boot, "no-room", error.to_string());
+                (ErrorCode::Undefined, "the server has no room for this file now, ask again later")
+            }
+            Err(error @ PiError::Unreadable(_)) => {
+                tracing::warn!(%peer, name = words, "TFTP: a file for Raspberry Pis is not served: {error}");
+                asked.refused(&self.boot, "unreadable", error.to_string());
+                (ErrorCode::NotFound, ABSENT)
+            }
+        };
+        let answer = packet::error(code, text);
+        self.boot.keep(self.who, ours(self.who, peer, self.own, error_in_words(code, text), &answer));
+        if let Err(error) = self.link.send(&answer, peer).await {
+            tracing::debug!(%peer, %error, "TFTP: an ERROR could not be sent");
+        }
+        None
     }
 
     async fn perform(&self, effects: Vec<Effect>) -> Option<End> {
@@ -474,7 +558,7 @@ impl Session {
                         self.boot.keep(self.who, ours(self.who, self.peer, self.own, what, &packet));
                     }
                     // A packet that cannot be sent is a packet that is lost: the transfer's timer sees to it.
-                    if let Err(error) = self.link.send(&packet, self.peer.into()).await {
+                    if let Err(error) = self.link.send(&packet, self.peer).await {
                         tracing::debug!(peer = %self.peer, %error, "TFTP: a packet could not be sent");
                     }
                 }
@@ -497,8 +581,8 @@ impl Session {
     }
 
     /// How it ended, to whom it concerns. `last` is the client's last packet.
-    fn report(&self, end: &End, took: Duration, progress: Progress, last: &[u8]) {
-        let (peer, name) = (self.peer, self.file.name);
+    fn report(&self, file: &BootFile, end: &End, took: Duration, progress: Progress, last: &[u8]) {
+        let (peer, name) = (self.peer, &*file.name);
         let Progress { acked, blocks, blksize, retries, .. } = progress;
         let all = format!(
             "{acked} of {blocks} blocks of {blksize} bytes acknowledged, {retries} times sent again, in {:.1} s",
@@ -513,17 +597,12 @@ impl Session {
         match end {
             End::Complete => {
                 keep(format!("ACK {acked}"), Decision::Noted, "complete", all, true);
-                self.boot.fetched(&self.file, self.who, "TFTP", Some(took));
+                self.boot.fetched(file, self.who, "TFTP", Some(took));
             }
             End::SizeProbe => {
                 tracing::debug!(%peer, name, "TFTP: size probe");
-                keep(
-                    "ERROR".to_owned(),
-                    Decision::Noted,
-                    "size-probe",
-                    "it only wanted to know the size".to_owned(),
-                    true,
-                );
+                let reason = "it only wanted to know the size".to_owned();
+                keep("ERROR".to_owned(), Decision::Noted, "size-probe", reason, true);
             }
             End::Refused { code, text } => {
                 tracing::info!(%peer, name, code, text, "TFTP: the client gave up");
@@ -540,6 +619,13 @@ impl Session {
                                      again, no answer"
                 );
                 self.boot.stalled(self.who, &words, Fact::Stalled { acked, blocks, blksize, retries });
+            }
+            End::Endless { sent } => {
+                tracing::warn!(%peer, name, sent, "TFTP: the client made us send everything again and again; it is left");
+                keep(format!("ACK {acked}, again and again"), Decision::Failed, "endless", all, true);
+                let (sent, bytes) = (*sent, file.bytes.len() as u64);
+                let words = format!("{name} by TFTP was left: it made us send {sent} bytes of a file that has {bytes}");
+                self.boot.stalled(self.who, &words, Fact::Endless { sent, bytes });
             }
         }
     }

@@ -31,7 +31,7 @@ pub enum BindError {
     #[error("UDP port {}{} needs privileges; run as root, or with CAP_NET_BIND_SERVICE and CAP_NET_RAW", .address.port(), on(.device))]
     Permission {
         /// The address and port.
-        address: SocketAddrV4,
+        address: SocketAddr,
         /// The interface.
         device: Option<String>,
     },
@@ -39,12 +39,25 @@ pub enum BindError {
     #[error("UDP {address}{}: {source}", on(.device))]
     Other {
         /// The address and port.
-        address: SocketAddrV4,
+        address: SocketAddr,
         /// The interface.
         device: Option<String>,
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+impl BindError {
+    /// What it means that this address could not be bound.
+    #[must_use]
+    pub fn of(source: io::Error, address: SocketAddr, device: Option<&str>) -> Self {
+        let device = device.map(str::to_owned);
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::Taken { taken: Taken::find(Transport::Udp, address) },
+            io::ErrorKind::PermissionDenied => Self::Permission { address, device },
+            _ => Self::Other { address, device, source },
+        }
+    }
 }
 
 fn on(device: &Option<String>) -> String {
@@ -61,14 +74,7 @@ impl Udp {
     /// # Errors
     /// A [`BindError`] that says what to do.
     pub fn bind(address: SocketAddrV4, device: Option<&str>) -> Result<Self, BindError> {
-        Self::open(address, device).map_err(|source| {
-            let device = device.map(str::to_owned);
-            match source.kind() {
-                io::ErrorKind::AddrInUse => BindError::Taken { taken: Taken::find(Transport::Udp, address) },
-                io::ErrorKind::PermissionDenied => BindError::Permission { address, device },
-                _ => BindError::Other { address, device, source },
-            }
-        })
+        Self::open(address, device).map_err(|source| BindError::of(source, address.into(), device))
     }
 
     fn open(address: SocketAddrV4, device: Option<&str>) -> io::Result<Self> {
@@ -82,6 +88,16 @@ impl Udp {
         }
         socket.bind(&SocketAddr::V4(address).into())?;
         Ok(Self { socket: UdpSocket::from_std(socket.into())? })
+    }
+
+    /// Lets so many bytes of datagrams wait in the kernel, as far as this process may say so. A server that is kept from its
+    /// socket for a moment loses what finds no room there, and clients wait seconds before they ask again.
+    pub fn make_room(&self, bytes: usize) {
+        use rustix::net::sockopt;
+        // Beyond the system's limit with CAP_NET_ADMIN, else up to it.
+        if sockopt::set_socket_recv_buffer_size_force(&self.socket, bytes).is_err() {
+            let _ = sockopt::set_socket_recv_buffer_size(&self.socket, bytes);
+        }
     }
 
     /// Where it is bound, with the port that the kernel chose.
@@ -101,6 +117,15 @@ impl Udp {
     /// What `recvmsg(2)` says. An ICMP error of an earlier datagram comes up here and concerns nobody else.
     pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
         self.socket.async_io(Interest::READABLE, || datagram::receive(self.socket.as_fd(), buffer)).await
+    }
+
+    /// The next datagram that is there already; `None`: none is.
+    pub fn try_receive(&self, buffer: &mut [u8]) -> Option<io::Result<Received>> {
+        let received = self.socket.try_io(Interest::READABLE, || datagram::receive(self.socket.as_fd(), buffer));
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            received => Some(received),
+        }
     }
 
     /// Sends one datagram from this address, out of this interface.

@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use askama::Template;
 
 use crate::fleet::policy::Plan;
-use crate::fleet::web::{ISCSI_PORT, authority, script_url};
+use crate::fleet::web::{self, authority, script_url};
 use crate::fleet::{Client, Mac, Naming, Secrets};
 
 /// What the server calls itself in CHAP.
@@ -140,11 +140,7 @@ pub fn chain(server: &Server) -> Result<String, ScriptError> {
 /// disk is LUN 0 and the protocol TCP, which are what empty fields mean; the LUN is written out for the reader.
 #[must_use]
 pub fn root_path(client: &Client, server: &Server) -> String {
-    let port = match server.iscsi.port() {
-        ISCSI_PORT => String::new(),
-        other => other.to_string(),
-    };
-    format!("iscsi:{}::{port}:0:{}", server.iscsi.ip(), server.naming.target(&client.name))
+    web::root_path(server.iscsi, &server.naming.target(&client.name))
 }
 
 fn boot(client: &Client, server: &Server, secrets: Option<&Secrets>) -> Result<String, ScriptError> {

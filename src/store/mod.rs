@@ -416,7 +416,7 @@ impl Store {
         self.use_db(|db| {
             let mut write = db.begin_write().map_err(failed)?;
             write.set_durability(durability).map_err(failed)?;
-            let mut tables = Tables::open(&write)?;
+            let mut tables = Tables::of(&write);
             records.iter().try_for_each(|record| tables.apply(record))?;
             drop(tables);
             write.commit().map_err(failed)
@@ -437,7 +437,14 @@ fn schema(db: &Database) -> Result<Option<u64>, StoreError> {
 fn create_tables(db: &Database) -> Result<(), StoreError> {
     let write = db.begin_write().map_err(failed)?;
     // To open them makes them.
-    Tables::open(&write)?.meta.insert(META_SCHEMA, SCHEMA).map_err(failed)?;
+    let mut tables = Tables::of(&write);
+    tables.leases()?;
+    tables.sightings()?;
+    tables.secrets()?;
+    tables.habits()?;
+    tables.plugged()?;
+    tables.events()?.meta.insert(META_SCHEMA, SCHEMA).map_err(failed)?;
+    drop(tables);
     write.commit().map_err(failed)
 }
 
@@ -450,79 +457,119 @@ fn missing(at: u64, sequence: u64) -> StoreError {
     StoreError::Row { table: "events", why: format!("event {at}.{sequence} is in the index alone") }
 }
 
-/// The tables of one write transaction.
+/// The tables of one write transaction, each opened when something is for it: to open one takes longer than to store a lease.
 struct Tables<'txn> {
-    meta: redb::Table<'txn, &'static str, u64>,
-    leases: redb::Table<'txn, &'static str, &'static [u8]>,
+    write: &'txn redb::WriteTransaction,
+    leases: Option<redb::Table<'txn, &'static str, &'static [u8]>>,
+    sightings: Option<SightingTables<'txn>>,
+    secrets: Option<redb::Table<'txn, &'static str, &'static [u8]>>,
+    habits: Option<redb::Table<'txn, &'static str, &'static [u8]>>,
+    plugged: Option<redb::Table<'txn, &'static str, &'static str>>,
+    events: Option<EventTables<'txn>>,
+}
+
+struct SightingTables<'txn> {
     sightings: redb::Table<'txn, &'static str, &'static [u8]>,
     sightings_by_age: redb::Table<'txn, (u64, &'static str), ()>,
-    secrets: redb::Table<'txn, &'static str, &'static [u8]>,
-    habits: redb::Table<'txn, &'static str, &'static [u8]>,
-    plugged: redb::Table<'txn, &'static str, &'static str>,
+}
+
+struct EventTables<'txn> {
+    meta: redb::Table<'txn, &'static str, u64>,
     events: redb::Table<'txn, (u64, u64), &'static [u8]>,
     events_by_subject: redb::Table<'txn, (&'static str, u64, u64), ()>,
     event_counts: redb::Table<'txn, &'static str, u64>,
 }
 
 impl<'txn> Tables<'txn> {
-    fn open(write: &'txn redb::WriteTransaction) -> Result<Self, StoreError> {
-        Ok(Self {
-            meta: write.open_table(META).map_err(failed)?,
-            leases: write.open_table(LEASES).map_err(failed)?,
-            sightings: write.open_table(SIGHTINGS).map_err(failed)?,
-            sightings_by_age: write.open_table(SIGHTINGS_BY_AGE).map_err(failed)?,
-            secrets: write.open_table(SECRETS).map_err(failed)?,
-            habits: write.open_table(HABITS).map_err(failed)?,
-            plugged: write.open_table(PLUGGED).map_err(failed)?,
-            events: write.open_table(EVENTS).map_err(failed)?,
-            events_by_subject: write.open_table(EVENTS_BY_SUBJECT).map_err(failed)?,
-            event_counts: write.open_table(EVENT_COUNTS).map_err(failed)?,
-        })
+    fn of(write: &'txn redb::WriteTransaction) -> Self {
+        Self { write, leases: None, sightings: None, secrets: None, habits: None, plugged: None, events: None }
+    }
+
+    fn leases(&mut self) -> Result<&mut redb::Table<'txn, &'static str, &'static [u8]>, StoreError> {
+        opened(&mut self.leases, || self.write.open_table(LEASES).map_err(failed))
+    }
+
+    fn sightings(&mut self) -> Result<&mut SightingTables<'txn>, StoreError> {
+        opened(&mut self.sightings, || SightingTables::open(self.write))
+    }
+
+    fn secrets(&mut self) -> Result<&mut redb::Table<'txn, &'static str, &'static [u8]>, StoreError> {
+        opened(&mut self.secrets, || self.write.open_table(SECRETS).map_err(failed))
+    }
+
+    fn habits(&mut self) -> Result<&mut redb::Table<'txn, &'static str, &'static [u8]>, StoreError> {
+        opened(&mut self.habits, || self.write.open_table(HABITS).map_err(failed))
+    }
+
+    fn plugged(&mut self) -> Result<&mut redb::Table<'txn, &'static str, &'static str>, StoreError> {
+        opened(&mut self.plugged, || self.write.open_table(PLUGGED).map_err(failed))
+    }
+
+    fn events(&mut self) -> Result<&mut EventTables<'txn>, StoreError> {
+        opened(&mut self.events, || EventTables::open(self.write))
     }
 
     fn apply(&mut self, record: &Record) -> Result<(), StoreError> {
         match record {
             Record::Lease(lease) => {
                 let row = rows::lease_row(lease);
-                self.leases.insert(rows::holder_key(&lease.holder).as_str(), row.as_slice()).map_err(failed)?;
+                self.leases()?.insert(rows::holder_key(&lease.holder).as_str(), row.as_slice()).map_err(failed)?;
                 Ok(())
             }
             Record::LeaseGone(holder) => {
-                self.leases.remove(rows::holder_key(holder).as_str()).map_err(failed)?;
+                self.leases()?.remove(rows::holder_key(holder).as_str()).map_err(failed)?;
                 Ok(())
             }
-            Record::Sighting(sighting) => self.put_sighting(sighting),
-            Record::Event(event) => self.put_event(event),
+            Record::Sighting(sighting) => self.sightings()?.put_sighting(sighting),
+            Record::Event(event) => self.events()?.put_event(event),
             Record::Secrets(client, secrets) => {
                 let row = rows::secrets_row(secrets);
-                self.secrets.insert(client.as_str(), row.as_slice()).map_err(failed)?;
+                self.secrets()?.insert(client.as_str(), row.as_slice()).map_err(failed)?;
                 Ok(())
             }
             Record::SecretsGone(client) => {
-                self.secrets.remove(client.as_str()).map_err(failed)?;
+                self.secrets()?.remove(client.as_str()).map_err(failed)?;
                 Ok(())
             }
             Record::Habit(mac, habit) => {
-                let row = rows::habit_row(*habit);
-                self.habits.insert(mac.to_string().as_str(), row.as_slice()).map_err(failed)?;
+                let (row, habits) = (rows::habit_row(*habit), self.habits()?);
+                habits.insert(mac.to_string().as_str(), row.as_slice()).map_err(failed)?;
                 // Whose goes is all the same: it is learned anew.
-                while self.habits.len().map_err(failed)? > MAX_HABITS {
-                    self.habits.pop_first().map_err(failed)?;
+                while habits.len().map_err(failed)? > MAX_HABITS {
+                    habits.pop_first().map_err(failed)?;
                 }
                 Ok(())
             }
             Record::Plugged(port, Some(mac)) => {
-                self.plugged.insert(port.as_str(), mac.to_string().as_str()).map_err(failed)?;
-                while self.plugged.len().map_err(failed)? > MAX_HABITS {
-                    self.plugged.pop_first().map_err(failed)?;
+                let plugged = self.plugged()?;
+                plugged.insert(port.as_str(), mac.to_string().as_str()).map_err(failed)?;
+                while plugged.len().map_err(failed)? > MAX_HABITS {
+                    plugged.pop_first().map_err(failed)?;
                 }
                 Ok(())
             }
             Record::Plugged(port, None) => {
-                self.plugged.remove(port.as_str()).map_err(failed)?;
+                self.plugged()?.remove(port.as_str()).map_err(failed)?;
                 Ok(())
             }
         }
+    }
+}
+
+/// What is in the slot, opened now if it was empty.
+fn opened<T>(slot: &mut Option<T>, open: impl FnOnce() -> Result<T, StoreError>) -> Result<&mut T, StoreError> {
+    match slot {
+        Some(table) => Ok(table),
+        empty => Ok(empty.insert(open()?)),
+    }
+}
+
+impl<'txn> SightingTables<'txn> {
+    fn open(write: &'txn redb::WriteTransaction) -> Result<Self, StoreError> {
+        Ok(Self {
+            sightings: write.open_table(SIGHTINGS).map_err(failed)?,
+            sightings_by_age: write.open_table(SIGHTINGS_BY_AGE).map_err(failed)?,
+        })
     }
 
     fn put_sighting(&mut self, sighting: &Sighting) -> Result<(), StoreError> {
@@ -539,6 +586,17 @@ impl<'txn> Tables<'txn> {
             self.sightings.remove(oldest.value().1).map_err(failed)?;
         }
         Ok(())
+    }
+}
+
+impl<'txn> EventTables<'txn> {
+    fn open(write: &'txn redb::WriteTransaction) -> Result<Self, StoreError> {
+        Ok(Self {
+            meta: write.open_table(META).map_err(failed)?,
+            events: write.open_table(EVENTS).map_err(failed)?,
+            events_by_subject: write.open_table(EVENTS_BY_SUBJECT).map_err(failed)?,
+            event_counts: write.open_table(EVENT_COUNTS).map_err(failed)?,
+        })
     }
 
     fn put_event(&mut self, event: &Event) -> Result<(), StoreError> {

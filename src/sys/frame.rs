@@ -1,4 +1,4 @@
-//! UDP over a packet socket (`packet(7)`), with the IPv4 and UDP headers made and read here (RFC 791, RFC 768).
+//! UDP over a packet socket (`packet(7)`), with the headers of IP and UDP made and read here (RFC 791, RFC 8200, RFC 768).
 //!
 //! Out: one datagram to a machine that has no address yet, so that ARP cannot find it; the frame goes to a hardware address
 //! that we say. In: what is sent to a port that another process of this host has. The kernel gives each unicast datagram to
@@ -7,7 +7,7 @@
 
 use std::io;
 use std::mem;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::datagram::{short, socklen};
@@ -16,7 +16,7 @@ use super::datagram::{short, socklen};
 const IP_HEADER: usize = 20;
 /// Bytes of a UDP header.
 const UDP_HEADER: usize = 8;
-/// IANA's number of UDP in an IPv4 header.
+/// IANA's number of UDP in an IP header.
 const UDP: u8 = 17;
 /// In the sixth and seventh byte of an IPv4 header: where in its datagram a fragment belongs, and that more follow.
 const FRAGMENT_OFFSET: u16 = 0x1fff;
@@ -180,7 +180,10 @@ impl RawSocket {
 
 /// A classic BPF program (`Documentation/networking/filter.rst` of Linux) that passes the first fragments of UDP datagrams to
 /// one of these ports. Offsets count from the IPv4 header.
-fn for_ports([one, other]: [u16; 2]) -> [socket2::SockFilter; 10] {
+///
+/// What the kernel knows to be for others is not passed. That is above all what carries the tag of a VLAN of which this host has
+/// no interface: the tag is taken off before a packet socket sees the frame, which then looks like one of this wire.
+fn for_ports([one, other]: [u16; 2]) -> [socket2::SockFilter; 12] {
     const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
     const LOAD_HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
     const LOAD_HALF_BEHIND: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_IND;
@@ -191,7 +194,10 @@ fn for_ports([one, other]: [u16; 2]) -> [socket2::SockFilter; 10] {
     let step = |code: u32, yes, no, k| {
         socket2::SockFilter::new(u16::try_from(code).expect("BPF codes have 16 bits"), yes, no, k)
     };
+    let packet_type = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE).cast_unsigned();
     [
+        step(LOAD_BYTE, 0, 0, packet_type),
+        step(EQUAL, 9, 0, u32::from(libc::PACKET_OTHERHOST)),
         step(LOAD_BYTE, 0, 0, 9),
         step(EQUAL, 0, 7, u32::from(UDP)),
         step(LOAD_HALF, 0, 0, 6),
@@ -252,6 +258,26 @@ pub fn packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Option<Ve
     };
     udp[6..8].copy_from_slice(&checksum.to_be_bytes());
     Some([&ip[..], &udp[..], payload].concat())
+}
+
+/// An IPv6 packet with one UDP datagram, its checksum right; `None` if the payload is too long for one (RFC 8200 §3, §8.1).
+#[must_use]
+pub fn packet6(from: SocketAddrV6, to: SocketAddrV6, payload: &[u8]) -> Option<Vec<u8>> {
+    let udp_len = u16::try_from(UDP_HEADER + payload.len()).ok()?.to_be_bytes();
+    let addresses = [from.ip().octets(), to.ip().octets()].concat();
+    let mut udp = [0; UDP_HEADER];
+    udp[..2].copy_from_slice(&from.port().to_be_bytes());
+    udp[2..4].copy_from_slice(&to.port().to_be_bytes());
+    udp[4..6].copy_from_slice(&udp_len);
+    let pseudo = [0, 0, udp_len[0], udp_len[1], 0, 0, 0, UDP];
+    // Zero would mean that there is none, which IPv6 does not allow.
+    let checksum = match !sum(sum(sum(sum(0, &addresses), &pseudo), &udp), payload) {
+        0 => u16::MAX,
+        checksum => checksum,
+    };
+    udp[6..].copy_from_slice(&checksum.to_be_bytes());
+    let version = [0x60, 0, 0, 0];
+    Some([&version[..], &udp_len, &[UDP, TIME_TO_LIVE], &addresses, &udp, payload].concat())
 }
 
 /// The sum that a UDP checksum covers: pseudo header, header, payload.
@@ -319,16 +345,35 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_port_that_another_socket_has_is_overheard() {
-        let socket = match PacketSocket::open(1) {
-            Ok(socket) => socket,
+    /// A socket on the loopback interface, if this process may have one.
+    fn on_loopback(test: &str) -> Option<PacketSocket> {
+        match PacketSocket::open(1) {
+            Ok(socket) => Some(socket),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                eprintln!("skip: a_port_that_another_socket_has_is_overheard needs CAP_NET_RAW");
-                return;
+                eprintln!("skip: {test} needs CAP_NET_RAW");
+                None
             }
             Err(error) => panic!("{error}"),
-        };
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_knows_to_be_for_others_is_not_overheard() {
+        let Some(socket) = on_loopback("what_the_kernel_knows_to_be_for_others_is_not_overheard") else { return };
+        let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let std::net::SocketAddr::V4(to) = server.local_addr().unwrap() else { unreachable!() };
+        socket.listen([to.port(), 1], Traffic::Arriving).unwrap();
+        // The loopback interface's own hardware address is zeros.
+        for (hardware, payload) in [([2, 0, 0, 0, 0, 1], b"theirs"), ([0; 6], b"for us")] {
+            socket.send(hardware, to, to, payload).unwrap();
+        }
+        let mut buffer = [0; 1500];
+        assert_eq!(socket.receive(&mut buffer).unwrap().unwrap().payload, b"for us");
+    }
+
+    #[test]
+    fn a_port_that_another_socket_has_is_overheard() {
+        let Some(socket) = on_loopback("a_port_that_another_socket_has_is_overheard") else { return };
         let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = server.local_addr().unwrap().port();

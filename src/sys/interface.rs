@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::fmt;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::ptr;
 
@@ -22,6 +22,9 @@ pub struct Interface {
     pub mac: Option<[u8; 6]>,
     /// Its IPv4 addresses, each with the length of its prefix, the first one first.
     pub addresses: Vec<(Ipv4Addr, u8)>,
+    /// Its IPv6 addresses that machines can be told: none that is link-local or will go soon; those that somebody gave it before
+    /// those that it made by itself.
+    pub ipv6: Vec<Ipv6Addr>,
     /// An operator has switched it on.
     pub up: bool,
     /// Something answers at the other end of the wire.
@@ -130,6 +133,7 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
             index: 0,
             mac: None,
             addresses: Vec::new(),
+            ipv6: Vec::new(),
             up: entry.has(libc::IFF_UP),
             carrier: carrier(&entry.name).unwrap_or_else(|| entry.has(libc::IFF_RUNNING)),
             wired: false,
@@ -145,9 +149,36 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
             Address::Other => {}
         }
     }
+    // A kernel without IPv6 has no such file.
+    let table = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    for (name, interface) in &mut found {
+        interface.ipv6 = ipv6_of(&table, name);
+    }
     let mut interfaces: Vec<Interface> = found.into_values().filter(|interface| interface.index != 0).collect();
     interfaces.sort_by_key(|interface| interface.index);
     Ok(interfaces)
+}
+
+/// [`Interface::ipv6`], from the text of `/proc/net/if_inet6`: address, interface, prefix, scope, flags (all hexadecimal), name.
+fn ipv6_of(table: &str, name: &str) -> Vec<Ipv6Addr> {
+    /// Everything but link, host and site (`IPV6_ADDR_*`, `net/ipv6.h`).
+    const GLOBAL: u32 = 0;
+    const NOT_FOR_LONG: u32 =
+        libc::IFA_F_TEMPORARY | libc::IFA_F_DADFAILED | libc::IFA_F_DEPRECATED | libc::IFA_F_TENTATIVE;
+    let mut addresses: Vec<(bool, Ipv6Addr)> = table
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let [address, _, _, scope, flags, of] = fields[..] else { return None };
+            let number = |digits| u32::from_str_radix(digits, 16).ok();
+            let address = Ipv6Addr::from(u128::from_str_radix(address, 16).ok()?);
+            let (scope, flags) = (number(scope)?, number(flags)?);
+            let fits = of == name && scope == GLOBAL && flags & NOT_FOR_LONG == 0;
+            fits.then_some((flags & libc::IFA_F_PERMANENT == 0, address))
+        })
+        .collect();
+    addresses.sort_by_key(|(made_by_itself, _)| *made_by_itself);
+    addresses.into_iter().map(|(_, address)| address).collect()
 }
 
 /// Whether something answers at the other end of the wire, as the driver knows it now: `IFF_RUNNING` follows up to a second
@@ -255,6 +286,7 @@ mod tests {
             index: 2,
             mac: Some([0x52, 0x54, 0, 0, 0, 1]),
             addresses: address.map(|ip| (ip.parse().unwrap(), 24)).into_iter().collect(),
+            ipv6: Vec::new(),
             up: true,
             carrier: true,
             wired: true,
@@ -270,6 +302,21 @@ mod tests {
         assert!(!lo.wired);
         assert!(!lo.up || lo.addresses.contains(&(Ipv4Addr::LOCALHOST, 8)), "{lo:?}");
         assert!(matches!(choose(std::slice::from_ref(lo), None), Err(InterfaceError::NoneFits { .. })));
+    }
+
+    #[test]
+    fn machines_are_told_an_ipv6_address_that_stays() {
+        let table = "fe8000000000000000fc00fffe000001 04 40 20 80     eth0\n\
+                     20010db8000000000000000000000abc 04 40 00 00     eth0\n\
+                     20010db8000000000000000000000bad 04 40 00 01     eth0\n\
+                     20010db8000000000000000000000bad 04 40 00 e0     eth0\n\
+                     fd000000000000000000000000000002 04 40 00 82     eth0\n\
+                     fd000000000000000000000000000003 05 40 00 80     eth1\n\
+                     00000000000000000000000000000001 01 80 10 80       lo\n\
+                     garbage\n";
+        let given: [Ipv6Addr; 2] = ["fd00::2", "2001:db8::abc"].map(|address| address.parse().unwrap());
+        assert_eq!(ipv6_of(table, "eth0"), given);
+        assert_eq!(ipv6_of(table, "lo"), [Ipv6Addr::LOCALHOST; 0]);
     }
 
     #[test]

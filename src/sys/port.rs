@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 /// A transport protocol.
@@ -22,8 +22,8 @@ pub enum Transport {
 pub struct Taken {
     /// UDP or TCP.
     pub transport: Transport,
-    /// The address that was wanted; 0.0.0.0 for any.
-    pub address: SocketAddrV4,
+    /// The address that was wanted; 0.0.0.0 or :: for any.
+    pub address: SocketAddr,
     /// Who has it, where that can be known.
     pub by: Option<Process>,
 }
@@ -57,19 +57,22 @@ impl fmt::Display for Taken {
 impl Taken {
     /// Looks for who has this port, after a bind has failed.
     #[must_use]
-    pub fn find(transport: Transport, address: SocketAddrV4) -> Self {
+    pub fn find(transport: Transport, address: impl Into<SocketAddr>) -> Self {
+        let address = address.into();
         Self { transport, address, by: holder(transport, address) }
     }
 }
 
 /// The process that receives what is sent to this address and port.
 #[must_use]
-pub fn holder(transport: Transport, address: SocketAddrV4) -> Option<Process> {
+pub fn holder(transport: Transport, address: impl Into<SocketAddr>) -> Option<Process> {
+    let address = address.into();
     let tables = match transport {
-        Transport::Udp => ["/proc/net/udp", "/proc/net/udp6"],
-        Transport::Tcp => ["/proc/net/tcp", "/proc/net/tcp6"],
+        Transport::Udp => ["/proc/net/udp6", "/proc/net/udp"],
+        Transport::Tcp => ["/proc/net/tcp6", "/proc/net/tcp"],
     };
-    let inodes: Vec<u64> = (tables.iter())
+    // A socket of IPv4 alone keeps nobody from a port of IPv6.
+    let inodes: Vec<u64> = (tables.iter().take(if address.is_ipv6() { 1 } else { 2 }))
         .filter_map(|table| fs::read_to_string(table).ok())
         .flat_map(|table| sockets(&table, transport, address))
         .collect();
@@ -77,7 +80,7 @@ pub fn holder(transport: Transport, address: SocketAddrV4) -> Option<Process> {
 }
 
 /// The inodes of the sockets in the text of one of the tables that have this port, on this address or on any.
-fn sockets(table: &str, transport: Transport, address: SocketAddrV4) -> Vec<u64> {
+fn sockets(table: &str, transport: Transport, address: SocketAddr) -> Vec<u64> {
     /// `TCP_LISTEN` (`net/tcp_states.h`). Only a listening socket keeps others from a port.
     const LISTEN: &str = "0A";
     let socket = |line: &str| {
@@ -86,7 +89,7 @@ fn sockets(table: &str, transport: Transport, address: SocketAddrV4) -> Vec<u64>
         let (ip, port) = fields.get(1)?.split_once(':')?;
         let same_port = u16::from_str_radix(port, 16).ok()? == address.port();
         let ip = local_address(ip)?;
-        let same_address = ip.is_unspecified() || address.ip().is_unspecified() || ip == *address.ip();
+        let same_address = ip.is_unspecified() || address.ip().is_unspecified() || ip == address.ip();
         let listens = transport == Transport::Udp || *fields.get(3)? == LISTEN;
         (same_port && same_address && listens).then(|| fields.get(9)?.parse().ok())?
     };
@@ -95,12 +98,15 @@ fn sockets(table: &str, transport: Transport, address: SocketAddrV4) -> Vec<u64>
 
 /// An address as the tables write it: words of 32 bits in the order of this host, in hexadecimal. An IPv6 socket of any
 /// address takes IPv4's ports too, unless it says otherwise.
-fn local_address(text: &str) -> Option<Ipv4Addr> {
-    let word = |digits: &str| u32::from_str_radix(digits, 16).ok().map(u32::from_be);
+fn local_address(text: &str) -> Option<IpAddr> {
+    let word = |at: usize| Some(u32::from_str_radix(text.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
     match text.len() {
-        8 => Some(word(text)?.into()),
-        32 if text.bytes().all(|digit| digit == b'0') => Some(Ipv4Addr::UNSPECIFIED),
-        32 if text.starts_with("0000000000000000") && word(&text[16..24])? == 0xffff => Some(word(&text[24..])?.into()),
+        8 => Some(word(0)?.into()),
+        32 => {
+            let words = [word(0)?, word(8)?, word(16)?, word(24)?];
+            let octets: [u8; 16] = words.concat().try_into().expect("four words of four bytes");
+            Some(Ipv6Addr::from(octets).to_canonical())
+        }
         _ => None,
     }
 }
@@ -124,7 +130,7 @@ fn owner(inodes: &[u64]) -> Option<Process> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 
     use super::*;
 
@@ -142,6 +148,15 @@ mod tests {
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = udp.local_addr().unwrap().port();
         assert_eq!(pid(Transport::Udp, SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), port)), None, "another address");
+        assert_eq!(
+            pid(Transport::Udp, SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)).is_some(),
+            holder(Transport::Udp, (Ipv6Addr::LOCALHOST, port)).is_none(),
+            "IPv6 has ports of its own"
+        );
+        let six = UdpSocket::bind("[::1]:0").unwrap().local_addr().unwrap();
+        assert_eq!(holder(Transport::Udp, six), None, "it is closed");
+        let open = UdpSocket::bind("[::1]:0").unwrap();
+        assert_eq!(holder(Transport::Udp, open.local_addr().unwrap()).map(|process| process.pid), us);
         let words = Taken::find(Transport::Udp, SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)).to_string();
         assert!(words.starts_with(&format!("port {port}/udp on 127.0.0.1 is taken by ")), "{words}");
         assert!(words.ends_with(&format!(" (pid {})", std::process::id())), "{words}");
@@ -159,7 +174,7 @@ mod tests {
     fn rubbish_in_the_tables_names_nobody() {
         let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 69);
         for table in ["", "head", "head\n", "head\n0: zz:0045", "head\n0: 0100007F:0045 0 07 0 0 0 0 0 x", "head\n1:"] {
-            assert_eq!(sockets(table, Transport::Udp, at), [0; 0], "{table:?}");
+            assert_eq!(sockets(table, Transport::Udp, at.into()), [0; 0], "{table:?}");
         }
     }
 }

@@ -16,9 +16,9 @@ use super::datagram::{short, socklen};
 use super::frame::sum;
 
 /// Destination, source, type (IEEE 802.3).
-const ETHERNET_HEADER: usize = 14;
+pub(super) const ETHERNET_HEADER: usize = 14;
 /// Bytes of an IPv6 header (RFC 8200 §3).
-const IPV6_HEADER: usize = 40;
+pub(super) const IPV6_HEADER: usize = 40;
 /// Where ICMPv6 begins; a solicitation has no extension header before it.
 const ICMP: usize = ETHERNET_HEADER + IPV6_HEADER;
 /// IANA's number of ICMPv6 in an IPv6 header.
@@ -59,41 +59,7 @@ impl SolicitationSocket {
     /// # Errors
     /// `PermissionDenied` without `CAP_NET_RAW`; the interface may be gone.
     pub fn open(interface: u32, mac: [u8; 6]) -> io::Result<Self> {
-        // Protocol 0: nothing is queued until the bind below. SOCK_RAW: the Ethernet header tells who it was.
-        // SAFETY: no pointers; the result is checked before it becomes an owned descriptor, which nobody else has.
-        let fd = unsafe {
-            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0);
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
-        socket2::SockRef::from(&fd).attach_filter(&filter())?;
-        let mut address = [0; 8];
-        address[..6].copy_from_slice(&ALL_ROUTERS);
-        let member = libc::packet_mreq {
-            mr_ifindex: interface.cast_signed(),
-            mr_type: short(libc::PACKET_MR_MULTICAST),
-            mr_alen: 6,
-            mr_address: address,
-        };
-        // SAFETY: sockaddr_ll is plain data, for which zeros are a valid value.
-        let mut name: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        name.sll_family = short(libc::AF_PACKET);
-        name.sll_protocol = short(libc::ETH_P_IPV6).to_be();
-        name.sll_ifindex = interface.cast_signed();
-        // SAFETY: `member` and `name` outlive the calls and are passed with their true lengths; the kernel only reads them.
-        let done = unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                libc::SOL_PACKET,
-                libc::PACKET_ADD_MEMBERSHIP,
-                (&raw const member).cast(),
-                socklen(size_of::<libc::packet_mreq>()),
-            ) == 0
-                && libc::bind(fd.as_raw_fd(), (&raw const name).cast(), socklen(size_of::<libc::sockaddr_ll>())) == 0
-        };
-        if done { Ok(Self { fd, mac }) } else { Err(io::Error::last_os_error()) }
+        Ok(Self { fd: listen(interface, &filter(), &[ALL_ROUTERS])?, mac })
     }
 
     /// Takes one frame off the socket; `None` if it is no solicitation that can be answered.
@@ -120,6 +86,52 @@ impl AsFd for SolicitationSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// A packet socket that gets the IPv6 frames of an interface that pass this filter, those to these groups among them. It does
+/// not block.
+pub(super) fn listen(interface: u32, filter: &[socket2::SockFilter], groups: &[[u8; 6]]) -> io::Result<OwnedFd> {
+    // Protocol 0: nothing is queued until the bind below. SOCK_RAW: the Ethernet header tells who it was.
+    // SAFETY: no pointers; the result is checked before it becomes an owned descriptor, which nobody else has.
+    let fd = unsafe {
+        let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    socket2::SockRef::from(&fd).attach_filter(filter)?;
+    for group in groups {
+        let mut address = [0; 8];
+        address[..6].copy_from_slice(group);
+        let member = libc::packet_mreq {
+            mr_ifindex: interface.cast_signed(),
+            mr_type: short(libc::PACKET_MR_MULTICAST),
+            mr_alen: 6,
+            mr_address: address,
+        };
+        // SAFETY: `member` outlives the call and is passed with its true length; the kernel only reads it.
+        let done = unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_ADD_MEMBERSHIP,
+                (&raw const member).cast(),
+                socklen(size_of::<libc::packet_mreq>()),
+            )
+        };
+        if done != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: sockaddr_ll is plain data, for which zeros are a valid value.
+    let mut name: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    name.sll_family = short(libc::AF_PACKET);
+    name.sll_protocol = short(libc::ETH_P_IPV6).to_be();
+    name.sll_ifindex = interface.cast_signed();
+    // SAFETY: `name` outlives the call and is passed with its true length; the kernel only reads it.
+    let done = unsafe { libc::bind(fd.as_raw_fd(), (&raw const name).cast(), socklen(size_of::<libc::sockaddr_ll>())) };
+    if done == 0 { Ok(fd) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A classic BPF program that passes router solicitations: IPv6, next header ICMPv6, type 133.
@@ -182,7 +194,7 @@ fn advertisement(from: [u8; 6], to: &Solicitation) -> Vec<u8> {
 }
 
 /// The link-local address that a hardware address makes (RFC 4291 §2.5.6, appendix A).
-fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
+pub(super) fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 

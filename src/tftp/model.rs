@@ -337,6 +337,78 @@ fn a_silent_client_is_tried_with_growing_pauses_and_given_up() {
 }
 
 #[test]
+fn a_block_that_a_fast_client_does_not_get_is_sent_again_soon_and_then_ever_later() {
+    let mut now = Instant::now();
+    let (mut transfer, _) = Transfer::new(Options::default(), file(512 * 30), limits(), now);
+    for block in 1..=10 {
+        now += Duration::from_millis(3);
+        transfer.on_packet(now, &[0, 4, 0, block]);
+    }
+    let (sent, mut tries) = (now, Vec::new());
+    for _ in 0..7 {
+        now = transfer.deadline();
+        assert_eq!(transfer.on_timeout(now).len(), 1);
+        tries.push((now - sent).as_millis());
+    }
+    assert_eq!(tries, [200, 600, 1_400, 3_000, 6_200, 12_600, 20_600]);
+    // An ACK of what was sent twice tells nothing of how long the client takes; the next one does.
+    transfer.on_packet(now, &[0, 4, 0, 11]);
+    assert_eq!(transfer.deadline(), now + Duration::from_millis(200));
+}
+
+#[test]
+fn a_client_that_asked_for_a_time_gets_that_one() {
+    let mut now = Instant::now();
+    let asked = Options { timeout: Some(3), ..Options::default() };
+    let (mut transfer, _) = Transfer::new(asked, file(512 * 30), limits(), now);
+    for block in 0..=10 {
+        now += Duration::from_millis(3);
+        transfer.on_packet(now, &[0, 4, 0, block]);
+        assert_eq!(transfer.deadline(), now + Duration::from_secs(3));
+    }
+}
+
+#[test]
+fn a_client_that_takes_its_time_is_not_sent_everything_twice() {
+    let mut now = Instant::now();
+    let (mut transfer, _) = Transfer::new(Options::default(), file(512 * 100), limits(), now);
+    for block in 1..=100_u8 {
+        now += Duration::from_millis(if block % 10 == 0 { 600 } else { 90 });
+        assert_eq!(transfer.on_timeout(now), [], "block {block}");
+        transfer.on_packet(now, &[0, 4, 0, block]);
+    }
+}
+
+#[test]
+fn who_begins_again_for_ever_is_left_in_the_end() {
+    let mut now = Instant::now();
+    let file = file(512 * 4_000);
+    let (mut transfer, mut effects) = Transfer::new(windowed(512, 32), file.clone(), limits(), now);
+    let mut sent = 0;
+    for round in 0.. {
+        let block = u8::try_from(round % 4 * 32).unwrap();
+        now += Duration::from_millis(1_100);
+        effects = match round % 4 {
+            0 => [transfer.on_request_again(now), transfer.on_packet(now, &[0, 4, 0, 0])].concat(),
+            _ => [effects, transfer.on_packet(now, &[0, 4, 0, block])].concat(),
+        };
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Send(packet) if packet[1] == 3 => sent += packet.len() as u64 - 4,
+                Effect::Send(_) => {}
+                Effect::End(end) => {
+                    let End::Endless { sent: told } = end else { panic!("{end:?}") };
+                    let most = file.len() as u64 * 16 + (1 << 20);
+                    assert!(sent <= most && told > most, "{sent} bytes sent, {told} told, at most {most}");
+                    return;
+                }
+            }
+        }
+        assert!(round < 100_000, "it goes on for ever");
+    }
+}
+
+#[test]
 fn a_slow_client_that_goes_on_is_never_given_up() {
     let mut now = Instant::now();
     let (mut transfer, _) = Transfer::new(Options::default(), file(512 * 100), limits(), now);

@@ -6,16 +6,22 @@
 //! ACK that says again what was known is either an echo or the loss of the window's first block, and nothing tells the two
 //! apart but time: it makes the next retransmission early, and progress takes that back. So a lost block costs
 //! milliseconds, and a network that doubles packets does not make us send everything again and again (the Sorcerer's
-//! Apprentice, RFC 1123 §4.2.3.1). With a window of one such an ACK is always an echo and counts for nothing.
+//! Apprentice, RFC 1123 §4.2.3.1). With a window of one such an ACK is always an echo and counts for nothing: there only
+//! time tells that a block was lost, so how long this client usually takes is measured, and waited for no longer than need be.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::packet::{self, DEFAULT_BLKSIZE, Inbound, Options};
+use super::packet::{self, DEFAULT_BLKSIZE, ErrorCode, Inbound, Options};
 
 /// First retransmission after this, unless the client asked for something else; each further one after twice as long.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// A client that was seen to answer fast is sent the next retransmission after this at the earliest: less would be taken up
+/// by a boot ROM that writes to flash now and then, or by a server that is busy with hundreds of others.
+const QUICKEST_RETRY: Duration = Duration::from_millis(200);
+/// ... and after so many times as long as it usually takes.
+const USUALS: u32 = 8;
 /// Retransmissions are no further apart than this.
 const SLOWEST_RETRY: Duration = Duration::from_secs(8);
 /// A transfer in which nothing arrives for this long has lost its client.
@@ -27,6 +33,11 @@ const MAX_TIMEOUT_S: u8 = 10;
 pub const NUDGE: Duration = Duration::from_millis(20);
 /// A first block that was sent so often without an answer is too large for some wire on its way.
 const LOST_FIRST: u8 = 3;
+/// A transfer sends its file so many times over and no more. A wire that loses every third packet needs three times in the
+/// worst window; what needs more is a client that acknowledges the same blocks again and again, or starts anew for ever.
+const MAX_TIMES: u64 = 16;
+/// What is sent of the smallest file before that counts: a minute of repeated first packets is some kilobytes.
+const SLACK: u64 = 1 << 20;
 /// A request that comes again while blocks are being acknowledged is an old packet, not a machine that started again.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
@@ -99,6 +110,11 @@ pub enum End {
         /// How many there are.
         blocks: u64,
     },
+    /// The client made us send far more than the file has.
+    Endless {
+        /// How many bytes were sent.
+        sent: u64,
+    },
 }
 
 /// How far a transfer is.
@@ -134,6 +150,12 @@ pub struct Transfer {
     first_retry: Duration,
     retry: Duration,
     nudge: Duration,
+    /// How long the client usually takes to acknowledge, once that is known.
+    usual: Option<Duration>,
+    /// What was sent last was sent for the first time, so that its ACK tells how long the client takes.
+    fresh: bool,
+    /// Bytes of blocks that were sent, again and again included.
+    spent: u64,
     /// When something was sent last.
     sent_at: Instant,
     /// When the client last confirmed something new.
@@ -166,6 +188,9 @@ impl Transfer {
             first_retry,
             retry: first_retry,
             nudge: NUDGE,
+            usual: None,
+            fresh: false,
+            spent: 0,
             sent_at: now,
             progress_at: now,
             retry_at: now,
@@ -217,7 +242,7 @@ impl Transfer {
         if self.retry_at < self.sent_at + self.retry {
             return self.send_nudged(now);
         }
-        self.retry = (self.retry * 2).min(SLOWEST_RETRY).max(self.first_retry);
+        self.retry = (self.retry * 2).min(SLOWEST_RETRY.max(self.first_retry));
         self.send_again(now)
     }
 
@@ -263,6 +288,7 @@ impl Transfer {
             return if now < self.retry_at { Vec::new() } else { self.send_nudged(now) };
         }
         self.acked += ahead;
+        self.measure(now);
         self.progressed(now);
         if self.acked == self.blocks {
             return self.end(End::Complete);
@@ -286,13 +312,31 @@ impl Transfer {
 
     fn send_again(&mut self, now: Instant) -> Vec<Effect> {
         self.retries = self.retries.saturating_add(1);
-        self.send_window(now)
+        let effects = self.send_window(now);
+        self.fresh = false;
+        effects
     }
 
     fn progressed(&mut self, now: Instant) {
         self.progress_at = now;
-        self.retry = self.first_retry;
+        self.retry = self.patience();
         self.nudge = NUDGE;
+    }
+
+    /// Takes in how long the client took. An ACK of what was sent twice does not tell which of the two it is for (RFC 6298 §3).
+    fn measure(&mut self, now: Instant) {
+        if self.fresh {
+            let took = now.saturating_duration_since(self.sent_at);
+            self.usual = Some(self.usual.map_or(took, |usual| (usual * 7 + took) / 8));
+        }
+    }
+
+    /// How long an answer is waited for. A client that asked for a time gets that one (RFC 2349).
+    fn patience(&self) -> Duration {
+        match (self.options.timeout, self.usual) {
+            (None, Some(usual)) => (usual * USUALS).clamp(QUICKEST_RETRY, FIRST_RETRY),
+            _ => self.first_retry,
+        }
     }
 
     /// The OACK, or the window that follows what was acknowledged.
@@ -306,7 +350,16 @@ impl Transfer {
         if self.acked == 0 {
             self.first_sent = self.first_sent.saturating_add(1);
         }
+        self.fresh = true;
         self.sent = self.blocks.min(self.acked + self.window);
+        let start = self.acked.saturating_mul(self.blksize as u64);
+        let end = self.sent.saturating_mul(self.blksize as u64).min(self.file.len() as u64);
+        self.spent = self.spent.saturating_add(end.saturating_sub(start));
+        if self.spent > (self.file.len() as u64).saturating_mul(MAX_TIMES).saturating_add(SLACK) {
+            let mut effects = vec![Effect::Send(packet::error(ErrorCode::Undefined, "sent again too often"))];
+            effects.extend(self.end(End::Endless { sent: self.spent }));
+            return effects;
+        }
         (self.acked + 1..=self.sent).map(|block| Effect::Send(packet::data(wire(block), self.payload(block)))).collect()
     }
 

@@ -3,7 +3,8 @@
 
 Fleets: three machines, one for each way into a boot, and a fourth whose disk is reset, power-cycled in between, with their
 disks (VHDs, and a VHDX) then read by two programs that nobody here wrote; every firmware beside another DHCP server, on
-another host and on Roost's own; one that boots by HTTP; two that must pass CHAP, both ways; two Debian systems, on VHDXs, that
+another host and on Roost's own, and through a relay (ways.py); two that boot over IPv6, by PXE and by HTTP (over_ipv6.py); two
+that must pass CHAP, both ways; two Debian systems, on VHDXs, that
 write, one of them to a second disk too, while Roost is killed and their network cut, and that are reset amid it; and two
 machines that read a master of 2 GiB to its end, while Roost's memory is watched.
 
@@ -21,24 +22,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from report import TESTER, Report, arguments, no_panic, run, same, sha256_by_7zip, sha256_over_iscsi  # noqa: E402
 
-from machine import Machine  # noqa: E402
-from server import ADDRESS, INTERFACE, IQN, POOL, Dnsmasq, Roost, bytes_on_host, sha256_file, wait_for  # noqa: E402
+import over_ipv6  # noqa: E402
+import ways  # noqa: E402
+from fleet import IMAGE, VHDX_IMAGE, Fleet, boots_to_its_marker, debian_master_path, master_path, name_of, resets  # noqa: E402
 from seconddisk import SecondDisk  # noqa: E402
+from server import ADDRESS, IQN, bytes_on_host, sha256_file, wait_for  # noqa: E402
 from writer import Writer  # noqa: E402
 
-LAB = Path(__file__).resolve().parent.parent.parent / "appliance" / "lab"
-IMAGE = "lab-linux"
-# The same as a VHDX.
-VHDX_IMAGE = "lab-linux-vhdx"
-
-# What Roost is to serve as the loader; `None` where the machine's own ROM is the loader already.
-LOADERS = {"bios": None, "bios-chain": "undionly.kpxe", "uefi": "snponly.efi", "uefi-http": "snponly.efi"}
 TWICE = ["bios", "bios-chain:vhdx", "uefi"]
 # A client whose disk is clean at every boot, on this firmware.
 RESET = "bios:reset"
 # Of the data disk of a Debian machine whose disk is reset.
 DATA_MIB = 3072
-MARKER_SECONDS = 600
 
 # Seconds for a Debian system that has lost its disk to write again, once the disk is back. iscsid waits two between tries.
 RETURN_SECONDS = 60
@@ -51,131 +46,6 @@ RESTARTS = [("SIGKILL", 0), ("SIGTERM", 0), ("SIGKILL", OUTAGE_SECONDS), ("SIGTE
 BULK_MIB = 640
 BIG_DISK_MIB = 2048
 MEMORY_LIMIT_KIB = 64 * 1024
-
-
-class Fleet:
-    """A Roost with one machine for each of these modes, on children of one image. The disk of `MODE:vhdx` is a VHDX, that of
-    `MODE:reset` is reset, and that of `MODE:chap` asks for CHAP. With `data`, machines whose disks are reset have a second disk
-    of this size. `more` are clients without a machine: name -> value."""
-
-    def __init__(self, options, folder, modes, master, pool=POOL, data=None, more=None):
-        self.options, self.folder = options, Path(folder)
-        self.roost = Roost(options.roost, self.folder, options.server)
-        self.machines = [
-            Machine(f"pc-{mode.replace(':', '-')}", f"52:54:00:77:01:{index:02x}", mode.split(":")[0], f"tap{index}", options.switch, self.folder)
-            for index, mode in enumerate(modes)
-        ]
-        clients = {
-            m.name: f'{{ mac = "{m.mac}", image = "{image_of(m)}", disk = "{"reset" if resets(m) else "keep"}", initiators = ["{TESTER}"], '
-            f'chap = {"true" if asks_for_chap(m) else "false"}'
-            + (f', data = "{data}"' if data and resets(m) else "")
-            + " }"
-            for m in self.machines
-        } | (more or {})
-        images = sorted({image_of(machine) for machine in self.machines})
-        self.roost.configure(clients, images[0], pool=pool)
-        for image in images:
-            form = "vhdx" if image == VHDX_IMAGE else "vhd"
-            self.roost.cli("image", "import", str(master), "--name", image, "--format", form, seconds=300)
-        self.masters = {image: self.roost.master(image) for image in images}
-        self.masters_sha256 = {image: sha256_file(path) for image, path in self.masters.items()}
-        self.roost.start()
-        self.power_on = 0
-        self.macs = {m.name: [] for m in self.machines}  # of each boot
-
-    def start_all(self):
-        """Switches every machine on in the same moment."""
-        self.power_on = time.time()
-        for machine in self.machines:
-            self.macs[machine.name].append(machine.mac)
-            machine.start()
-
-    def power_off_all(self):
-        for machine in self.machines:
-            machine.power_off()
-
-    def stages_of_this_boot(self, machine):
-        """What Roost recorded since power-on, in order: [(stage, detail)]."""
-        # Its clock is this host's; a second for the rounding of both.
-        since = (self.power_on - 1) * 1000
-        return [(s["stage"], s["detail"]) for s in self.roost.stages(machine.name) if s["at_ms"] >= since]
-
-
-def name_of(machine):
-    """What tests call it."""
-    return machine.name.removeprefix("pc-")
-
-
-def resets(machine):
-    """Whether its disk is clean at every boot."""
-    return machine.name.endswith("-reset")
-
-
-def image_of(machine):
-    """The image that its disk is a child of."""
-    return VHDX_IMAGE if "vhdx" in machine.name.split("-") else IMAGE
-
-
-def asks_for_chap(machine):
-    """Whether its disk opens only to who knows its secret."""
-    return machine.name.endswith("-chap")
-
-
-def master_path(bulk_mib=0):
-    """The lab's master disk, built on first use."""
-    built = subprocess.run([LAB / "image.sh", str(bulk_mib)], stdout=subprocess.PIPE, text=True, check=True)
-    return Path(built.stdout.strip())
-
-
-def debian_master_path():
-    """The lab's Debian disk, built on first use."""
-    built = subprocess.run([LAB / "debian.sh"], stdout=subprocess.PIPE, text=True, check=True)
-    return Path(built.stdout.strip())
-
-
-def boots_to_its_marker(fleet, machine, count):
-    """A boot: the marker is right, and Roost says what it served for it. To a machine that is reset each is the first."""
-    marker = machine.wait_up(MARKER_SECONDS)
-    wanted = {
-        "mac": machine.mac,
-        "boots": "1" if resets(machine) else str(count),
-        "data": "ok",
-        "fw": "efi" if machine.mode.startswith("uefi") else "bios",
-        "target": f"{IQN}:{machine.name}",
-        "initiator": f"{IQN}:client.{machine.name}",
-    }
-    same({key: marker.get(key) for key in wanted}, wanted, "the marker")
-
-    stages = fleet.stages_of_this_boot(machine)
-    words = [stage for stage, _ in stages]
-    needed = ["offer", "script", "login", "first-read", "os-session"]
-    loader = LOADERS[machine.mode]
-    if loader:
-        needed.insert(1, "loader")
-    firsts = [words.index(stage) if stage in words else None for stage in needed]
-    assert None not in firsts and firsts == sorted(firsts), f"wanted the stages {needed} in this order, Roost saw {stages}"
-    assert "refused" not in words, f"a login was refused: {stages}"
-    loaders = sorted({detail.split()[0] for stage, detail in stages if stage == "loader"})
-    same(loaders, [loader] if loader else [], "the loaders that Roost served")
-    scripts = sorted({detail.split()[0] for stage, detail in stages if stage == "script"})
-    same(scripts, ["boot.ipxe"], "the scripts that Roost served")
-    anew = any(stage == "script" and detail.endswith("; disk made anew") for stage, detail in stages)
-    same(anew, resets(machine) and count > 1, "whether the disk was made anew, by Roost's own words")
-
-    shown = fleet.roost.client(machine.name)
-    form = ".vhdx" if image_of(machine) == VHDX_IMAGE else ".vhd"
-    same(Path(shown["disk_path"]), fleet.roost.disk(machine.name), "the disk that Roost says it has")
-    same(fleet.roost.disk(machine.name).suffix, form, "its format")
-    sessions = [session for session in shown["sessions"] if session["kind"] == "system"]
-    same([session["initiator"] for session in sessions], [wanted["initiator"]], "the sessions of an operating system")
-    assert sessions[0]["writes"] > 0, f"the operating system wrote nothing: {sessions}"
-    log = fleet.roost.log.read_text(errors="replace")
-    for served in [loader, "boot.ipxe"] if loader else ["boot.ipxe"]:
-        assert any(machine.name in line and served in line for line in log.splitlines()), f"the log does not name {served}"
-    return (
-        f"up {machine.stages['up']:.1f} s, loader {loader or 'in the ROM'}, script {scripts[0]}, "
-        f"child disks/{fleet.roost.disk(machine.name).name} ({bytes_on_host(fleet.roost.disk(machine.name))} bytes)"
-    )
 
 
 def finds_its_own_writes(machine, macs):
@@ -240,8 +110,7 @@ def master_unchanged(fleet):
 
 def every_firmware(options, report):
     """BIOS, BIOS chained through undionly.kpxe, and UEFI, each twice; and one whose disk is reset in between."""
-    fleet = Fleet(options, Path(options.fast) / "firmware", [*TWICE, RESET], master_path())
-    try:
+    with Fleet(options, Path(options.fast) / "firmware", [*TWICE, RESET], master_path()) as fleet:
         for count in (1, 2):
             fleet.start_all()
             for machine in fleet.machines:
@@ -257,77 +126,6 @@ def every_firmware(options, report):
         report.test("master-unchanged-by-boots", master_unchanged, fleet)
         report.test("children-are-read-over-iscsi", children_read_alike, fleet, report)
         report.test("no-panic-in-boots", no_panic, fleet.roost)
-    finally:
-        fleet.power_off_all()
-        fleet.roost.kill()
-
-
-def boots_beside(fleet, dnsmasq, machine):
-    """A boot with another server's address, to which Roost's word alone was added."""
-    figures = boots_to_its_marker(fleet, machine, 1)
-    address = dnsmasq.gave(machine.mac)
-    assert address, f"dnsmasq gave {machine.name} no address"
-    details = [detail for stage, detail in fleet.stages_of_this_boot(machine) if stage == "offer"]
-    assert any(detail.startswith(f"it takes {address} from ") for detail in details), f"offers: {details}"
-    if machine.mode == "uefi":
-        assert any("asked on port 4011" in detail for detail in details), f"port 4011 was not asked: {details}"
-    same(fleet.roost.client(machine.name)["address"], address, "the address that Roost saw it use")
-    return f"{figures}, address {address}"
-
-
-def beside(options, report, where, namespace, interface, pairs):
-    """These machines, some at once, while dnsmasq gives the addresses on this interface."""
-    folder = Path(options.fast) / where
-    folder.mkdir()
-    modes = [mode for pair in pairs for mode in pair]
-    dnsmasq = fleet = None
-    try:
-        dnsmasq = Dnsmasq(namespace, interface, folder)
-        fleet = Fleet(options, folder, modes, master_path(), pool=None)
-        for pair in pairs:
-            machines = [machine for machine in fleet.machines if machine.mode in pair]
-            fleet.power_on = time.time()
-            for machine in machines:
-                machine.start()
-            for machine in machines:
-                report.test(f"{machine.mode}-beside-dnsmasq-on-{where}", boots_beside, fleet, dnsmasq, machine)
-            fleet.power_off_all()
-        report.test(f"no-panic-beside-dnsmasq-on-{where}", no_panic, fleet.roost)
-    finally:
-        if fleet:
-            fleet.power_off_all()
-            fleet.roost.kill()
-        if dnsmasq:
-            dnsmasq.kill()
-
-
-def beside_another_host(options, report):
-    """Every firmware, with dnsmasq on another host."""
-    address = ["ip", "-n", options.switch, "address"]
-    subprocess.run([*address, "add", "10.77.0.2/24", "dev", "br0"], check=True)
-    try:
-        pairs = [("bios", "bios-chain"), ("uefi", "uefi-http")]
-        beside(options, report, "another-host", options.switch, "br0", pairs)
-    finally:
-        subprocess.run([*address, "del", "10.77.0.2/24", "dev", "br0"], check=True)
-
-
-def beside_on_this_host(options, report):
-    """The two kinds of firmware, with dnsmasq on Roost's own host, where it has port 67."""
-    beside(options, report, "this-host", options.server, INTERFACE, [("bios", "uefi")])
-
-
-def by_http(options, report):
-    """UEFI HTTP boot, with Roost's own addresses."""
-    fleet = Fleet(options, Path(options.fast) / "http", ["uefi-http"], master_path())
-    try:
-        fleet.start_all()
-        for machine in fleet.machines:
-            report.test("uefi-http-boot", boots_to_its_marker, fleet, machine, 1)
-        report.test("no-panic-in-http-boot", no_panic, fleet.roost)
-    finally:
-        fleet.power_off_all()
-        fleet.roost.kill()
 
 
 def passes_chap(fleet, machine):
@@ -344,16 +142,12 @@ def passes_chap(fleet, machine):
 
 def with_chap(options, report):
     """iPXE on either firmware and open-iscsi after it, which has the secrets from the iBFT, with mutual CHAP."""
-    fleet = Fleet(options, Path(options.fast) / "chap", ["bios:chap", "uefi:chap"], master_path())
-    try:
+    with Fleet(options, Path(options.fast) / "chap", ["bios:chap", "uefi:chap"], master_path()) as fleet:
         fleet.start_all()
         for machine in fleet.machines:
             report.test(f"{machine.mode}-boots-with-chap", boots_to_its_marker, fleet, machine, 1)
             report.test(f"{machine.mode}-alone-knows-its-secret", passes_chap, fleet, machine)
         report.test("no-panic-with-chap", no_panic, fleet.roost)
-    finally:
-        fleet.power_off_all()
-        fleet.roost.kill()
 
 
 def writes_through_restarts(fleet, writers):
@@ -442,10 +236,9 @@ def debian(options, report):
     # Debian's initiator has a name of its own making for what it did not boot from.
     second = {"pc-second": f'{{ mac = "52:54:00:77:01:f0", image = "{VHDX_IMAGE}", initiators = ["*"] }}'}
     modes = ["bios:vhdx", "uefi:vhdx:reset"]
-    fleet = Fleet(options, Path(options.disk) / "debian", modes, debian_master_path(), data=f"{DATA_MIB}M", more=second)
-    writers = [Writer(machine) for machine in fleet.machines]
-    disk = SecondDisk(fleet.machines[0], "pc-second")
-    try:
+    with Fleet(options, Path(options.disk) / "debian", modes, debian_master_path(), data=f"{DATA_MIB}M", more=second) as fleet:
+        writers = [Writer(machine) for machine in fleet.machines]
+        disk = SecondDisk(fleet.machines[0], "pc-second")
         fleet.start_all()
         for machine in fleet.machines:
             if not report.test(f"debian-{name_of(machine)}-boots", boots_to_its_marker, fleet, machine, 1):
@@ -475,9 +268,6 @@ def debian(options, report):
         report.test("debian-data-disk-after-the-reset", keeps_on_its_data_disk, fleet, reset, 2)
         report.test("debian-master-unchanged", master_unchanged, fleet)
         report.test("no-panic-under-debian", no_panic, fleet.roost)
-    finally:
-        fleet.power_off_all()
-        fleet.roost.kill()
 
 
 def reads_everything(machine, results):
@@ -510,8 +300,7 @@ def stays_small(fleet):
 
 def little_memory(options, report):
     """The memory that Roost takes for two clients of a large master."""
-    fleet = Fleet(options, Path(options.disk) / "memory", ["bios", "uefi"], master_path(BULK_MIB))
-    try:
+    with Fleet(options, Path(options.disk) / "memory", ["bios", "uefi"], master_path(BULK_MIB)) as fleet:
         assert bytes_on_host(fleet.masters[IMAGE]) >= 512 << 20, "the master holds too little to measure with"
         fleet.start_all()
         for machine in fleet.machines:
@@ -520,15 +309,12 @@ def little_memory(options, report):
         fleet.power_off_all()
         report.test("large-master-unchanged", master_unchanged, fleet)
         report.test("no-panic-in-reading", no_panic, fleet.roost)
-    finally:
-        fleet.power_off_all()
-        fleet.roost.kill()
 
 
 def main():
     options = arguments()
     report = Report()
-    parts = (every_firmware, beside_another_host, beside_on_this_host, by_http, with_chap, debian, little_memory)
+    parts = (every_firmware, *ways.PARTS, *over_ipv6.PARTS, with_chap, debian, little_memory)
     chosen = os.environ.get("ROOST_PARTS", "").split()
     for part in [part for part in parts if not chosen or part.__name__ in chosen]:
         # Where one fleet cannot even be made, the other is still tested.

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use roost::app::bootfiles::{BootContext, BootFiles};
+use roost::app::pi::PiFiles;
 use roost::app::recorder::Recorder;
 use roost::fleet::{Client, DiskPolicy, Event, Fleet, Initiators, Mac, Naming, Stage};
 use roost::http::boot::{BootServer, router};
@@ -50,7 +51,7 @@ impl Lab {
         let loaders = out.path().join("loaders");
         fs::create_dir(&loaders).unwrap();
         let files = out.path().join("files");
-        fs::create_dir(&files).unwrap();
+        fs::create_dir_all(files.join("rpi")).unwrap();
         fs::write(loaders.join("undionly.kpxe"), &undionly).unwrap();
         fs::write(loaders.join("snponly.efi"), &snponly).unwrap();
 
@@ -61,7 +62,8 @@ impl Lab {
         let at = |port| SocketAddrV4::new(LOCALHOST, port);
         let (stop, _) = watch::channel(false);
         let (tftp, http, tasks) = runtime.block_on(async {
-            let web = BootServer::bind(at(0)).await.unwrap();
+            let folder = Arc::new(Files::open(&files).unwrap());
+            let web = BootServer::bind(at(0)).await.unwrap().with_files(Some(folder));
             let http = web.address().port();
             let boot = Arc::new(BootContext {
                 files: BootFiles::load(Some(&loaders)).unwrap(),
@@ -72,10 +74,11 @@ impl Lab {
                 begin: Box::new(|_, _| Box::pin(async { Ok(None) })),
             });
             let server = TftpServer::bind(at(0), 1500, Arc::clone(&boot)).await.unwrap().over_one_port(single_port);
+            let server = server.with_pi(PiFiles::within(&files).unwrap().map(Arc::new));
             let tftp = server.address().port();
             let tasks = vec![
                 tokio::spawn(server.run(stopped(stop.subscribe()))),
-                tokio::spawn(web.run(Files::open(&files).unwrap().mount(router(boot)), stopped(stop.subscribe()))),
+                tokio::spawn(web.run(router(boot), stopped(stop.subscribe()))),
             ];
             (tftp, http, tasks)
         });

@@ -88,8 +88,8 @@ pub(crate) struct Initiator {
     pub(crate) lun: u8,
     /// Bytes of a logical block of it.
     pub(crate) block: u32,
-    /// Both digests are in use.
-    digests: bool,
+    /// Which digests are in use: of headers, of data.
+    digests: (bool, bool),
 }
 
 impl Initiator {
@@ -109,7 +109,7 @@ impl Initiator {
             cid: 0,
             lun: 0,
             block: 512,
-            digests: false,
+            digests: (false, false),
         }
     }
 
@@ -177,7 +177,12 @@ impl Initiator {
 
     /// From here on every PDU has both digests, and must have them.
     pub(crate) fn use_digests(&mut self) {
-        self.digests = true;
+        self.digests = (true, true);
+    }
+
+    /// From here on every header has a digest, and must have one.
+    pub(crate) fn use_header_digests(&mut self) {
+        self.digests = (true, false);
     }
 
     /// Values of the text that answers SendTargets, in order.
@@ -358,24 +363,24 @@ impl Initiator {
     fn next(&mut self) -> std::io::Result<Answer> {
         let mut header = [0; 48];
         self.stream.read_exact(&mut header)?;
-        self.check_digest(&header)?;
+        if self.digests.0 {
+            self.check_digest(&header)?;
+        }
         let length = u32::from_be_bytes([0, header[5], header[6], header[7]]) as usize;
         let mut data = vec![0; length.next_multiple_of(4)];
         self.stream.read_exact(&mut data)?;
-        if length > 0 {
+        if length > 0 && self.digests.1 {
             self.check_digest(&data)?;
         }
         data.truncate(length);
         Ok(Answer { header, data })
     }
 
-    /// Takes the digest that follows these bytes, if there are digests.
+    /// Takes the digest that follows these bytes.
     fn check_digest(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        if self.digests {
-            let mut digest = [0; 4];
-            self.stream.read_exact(&mut digest)?;
-            assert_eq!(digest, crc32c::crc32c(bytes).to_le_bytes(), "a digest of the target's");
-        }
+        let mut digest = [0; 4];
+        self.stream.read_exact(&mut digest)?;
+        assert_eq!(digest, crc32c::crc32c(bytes).to_le_bytes(), "a digest of the target's");
         Ok(())
     }
 
@@ -398,13 +403,13 @@ impl Initiator {
     fn send(&mut self, mut header: [u8; 48], data: &[u8]) {
         header[5..8].copy_from_slice(&u32::try_from(data.len()).unwrap().to_be_bytes()[1..]);
         let mut bytes = header.to_vec();
-        if self.digests {
+        if self.digests.0 {
             bytes.extend_from_slice(&crc32c::crc32c(&header).to_le_bytes());
         }
         let start = bytes.len();
         bytes.extend_from_slice(data);
         bytes.resize(start + data.len().next_multiple_of(4), 0);
-        if self.digests && !data.is_empty() {
+        if self.digests.1 && !data.is_empty() {
             let digest = crc32c::crc32c(&bytes[start..]).to_le_bytes();
             bytes.extend_from_slice(&digest);
         }

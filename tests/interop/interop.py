@@ -15,10 +15,13 @@ from report import TESTER, Report, arguments, no_panic  # noqa: E402
 
 import beside  # noqa: E402
 import chap  # noqa: E402
+import clients  # noqa: E402
 import netboot  # noqa: E402
 import packets  # noqa: E402
+import over_ipv6  # noqa: E402
 import relays  # noqa: E402
 import targets  # noqa: E402
+import vlan  # noqa: E402
 import writes  # noqa: E402
 from server import Roost  # noqa: E402
 
@@ -78,6 +81,9 @@ def main():
     report.part("beside", beside.tests, options, report)
     report.part("relays", relays.tests, options, report)
     report.part("packets", packets.tests, options, report)
+    report.part("vlan", vlan.tests, options, report)
+    report.part("ipv6", over_ipv6.tests, options, report)
+    report.part("clients", clients.tests, options, report)
     report.part("interop", everything, options, report)
     return report.exit_code()
 

@@ -1,7 +1,5 @@
 """A room behind a relay, and an address that somebody took: ISC dhcrelay and dnsmasq bring what dhclient and udhcpc ask."""
 
-import contextlib
-import os
 import signal
 import subprocess
 import time
@@ -9,19 +7,9 @@ from pathlib import Path
 
 from netboot import NOTE_SCRIPT, noted, plug_in, unplug
 from report import run, same
-from server import ADDRESS, Dnsmasq, Roost, mapping_file, wait_for
+from room import RELAY, ROOM, ROOM_POOL, ROUTER, relaying, room
+from server import ADDRESS, Dnsmasq, Roost, wait_for
 
-# The relay stands on the lab's wire, and is the router of the room behind it.
-RELAY, ROUTER, ROOM = "10.77.0.20", "10.78.5.1", "10.78.5.0/24"
-POOLS = f"""
-[server.pools.room-b]
-subnet = "{ROOM}"
-range  = "10.78.5.100-10.78.5.109"
-router = "{ROUTER}"
-lease  = "1h"
-
-[defaults]
-"""
 FIRST, SECOND, KNOWN = "52:54:00:77:03:01", "52:54:00:77:03:02", "52:54:00:77:03:03"
 # What dhcrelay says of its interface `room0`: no remote ID, so the port begins with the relay's address.
 CLIENTS = {"desk": f'{{ port = "{ROUTER}/room0", options = {{ ntp-servers = "10.77.0.9" }} }}', "pc-03": f'"{KNOWN}"'}
@@ -29,55 +17,6 @@ CLIENTS = {"desk": f'{{ port = "{ROUTER}/room0", options = {{ ntp-servers = "10.
 OTHER = "10.77.0.30"
 # A machine on the wire that has an address of the pool, of which Roost knows nothing.
 SQUATTER, SQUATTED = "52:54:00:77:03:99", "10.77.0.100"
-
-
-@contextlib.contextmanager
-def room(options):
-    """A namespace for the relay and one for the room's machines; `card` in the latter is plugged in at the relay's `room0`."""
-    relay, machines = f"{options.switch}-relay", f"{options.switch}-room"
-    try:
-        for namespace in (relay, machines):
-            subprocess.run(["ip", "netns", "add", namespace], check=True)
-            run(namespace, "ip", "link", "set", "lo", "up")
-        run(options.switch, "ip", "link", "add", "to-relay", "type", "veth", "peer", "name", "up0", "netns", relay)
-        run(options.switch, "ip", "link", "set", "to-relay", "master", "br0", "up")
-        run(relay, "ip", "link", "add", "room0", "type", "veth", "peer", "name", "card", "netns", machines)
-        for interface, address in (("up0", f"{RELAY}/24"), ("room0", f"{ROUTER}/24")):
-            run(relay, "ip", "address", "add", address, "dev", interface)
-            run(relay, "ip", "link", "set", interface, "up")
-        run(relay, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-        run(options.server, "ip", "route", "add", ROOM, "via", RELAY)
-        yield relay, machines
-    finally:
-        for namespace in (relay, machines):
-            pids = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
-            for pid in pids.stdout.split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
-            subprocess.run(["ip", "netns", "del", namespace], check=False)
-        run(options.server, "ip", "route", "del", ROOM, check=False)
-
-
-RELAYS = {
-    "dhcrelay": ["dhcrelay", "-4", "-d", "-a", "-iu", "up0", "-id", "room0", ADDRESS],
-    "dnsmasq": ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", f"--dhcp-relay={ROUTER},{ADDRESS}",
-                "--user=root", "--pid-file="],
-}  # fmt: skip
-
-
-@contextlib.contextmanager
-def relaying(namespace, program, scratch, *servers):
-    with open(scratch / f"{program}.log", "w") as log:
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", namespace, *RELAYS[program], *servers], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
-    try:
-        listens = lambda: ":67 " in run(namespace, "ss", "-lnuH").stdout  # noqa: E731
-        wait_for(f"{program} on port 67", listens, 10, tail=(scratch / f"{program}.log").read_text)
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def become(machines, mac):
@@ -139,7 +78,7 @@ def beside_another_server(options, scratch):
     """The relay asks both: dnsmasq gives the address, and Roost's offer, without one, reaches the machine through the relay."""
     roost = Roost(options.roost, scratch / "roost-beside", options.server)
     at_port = f'{{ port = "{ROUTER}/room0" }}'
-    roost.config.write_text(mapping_file(roost.state, {"pc-03": f'"{KNOWN}"'}, "blank", pool=None))
+    roost.configure({"pc-03": f'"{KNOWN}"'}, "blank", pool=None)
     import_blank(roost, scratch)
     script, out, dnsmasq = scratch / "note.sh", scratch / "beside", None
     script.write_text(NOTE_SCRIPT.format(out=out))
@@ -228,8 +167,7 @@ def tests(options, report):
     scratch = Path(options.fast) / "relays"
     scratch.mkdir()
     roost = Roost(options.roost, scratch / "roost", options.server)
-    text = mapping_file(roost.state, CLIENTS, "blank").replace("\n[defaults]\n", POOLS)
-    roost.config.write_text(text)
+    roost.configure(CLIENTS, "blank", tables=ROOM_POOL)
     import_blank(roost, scratch)
     roost.start()
     try:

@@ -121,8 +121,58 @@ fn a_raspberry_pi_is_known_by_its_address_or_its_identifier_and_told_what_it_wan
         assert_eq!(outcome.asker.unwrap().machine.raspberry_pi, known, "{mac:02x?} {id:02x?}");
         assert_eq!(vendor.windows(17).any(|part| part == b"Raspberry Pi Boot"), known);
     }
+    // What it sends second says less of it; what its operating system sends says nothing.
+    let request = Packet::new(3, 2).with(at::CHADDR, &[0xdc, 0xa6, 0x32, 1, 2, 3]).selecting(ip(100));
+    let id = [&[0], &newer[..]].concat();
+    for (packet, told) in [(request.clone().option(97, &id), Some(b"rpi\0".to_vec())), (request, None)] {
+        let mut lab = lab();
+        lab.hear(&pi([0xdc, 0xa6, 0x32, 1, 2, 3], newer));
+        let outcome = lab.hear(&packet);
+        assert!(matches!(outcome.reason, Reason::Acked(..)), "{}", outcome.reason);
+        assert_eq!((raw(&outcome, 67), raw(&outcome, 43).is_some()), (told.clone(), told.is_some()));
+    }
+    // A Pi 3 looks for a name that ends in blanks, in a menu that is as much longer.
+    let vendor = raw(&lab().hear(&pi([0xb8, 0x27, 0xeb, 1, 2, 3], older)), 43).unwrap();
+    assert_eq!(&vendor[9..], b"\x09\x17\x00\x00\x14Raspberry Pi Boot   \xff");
+    assert_eq!(usize::from(vendor[10]), vendor.len() - 12);
+    // It never asks as iPXE, and that is no loop.
+    let site = site(Role::Proxy);
+    let fleet = Fleet::new([client("pi-01", &[2], None)]).unwrap();
+    for exchange in 0..6 {
+        let packet = pi([0x52, 0x54, 0, 0xaa, 0, 2], newer);
+        let (outcome, note) = offered(&site, &fleet, &again(&packet, exchange));
+        assert_eq!((outcome.reason, note), (Reason::OfferedBoot(Handout::Loader("rpi")), None));
+    }
     let without = Lab::new().hear(&pi([0xdc, 0xa6, 0x32, 1, 2, 3], UUID)).note.unwrap().detail;
     assert!(without.contains("there is no loader for Raspberry Pi"), "{without}");
+}
+
+#[test]
+fn the_disk_itself_is_told_where_nothing_could_fetch_a_script_and_never_beside_one() {
+    let path = b"iscsi:10.9.0.1:::0:iqn.2026-11.test:pc-02".to_vec();
+    let initiator = b"iqn.2026-11.test:client.pc-02".to_vec();
+    // UEFI's initiator asks for a netmask, a router and a root path, and says nothing of itself.
+    let firmware = Packet::new(1, 2).option(55, &[1, 3, 17]);
+    let told = |root_path, packet: &Packet| {
+        let start = Start { root_path, ..Start::default() };
+        let mut lab = lab();
+        lab.fleet = Fleet::new([Client { start, ..client("pc-02", &[2], None) }]).unwrap();
+        let outcome = lab.hear(packet);
+        let Reason::Offered(_, handout) = outcome.reason else { panic!("{}", outcome.reason) };
+        (handout, raw(&outcome, 17), raw(&outcome, 203), raw(&outcome, 67).is_some())
+    };
+    let disk = (Some(path), Some(initiator.clone()));
+    for (packet, handout) in [(&firmware, Handout::AddressOnly), (&ipxe_without(0x13), Handout::RootPath)] {
+        let (told_handout, root, name, file) = told(true, packet);
+        assert_eq!((told_handout, (root, name), file), (handout, disk.clone(), false));
+    }
+    // Not without the operator's word, not to who did not ask, and not to an iPXE that has all.
+    assert_eq!(told(false, &firmware), (Handout::AddressOnly, None, None, false));
+    assert_eq!(told(false, &ipxe_without(0x13)), (Handout::Chain("bios"), None, None, true));
+    assert_eq!(told(true, &Packet::new(1, 2).option(55, &[1, 3])), (Handout::AddressOnly, None, None, false));
+    assert_eq!(told(true, &Packet::ipxe(1, 2, 0)), (Handout::Script, None, Some(initiator), true));
+    assert_eq!(told(true, &ipxe_without(0x11)), (Handout::Chain("bios"), None, None, true));
+    assert_eq!(told(true, &Packet::ovmf(1, 2)), (Handout::Loader("x64"), None, None, true));
 }
 
 #[test]
@@ -223,6 +273,30 @@ fn a_loader_that_never_asks_as_ipxe_is_told_of_and_another_is_tried() {
     guide.learn(&lab.hear(&again(&Packet::ipxe(1, 2, 7), 7)));
     let outcome = lab.hear(&again(&Packet::ovmf(1, 2), 8));
     assert_eq!(outcome.reason, Reason::Offered(ip(100), Handout::Loader("x64")), "what ran is forgotten");
+}
+
+#[test]
+fn u_boot_that_asks_again_and_again_before_it_asks_as_uefi_is_in_no_loop() {
+    let mut lab = lab();
+    let guide = lab.scope.site().guide.clone();
+    let mut exchange = 0;
+    let mut tell = |architecture: u8| {
+        exchange += 1;
+        let mut packet = Packet::new(1, 2).option(60, b"PXEClient").option(93, &[0, architecture]);
+        // As itself it says how long it has been up.
+        packet.header[8..10].copy_from_slice(&[0, if architecture == 22 { 30 } else { 0 }]);
+        let outcome = lab.hear(&again(&packet, exchange));
+        (outcome.reason.clone(), guide.learn(&outcome))
+    };
+    let arm64 = Reason::Offered(ip(100), Handout::Loader("arm64"));
+    for _boot in 0..2 {
+        for architecture in [22, 22, 22, 22, 11] {
+            assert_eq!(tell(architecture), (arm64.clone(), Lesson::default()));
+        }
+    }
+    let said = &tell(11).1.notes[0].detail;
+    assert!(said.contains("for the third time"), "what it asks as UEFI counts: {said}");
+    assert_eq!(tell(22), (arm64, Lesson::default()));
 }
 
 #[test]

@@ -47,7 +47,7 @@ use super::chain::{Chain, PendingPath};
 use super::error::DiskError;
 use super::file::{Access, File, Media};
 use super::names::Format;
-use super::{Disk, Sectors, Stretch};
+use super::{Disk, PassOn, Sectors, Stretch};
 use format::{Seen, look};
 pub use format::{identity, size};
 use layers::open_layers;
@@ -458,6 +458,10 @@ impl Disk for Overlay {
 
     fn read(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DiskError> {
         self.top().read(offset, bufs)
+    }
+
+    fn pass_on(&self, offset: u64, len: u64, each: &mut PassOn<'_>) -> Result<Option<u64>, DiskError> {
+        self.top().pass_on(offset, len, each)
     }
 
     fn write(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), DiskError> {

@@ -1,6 +1,7 @@
 //! How the data of a read is cut into Data-In PDUs (RFC 7143 §11.7).
 
 use std::io::IoSliceMut;
+use std::ops::Range;
 
 use super::super::pdu::{Digests, HEADER};
 
@@ -66,6 +67,11 @@ impl Layout {
         let mut segments = self.segments();
         let (segment, None) = (segments.next()?, segments.next()) else { return None };
         Some(&mut buffer[segment.data_at..segment.data_at + segment.length])
+    }
+
+    /// Where in a buffer the header of each PDU is, with its digest, and how many bytes of data come right behind it.
+    pub fn headers(self) -> impl Iterator<Item = (Range<usize>, usize)> {
+        self.segments().map(|segment| (segment.at..segment.data_at, segment.length))
     }
 
     /// Where the data goes in a buffer of [`Layout::wire_length`] bytes.

@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
 use crate::app::App;
 use crate::app::packets::{Datagram, Decision, Direction, Packet, Protocol};
 use crate::dhcp::others::Answer;
-use crate::dhcp::{BOOT_SERVER_PORT, Outcome, Reason, architecture_name};
+use crate::dhcp::{BOOT_SERVER_PORT, Machine, Outcome, Reason, architecture_name, v6};
 use crate::fleet::Mac;
 
 /// Nobody's hardware address, or one that is not known.
@@ -29,14 +29,7 @@ impl Keeping {
     pub(super) fn came(self, app: &App, from: SocketAddrV4, to: SocketAddrV4, bytes: &[u8], outcome: &Outcome) {
         let Some(mac) = machine_of(bytes) else { return };
         let asker = outcome.asker.as_ref();
-        let what = asker.map_or(Cow::Borrowed("no request"), |asker| {
-            let (kind, machine) = (asker.kind.word(), &asker.machine);
-            match (machine.ipxe, machine.netboot) {
-                (true, _) => format!("{kind} of iPXE, {}", architecture_name(machine.architecture.unwrap_or(0))).into(),
-                (false, true) => format!("{kind}, {}", architecture_name(machine.architecture.unwrap_or(0))).into(),
-                (false, false) => kind.into(),
-            }
-        });
+        let what = asker.map_or(Cow::Borrowed("no request"), |asker| question(asker.kind.word(), &asker.machine));
         let decision = match &outcome.reason {
             Reason::Refused { .. } => Decision::Refused,
             _ if outcome.reply.is_some() => Decision::Answered,
@@ -47,8 +40,8 @@ impl Keeping {
             // What a relay brings has the relay's address, which no socket tells.
             source: if relayed(bytes) { NOBODY } else { mac.octets() },
             destination: if to.ip().is_broadcast() { EVERYBODY } else { self.own },
-            from,
-            to,
+            from: from.into(),
+            to: to.into(),
             payload: bytes.into(),
         };
         let packet = Packet {
@@ -73,10 +66,7 @@ impl Keeping {
         sent: Result<(), E>,
     ) {
         let Some(mac) = machine_of(bytes) else { return };
-        let (decision, code, reason) = match sent {
-            Ok(()) => (Decision::Sent, "sent", Cow::Borrowed("")),
-            Err(error) => (Decision::Failed, "not-sent", error.to_string().into()),
-        };
+        let (decision, code, reason) = left(sent);
         let destination = match () {
             () if to.ip().is_broadcast() => EVERYBODY,
             () if relayed(bytes) => NOBODY,
@@ -89,9 +79,86 @@ impl Keeping {
             decision,
             code,
             reason,
-            datagram: Some(Datagram { source: self.own, destination, from, to, payload: bytes.into() }),
+            datagram: Some(Datagram {
+                source: self.own,
+                destination,
+                from: from.into(),
+                to: to.into(),
+                payload: bytes.into(),
+            }),
         };
         app.recorder.packets().add(mac, app.fleet().by_mac(mac).is_some(), packet);
+    }
+
+    /// A packet came over IPv6. What tells no machine is nobody's.
+    pub(super) fn came_over_ipv6(
+        self,
+        app: &App,
+        arrival: &v6::Arrival,
+        to: SocketAddrV6,
+        bytes: &[u8],
+        outcome: &v6::Outcome,
+    ) {
+        let Some(asker) = &outcome.asker else { return };
+        let datagram = Datagram {
+            source: arrival.neighbour.map_or(NOBODY, Mac::octets),
+            destination: if to.ip().is_multicast() { group(*to.ip()) } else { self.own },
+            from: arrival.from.into(),
+            to: to.into(),
+            payload: bytes.into(),
+        };
+        let packet = Packet {
+            direction: Direction::In,
+            protocol: protocol6(to),
+            what: question(asker.kind.word(), &asker.machine),
+            decision: if outcome.reply.is_some() { Decision::Answered } else { Decision::Ignored },
+            code: outcome.reason.word(),
+            reason: outcome.reason.to_string().into(),
+            datagram: Some(datagram),
+        };
+        app.recorder.packets().add(asker.mac, asker.client.is_some(), packet);
+    }
+
+    /// Its answer left for this hardware, or did not.
+    pub(super) fn left_over_ipv6<E: fmt::Display>(
+        self,
+        app: &App,
+        from: SocketAddrV6,
+        destination: [u8; 6],
+        outcome: &v6::Outcome,
+        sent: Result<(), E>,
+    ) {
+        let (Some(asker), Some(reply)) = (&outcome.asker, &outcome.reply) else { return };
+        let (decision, code, reason) = left(sent);
+        let (to, payload) = (reply.to.into(), reply.bytes.as_slice().into());
+        let packet = Packet {
+            direction: Direction::Out,
+            protocol: protocol6(from),
+            what: answer6(&reply.bytes).into(),
+            decision,
+            code,
+            reason,
+            datagram: Some(Datagram { source: self.own, destination, from: from.into(), to, payload }),
+        };
+        app.recorder.packets().add(asker.mac, asker.client.is_some(), packet);
+    }
+}
+
+/// What became of an answer.
+fn left<E: fmt::Display>(sent: Result<(), E>) -> (Decision, &'static str, Cow<'static, str>) {
+    match sent {
+        Ok(()) => (Decision::Sent, "sent", Cow::Borrowed("")),
+        Err(error) => (Decision::Failed, "not-sent", error.to_string().into()),
+    }
+}
+
+/// A question in a few words: `DISCOVER, UEFI x64`.
+fn question(kind: &'static str, machine: &Machine) -> Cow<'static, str> {
+    let architecture = || architecture_name(machine.architecture.unwrap_or(0));
+    match (machine.ipxe, machine.netboot) {
+        (true, _) => format!("{kind} of iPXE, {}", architecture()).into(),
+        (false, true) => format!("{kind}, {}", architecture()).into(),
+        (false, false) => kind.into(),
     }
 }
 
@@ -105,13 +172,29 @@ pub(super) fn overheard(app: &App, from: SocketAddrV4, to: SocketAddrV4, bytes: 
         decision: Decision::Noted,
         code: "overheard",
         reason: "another server's answer".into(),
-        datagram: Some(Datagram { source: NOBODY, destination: EVERYBODY, from, to, payload: bytes.into() }),
+        datagram: Some(Datagram {
+            source: NOBODY,
+            destination: EVERYBODY,
+            from: from.into(),
+            to: to.into(),
+            payload: bytes.into(),
+        }),
     };
     app.recorder.packets().add(answer.mac, known, packet);
 }
 
 fn protocol(own: SocketAddrV4) -> Protocol {
     if own.port() == BOOT_SERVER_PORT { Protocol::Pxe } else { Protocol::Dhcp }
+}
+
+fn protocol6(own: SocketAddrV6) -> Protocol {
+    if own.port() == BOOT_SERVER_PORT { Protocol::Pxe } else { Protocol::Dhcpv6 }
+}
+
+/// The Ethernet address of a group (RFC 2464 §7).
+fn group(group: Ipv6Addr) -> [u8; 6] {
+    let [.., a, b, c, d] = group.octets();
+    [0x33, 0x33, a, b, c, d]
 }
 
 /// The machine that a DHCP packet is of (`chaddr`, RFC 2131 §2).
@@ -136,5 +219,15 @@ fn answer(bytes: &[u8]) -> String {
     match address.filter(|address| !address.is_unspecified()) {
         Some(address) => format!("{kind} of {address}"),
         None => kind.to_owned(),
+    }
+}
+
+/// The same of DHCPv6, whose first byte is its kind (RFC 8415 §7.3).
+fn answer6(bytes: &[u8]) -> &'static str {
+    match bytes.first() {
+        Some(2) => "ADVERTISE",
+        Some(7) => "REPLY",
+        Some(13) => "RELAY-REPL",
+        _ => "answer",
     }
 }

@@ -1,12 +1,14 @@
 //! DHCP on the interfaces that clients are on: packets in, packets out, and leases durable before the client hears of them.
 //!
-//! [`Server`] gives addresses; [`Proxy`] works beside a server that does; [`BootServer`] answers port 4011 beside either.
+//! [`Server`] gives addresses; [`Proxy`] works beside a server that does; [`BootServer`] answers port 4011 beside either; [`Six`] tells
+//! machines how to boot over IPv6.
 //! Not here: what is answered (`dhcp::handle`, `dhcp::proxy`), and where leases are kept ([`Durable`]).
 
 mod boot_server;
 mod kept;
 mod lookout;
 mod proxy;
+mod six;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -26,6 +28,7 @@ use tracing::{debug, trace, warn};
 pub use boot_server::BootServer;
 pub use lookout::Lookout;
 pub use proxy::Proxy;
+pub use six::Six;
 
 use super::udp::{BindError, Udp};
 use crate::app::App;
@@ -35,16 +38,32 @@ use crate::dhcp::{
     Reason, Reply, Role, SERVER_PORT, Scope, ScopeError, Site, Wire, others,
 };
 use crate::fleet::{Finding, Mac, Naming, Pool, Stage, Subnet, Timestamp};
-use crate::sys::{self, ArpSocket, Interface, Local, PacketSocket};
+use crate::sys::{self, ArpSocket, Interface, Local, PacketSocket, Received};
 
 /// Largest packet that is read; no client sends more than an Ethernet frame holds.
 const LARGEST_PACKET: usize = 2_048;
 
+/// Bytes of packets that may wait in a socket: those of half a second in which everybody asks, with the kernel's own share of
+/// each.
+const SOCKET_ROOM: usize = 4 << 20;
+
+/// Packets that are taken from a socket before anything else has its turn.
+const AT_A_TIME: usize = 64;
+
+/// Once so many packets were taken and the socket was never empty, we are behind: then strangers' DISCOVERs are thrown away until
+/// it is. To read a packet and throw it away takes a tenth of the time of an answer, so that others need not wait behind a
+/// flood. Five thousand machines that are switched on at once are not that many, as fast as packets are answered.
+const BEHIND: usize = 4_096;
+
 /// Answers that wait for their leases to be durable. When so many wait, packets stay in the socket until the disk keeps up.
-const MAX_WAITING: usize = 256;
+const MAX_WAITING: usize = 1_024;
 
 /// Most answers that share one commit.
-const MAX_BATCH: usize = 64;
+const MAX_BATCH: usize = 512;
+
+/// Commits begin no closer to one another than this, so that answers gather while many ask: a commit costs a hundred
+/// microseconds of CPU, whatever is in it, and one more lease costs a few. Whoever asks alone does not wait.
+const BETWEEN_COMMITS: Duration = Duration::from_millis(5);
 
 /// Most offers that wait for an answer by ARP. Those of a flood beyond that leave at once.
 const MAX_PROBES: usize = 64;
@@ -142,6 +161,7 @@ impl<D: Durable + 'static> Server<D> {
             let Interface { name, index, .. } = &place.interface;
             let udp = Udp::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, SERVER_PORT), Some(name))
                 .map_err(|source| DhcpError::Bind { source })?;
+            udp.make_room(SOCKET_ROOM);
             let frames = PacketSocket::open(*index).map_err(DhcpError::Frames)?;
             let local = Local { interface: *index, address: place.address };
             let arp = Arp::open(&place.interface).map_err(DhcpError::Frames)?;
@@ -175,7 +195,7 @@ impl<D: Durable + 'static> Server<D> {
         for port in ports {
             let (port, app, leases) = (Arc::new(port), Arc::clone(&app), Arc::clone(&leases));
             let (waiting, alarms, probes) = (waiting.clone(), Alarms::default(), Vec::new());
-            serving.spawn(Serving { port, app, leases, waiting, alarms, probes }.run());
+            serving.spawn(Serving { port, app, leases, waiting, alarms, probes, behind: 0 }.run());
         }
         serving.spawn(async move { commit(&durable, commits).await });
         match serving.join_next().await {
@@ -241,10 +261,18 @@ type Waiting = (Vec<LeaseChange>, Option<(Arc<Port>, Reply)>);
 /// Commits what waits, all that is there at once, and sends the answers.
 async fn commit(durable: &impl Durable, mut waiting: mpsc::Receiver<Waiting>) -> Infallible {
     let mut batch = Vec::with_capacity(MAX_BATCH);
+    let mut next = Instant::now();
     loop {
         if waiting.recv_many(&mut batch, MAX_BATCH).await == 0 {
             std::future::pending::<()>().await;
         }
+        tokio::time::sleep_until(next).await;
+        while batch.len() < MAX_BATCH
+            && let Ok(more) = waiting.try_recv()
+        {
+            batch.push(more);
+        }
+        next = Instant::now() + BETWEEN_COMMITS;
         let (changes, replies): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
         match durable.commit(changes.into_iter().flatten().collect()).await {
             Ok(()) => {
@@ -312,6 +340,8 @@ struct Serving {
     waiting: mpsc::Sender<Waiting>,
     alarms: Alarms,
     probes: Vec<Probe>,
+    /// How many packets were taken since the socket was empty.
+    behind: usize,
 }
 
 impl Serving {
@@ -321,22 +351,47 @@ impl Serving {
         loop {
             let soonest = self.probes.iter().map(|probe| probe.until).min();
             tokio::select! {
-                received = port.udp.receive(&mut buffer) => match received {
-                    Ok(received) => {
-                        let arrival = Arrival { from: received.from, to: received.to };
-                        self.take(arrival, &buffer[..received.len], None).await;
-                    }
-                    Err(error) => {
-                        warn!(%error, "DHCP: a packet could not be read");
-                        tokio::time::sleep(AFTER_ERROR).await;
-                    }
-                },
+                received = port.udp.receive(&mut buffer) => self.take_all(received, &mut buffer).await,
                 (address, mac) = port.answered() => self.found(address, mac).await,
                 () = tokio::time::sleep_until(soonest.unwrap_or_else(Instant::now)), if soonest.is_some() => {
                     self.release().await;
                 }
             }
         }
+    }
+
+    /// Handles a packet that came, and those that are there already, up to [`AT_A_TIME`].
+    async fn take_all(&mut self, first: io::Result<Received>, buffer: &mut [u8; LARGEST_PACKET]) {
+        let mut received = first;
+        for left in (0..AT_A_TIME).rev() {
+            match received {
+                Ok(received) => {
+                    self.behind += 1;
+                    let bytes = &buffer[..received.len];
+                    if self.behind > BEHIND && dhcp::is_strangers_discover(&self.app.fleet(), bytes) {
+                        self.alarms.behind(now());
+                    } else {
+                        self.take(Arrival { from: received.from, to: received.to }, bytes, None).await;
+                    }
+                }
+                Err(error) => {
+                    warn!(%error, "DHCP: a packet could not be read");
+                    tokio::time::sleep(AFTER_ERROR).await;
+                }
+            }
+            if left == 0 {
+                break;
+            }
+            match self.port.udp.try_receive(buffer) {
+                Some(next) => received = next,
+                None => {
+                    self.behind = 0;
+                    return;
+                }
+            }
+        }
+        // Commits, among others, have their turn.
+        tokio::task::yield_now().await;
     }
 
     /// Handles a packet. One whose answer was thrown away, because its address is in use, has time until `until`.
@@ -518,11 +573,12 @@ fn tell(app: &App, guide: &Guide, from: SocketAddrV4, outcome: &Outcome, proven:
                 app.plugged_in(asker.mac, port);
             }
             // Beside another server, what the rest of the building's machines ask is none of our business.
-            if !matches!(outcome.reason, Reason::Stranger) {
-                app.recorder.saw(asker.mac, asker.address.filter(|_| proven(asker)));
+            let address = asker.address.filter(|_| proven(asker));
+            if !matches!(outcome.reason, Reason::Stranger) && (address.is_some() || asker.client.is_none()) {
+                app.recorder.saw(asker.mac, address);
             }
             if let Some(platform) = asker.machine.platform().filter(|_| asker.machine.netboot || asker.machine.ipxe) {
-                app.recorder.is_of(asker.mac, platform);
+                app.recorder.is_of(asker.mac, asker.client.is_some(), platform);
             }
             if asker.machine.ipxe && outcome.reply.is_some() {
                 app.booting.saw(asker.mac, now());
@@ -549,6 +605,9 @@ fn is_neighbour(asker: &Asker) -> bool {
 struct Alarms {
     last: Option<Timestamp>,
     unsaid: u64,
+    /// When it was said last that strangers are not answered, and how many were not since.
+    behind: Option<Timestamp>,
+    unanswered: u64,
 }
 
 impl Alarms {
@@ -562,7 +621,20 @@ impl Alarms {
         }
         let who = asker.client.as_ref().map_or_else(|| asker.mac.to_string(), |name| format!("{name} ({})", asker.mac));
         warn!(since_the_last = self.unsaid, "DHCP: {who}: {reason}");
-        *self = Self { last: Some(now), unsaid: 0 };
+        (self.last, self.unsaid) = (Some(now), 0);
+    }
+
+    /// A stranger is not answered.
+    fn behind(&mut self, now: Timestamp) {
+        self.unanswered += 1;
+        if self.behind.is_some_and(|last| now.since(last) < BETWEEN_ALARMS) {
+            return;
+        }
+        warn!(
+            since_the_last = self.unanswered,
+            "DHCP: machines that are in no client's place ask faster than they can be answered; some are not, clients are"
+        );
+        (self.behind, self.unanswered) = (Some(now), 0);
     }
 }
 
@@ -576,6 +648,7 @@ mod tests {
             index: 2,
             mac: None,
             addresses: addresses.iter().map(|address| (address.parse().unwrap(), 24)).collect(),
+            ipv6: Vec::new(),
             up: true,
             carrier: true,
             wired: true,

@@ -60,7 +60,7 @@ impl Proxy {
         let on = SocketAddrV4::new(site.server, SERVER_PORT);
         match crate::sys::port::holder(Transport::Udp, on) {
             Some(process) => {
-                let taken = Taken { transport: Transport::Udp, address: on, by: Some(process) };
+                let taken = Taken { transport: Transport::Udp, address: on.into(), by: Some(process) };
                 info!("DHCP: {taken}, which gives the addresses; requests are overheard, and answered beside it");
             }
             None => {

@@ -349,8 +349,5 @@ fn kind_of(app: &App, client: &Client, who: &Who) -> SessionKind {
 
 /// The machine that the kernel knows at this address.
 pub(super) fn machine_at(address: IpAddr) -> Option<Mac> {
-    match address {
-        IpAddr::V4(address) => sys::neighbour(address).and_then(Mac::from_octets),
-        IpAddr::V6(_) => None,
-    }
+    sys::neighbour(address).and_then(Mac::from_octets)
 }

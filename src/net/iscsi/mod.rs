@@ -3,6 +3,7 @@
 //! The protocol is `iscsi`'s. Here are the socket, the clock, and the hops to threads that may block; [`login`] brings a
 //! connection to its session, [`serve`] runs it.
 
+mod direct;
 mod login;
 mod output;
 mod portals;

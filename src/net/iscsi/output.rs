@@ -90,6 +90,14 @@ impl Output {
         self.length += length;
     }
 
+    /// The first so many bytes of what waits are sent already.
+    pub(super) fn skip(&mut self, length: usize) {
+        self.advance(length);
+        if self.length == 0 {
+            self.chunks.clear();
+        }
+    }
+
     /// Adds these bytes as they are.
     pub(super) fn push(&mut self, bytes: Vec<u8>) {
         if !bytes.is_empty() {

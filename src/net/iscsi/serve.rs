@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::LOGOUT_GRACE;
+use super::direct;
 use super::login::Seat;
 use super::output::Output;
 use super::portals::Portals;
@@ -62,6 +63,10 @@ const QUIET: Duration = Duration::from_secs(60);
 /// Bytes that one read of the socket asks for: a window of small commands, or a good part of a burst.
 const INPUT: usize = 64 * 1024;
 
+/// Reads of this many bytes and more go from the page cache to the socket without a copy in between. For shorter ones the
+/// calls that this takes cost more than the copy.
+const PASSED_ON: u64 = 64 * 1024;
+
 /// With less room than this the input grows before it is read into.
 const INPUT_LOW: usize = 4096;
 
@@ -96,6 +101,8 @@ struct Running {
     writes: Vec<Vec<(TaskId, Job, Option<Done>)>>,
     /// Reads that wait for the device, and those that wait for [`MAX_MISSES`] or [`MAX_MISSED_BYTES`].
     deferred: VecDeque<(TaskId, ByteRange)>,
+    /// Reads of [`PASSED_ON`] bytes and more, which begin when nothing else waits to be sent.
+    large: VecDeque<(TaskId, ByteRange)>,
     misses: usize,
     missed_bytes: usize,
     probes: Vec<oneshot::Sender<()>>,
@@ -146,6 +153,7 @@ pub(super) async fn normal(
         units: place.disks.iter().map(|disk| Arc::clone(&disk.unit)).collect(),
         writes: place.disks.iter().map(|_| Vec::new()).collect(),
         deferred: VecDeque::new(),
+        large: VecDeque::new(),
         misses: 0,
         missed_bytes: 0,
         probes: Vec::new(),
@@ -277,6 +285,7 @@ impl Running {
             self.work(&mut input)?;
             self.output.append(self.session.output());
             self.output.send(stream)?;
+            self.pass_on(stream)?;
             if self.closing.is_some() && self.output.length() == 0 {
                 return Ok(End { why: "logged out", by_us: false, done: None });
             }
@@ -456,7 +465,7 @@ impl Running {
     /// Whether `work` would find something to do without waiting.
     fn has_work(&mut self, input: &BytesMut) -> bool {
         let miss = !self.deferred.is_empty() && self.may_miss();
-        self.session.has_effects() || miss || frame::is_whole(input, self.session.digests())
+        self.session.has_effects() || miss || !self.large.is_empty() || frame::is_whole(input, self.session.digests())
     }
 
     fn may_miss(&self) -> bool {
@@ -493,7 +502,11 @@ impl Running {
                 traffic.reads.fetch_add(1, Ordering::Relaxed);
                 traffic.bytes_read.fetch_add(range.length, Ordering::Relaxed);
                 self.note_first_read();
-                self.read(task, range);
+                if range.length >= PASSED_ON && !self.session.digests().data {
+                    self.large.push_back((task, range));
+                } else {
+                    self.read(task, range);
+                }
             }
             Effect::Write { task, offset, data, fua } => {
                 self.note_write(&data);
@@ -615,6 +628,30 @@ impl Running {
                 self.session.complete(task, Err(Sense::of_disk(&error, false)));
             }
         }
+    }
+
+    /// Sends one large read that waits, from the files themselves where it lies in memory. One at a wake-up: other sessions
+    /// have their turn.
+    fn pass_on(&mut self, stream: &TcpStream) -> anyhow::Result<()> {
+        // What waits goes first, and the socket is full.
+        if self.output.length() > 0 {
+            return Ok(());
+        }
+        let Some((task, range)) = self.large.pop_front() else { return Ok(()) };
+        let Some(layout) = self.session.layout(task) else { return Ok(()) }; // aborted while it waited
+        let disk = Arc::clone(self.disk(task));
+        if range.length == layout.length as u64
+            && let Some(_reading) = disk.writes.try_reading()
+        {
+            let session = &mut self.session;
+            let begin = |buffer: &mut [u8]| session.data_in(task, buffer);
+            if direct::send(stream, &mut self.output, &*disk.disk, range.offset, layout, begin)? {
+                return Ok(());
+            }
+        }
+        self.read(task, range);
+        self.output.send(stream)?;
+        Ok(())
     }
 
     /// Starts reads from the device, while there is room for what they bring.
@@ -741,7 +778,9 @@ impl Running {
         for (_, writes) in (0..).zip(&mut self.writes).filter(|(number, _)| lun.is_none_or(|lun| lun == *number)) {
             writes.clear();
         }
-        self.deferred.retain(|(task, _)| lun.is_some_and(|lun| lun != task.lun));
+        for waiting in [&mut self.deferred, &mut self.large] {
+            waiting.retain(|(task, _)| lun.is_some_and(|lun| lun != task.lun));
+        }
         let tasks = self.session.abort_all(lun);
         // No answer of theirs will tell the initiator that its command window is open again; this does.
         self.session.ping();
