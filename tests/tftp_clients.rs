@@ -504,6 +504,11 @@ fn a_raspberry_pi_fetches_its_files_and_hears_at_once_what_is_not_there() {
     let (size, _) = Bare::new(&lab).ask(b"\0\x01start4.elf\0octet\0tsize\x000\0");
     assert_eq!(size, b"\0\x06tsize\x008\0");
     assert_eq!(lab.events(Stage::Loader, 0), [], "a Pi's files are no stage of a boot");
+    let kept = kept(&lab);
+    let decided =
+        |name: &str| kept.iter().find(|(what, ..)| *what == format!("read {name}")).map(|(_, code, _)| &**code);
+    assert_eq!(decided("start4.elf"), Some("served"));
+    assert_eq!(decided("1a2b3c4d/recovery.elf"), Some("no-such-file"));
 }
 
 #[test]

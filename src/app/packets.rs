@@ -1,7 +1,7 @@
 //! The last packets of each machine, and what was decided about them: DHCP, TFTP, boot files by HTTP, logins.
 //!
-//! Kept in memory alone, for `roost packets`. DHCP's packets are kept whole, both ways. Of TFTP there are requests, agreed
-//! options, errors, and one line for all of a transfer's blocks; HTTP and iSCSI have one line for each request and no bytes.
+//! Kept in memory alone, for `roost packets`. DHCP's packets and DHCPv6's are kept whole, both ways. Of TFTP there are requests,
+//! agreed options, errors, and one line for all of a transfer's blocks; HTTP and iSCSI have one line for each request and no bytes.
 //! Frames are rebuilt from what the sockets told: Ethernet addresses that they did not tell are zeros.
 //!
 //! Not here: the decisions. Every adapter reports its own.

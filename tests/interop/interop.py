@@ -17,8 +17,8 @@ import beside  # noqa: E402
 import chap  # noqa: E402
 import clients  # noqa: E402
 import netboot  # noqa: E402
-import packets  # noqa: E402
 import over_ipv6  # noqa: E402
+import packets  # noqa: E402
 import relays  # noqa: E402
 import targets  # noqa: E402
 import vlan  # noqa: E402

@@ -109,7 +109,7 @@ def beside_another_server(options, scratch):
         wait_for("the offer", lambda: any(offer in stage["detail"] for stage in roost.stages("pc-03")), 10, tail=roost.tail)
         roost.stop()
         # The same place by its port: what was plugged in there last is known after a restart, though no lease is kept here.
-        roost.config.write_text(mapping_file(roost.state, {"desk": at_port}, "blank", pool=None))
+        roost.configure({"desk": at_port}, "blank", pool=None)
         roost.start()
         with room(options) as (relay, machines), relaying(relay, "dhcrelay", scratch, OTHER):
             become(machines, FIRST)
