@@ -401,7 +401,7 @@ mod tests {
             }
         };
         assert_eq!(end, End::Silent { acked: 1, blocks: 3 });
-        // After 1, 2, 4, 8 and 8 s; the next would be after the end.
-        assert_eq!(transfer.progress(), Progress { retries: 5, ..progress });
+        // After 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 8 and 8 s; the next would be after the end.
+        assert_eq!(transfer.progress(), Progress { retries: 8, ..progress });
     }
 }
