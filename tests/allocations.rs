@@ -1,4 +1,4 @@
-//! In steady state few commands allocate anything: reads and writes of what is in memory, over real sockets.
+//! In steady state no command allocates anything: reads and writes of what is in memory, over real sockets.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -146,7 +146,7 @@ fn work(session: &mut Initiator, rounds: u32) {
 }
 
 #[test]
-fn of_commands_on_what_is_in_memory_fewer_than_one_in_four_allocates() {
+fn commands_on_what_is_in_memory_allocate_nothing() {
     /// Lists that grow to what they need do so within some rounds.
     const ROUNDS: u32 = 64;
     IS_INITIATOR.set(true);
@@ -166,8 +166,7 @@ fn of_commands_on_what_is_in_memory_fewer_than_one_in_four_allocates() {
             COUNT.load(Ordering::Relaxed) - before
         })
         .min();
-    let (fewest, commands) = (fewest.unwrap(), u64::from(2 * ROUNDS * DEPTH));
-    assert!(fewest < commands / 4, "{fewest} allocations in {commands} commands");
+    assert_eq!(fewest, Some(0), "allocations in {} commands", 2 * ROUNDS * DEPTH);
     session.log_out();
     runtime.shutdown_background();
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::packets::Packets;
-use crate::dhcp::MAX_STRANGERS;
+use crate::fleet::lease::MAX_STRANGERS;
 use crate::fleet::{ClientName, Event, Fact, Habit, Mac, Platform, Port, Sighting, Stage, Timestamp};
 use crate::store::{Record, Writer};
 
@@ -529,13 +529,14 @@ mod tests {
         let address = Some(Ipv4Addr::new(10, 0, 0, 1));
         let name: ClientName = "pc-01".parse().unwrap();
         recorder.saw_at(Timestamp(0), mac(0), address);
-        for second in 0..4 {
+        for second in 0..4_u16 {
+            let begins = 1_000 * u64::from(second);
             for number in 1..=10_000 {
-                let at = Timestamp(1_000 * second + u64::from(number) / 10);
-                recorder.saw_at(at, mac(number), None);
-                recorder.note_at(at, Some(mac(number)), None, Stage::Offer, "an address", None);
+                let (at, mac) = (Timestamp(begins + u64::from(number) / 10), mac(10_000 * second + number));
+                recorder.saw_at(at, mac, None);
+                recorder.note_at(at, Some(mac), None, Stage::Offer, "an address", None);
             }
-            let at = Timestamp(1_000 * second + 999);
+            let at = Timestamp(begins + 999);
             recorder.note_at(at, Some(mac(0)), Some(&name), Stage::Offer, &format!("in second {second}"), None);
         }
         assert_eq!(recorder.address_seen(mac(0)), address);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::offers::{Offer, Offers};
 use super::scope::Scope;
+use crate::fleet::lease::MAX_STRANGERS;
 use crate::fleet::{Client, ClientName, Fleet, Holder, Lease, Mac, Pool, Port, Timestamp};
 
 /// How long an offered address is kept for the one it was offered to. EDK2 takes 4 s and more to collect offers, and asks
@@ -37,10 +38,6 @@ const MAX_SILENT: usize = 1_024;
 
 /// Most offers held at once; the oldest goes first, and can still be taken up if its address stays free.
 pub const MAX_OFFERS: usize = 1_024;
-
-/// Most leases of machines that are in nobody's place: any of them could be forged. The telephones of a large building are
-/// fewer, and so many cost a few MiB.
-pub const MAX_STRANGERS: usize = 8_192;
 
 /// How long an address that a client found in use is given to nobody.
 pub const QUARANTINE: Duration = Duration::from_secs(300);
@@ -309,8 +306,8 @@ impl Leases {
         let last = self.offers.to(holder);
         if last.is_none() && self.offers.len() >= MAX_OFFERS {
             let oldest = self.offers.by_age().next().map(|(address, _)| address);
-            if let Some(oldest) = oldest {
-                self.take_back(oldest);
+            if let Some(address) = oldest {
+                self.take_back(address);
             }
         }
         let until = now.after(if stranger { STRANGERS_OFFER_HOLD } else { OFFER_HOLD });

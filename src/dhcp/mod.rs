@@ -28,8 +28,8 @@ pub use boot::{BIOS_LOADER, Features, Handout, Machine, Missing, UEFI_X64_LOADER
 pub use guide::{Guide, Lesson};
 use leases::{Claim, Rules};
 pub use leases::{
-    InSession, LeaseChange, Leases, MAX_OFFERS, MAX_OFFERS_OF_PORT, MAX_QUARANTINED, MAX_STRANGERS, NoAddress,
-    OFFER_HOLD, Obstacle, PROBE, QUARANTINE, STRANGERS_OFFER_HOLD,
+    InSession, LeaseChange, Leases, MAX_OFFERS, MAX_OFFERS_OF_PORT, MAX_QUARANTINED, NoAddress, OFFER_HOLD, Obstacle,
+    PROBE, QUARANTINE, STRANGERS_OFFER_HOLD,
 };
 use reply::{Answer, Encoder};
 pub use scope::{Role, Scope, ScopeError, Site, Wire};

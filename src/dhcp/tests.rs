@@ -12,6 +12,7 @@ use proptest::prelude::*;
 
 use super::wire::at;
 use super::*;
+use crate::fleet::lease::MAX_STRANGERS;
 use crate::fleet::{DiskPolicy, ExtraOption, Initiators, Lease, Naming, Pool, Subnet};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);

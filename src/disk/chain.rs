@@ -646,33 +646,27 @@ impl Disk for Chain {
 
     fn provisioning(&self, offset: u64, len: u64, most: usize) -> Result<Vec<Stretch>, DiskError> {
         self.check(offset, len)?;
-        let (mut stretches, mut at) = (Vec::<Stretch>::new(), offset);
-        while at < offset + len {
-            let step = ZERO_STEP.min(offset + len - at);
-            for extent in self.resolve(at, step)? {
-                let Some((media, start)) = extent.at else {
-                    add_stretch(&mut stretches, Stretch { len: extent.len, mapped: false });
-                    continue;
-                };
-                // What a file has may be a hole in it: zeros that were written, or freed.
-                let (mut here, end) = (start, start + extent.len);
-                while here < end && stretches.len() <= most {
-                    let data = media.next_data(here)?.unwrap_or(end).clamp(here, end);
-                    let hole = if data < end { media.next_hole(data)?.clamp(data + 1, end) } else { end };
-                    add_stretch(&mut stretches, Stretch { len: data - here, mapped: false });
-                    add_stretch(&mut stretches, Stretch { len: hole - data, mapped: true });
-                    here = hole;
-                }
-                if here < end {
-                    break;
-                }
+        let mut stretches = Vec::<Stretch>::new();
+        // One by one: whoever asks for the whole disk wants to hear of its beginning.
+        let mut extents = Extents::new(self, offset, len, Wait::Block);
+        while stretches.len() <= most
+            && let Some(extent) = extents.next()?.expect("it waits")
+        {
+            let Some((media, start)) = extent.at else {
+                add_stretch(&mut stretches, Stretch { len: extent.len, mapped: false });
+                continue;
+            };
+            // What a file has may be a hole in it: zeros that were written, or freed.
+            let (mut here, end) = (start, start + extent.len);
+            while here < end && stretches.len() <= most {
+                let data = media.next_data(here)?.unwrap_or(end).clamp(here, end);
+                let hole = if data < end { media.next_hole(data)?.clamp(data + 1, end) } else { end };
+                add_stretch(&mut stretches, Stretch { len: data - here, mapped: false });
+                add_stretch(&mut stretches, Stretch { len: hole - data, mapped: true });
+                here = hole;
             }
-            if stretches.len() > most {
-                stretches.truncate(most);
-                break;
-            }
-            at += step;
         }
+        stretches.truncate(most);
         Ok(stretches)
     }
 

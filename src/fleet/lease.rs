@@ -11,6 +11,10 @@ pub const MIN_LEASE: Duration = Duration::from_secs(120);
 /// Most name servers that are handed to clients: resolvers ask three (glibc's `MAXNS`) and replies have little room.
 pub const MAX_DNS: usize = 8;
 
+/// Most leases of machines that are in nobody's place: any of them could be forged. The telephones of a large building are
+/// fewer, and so many cost a few MiB.
+pub const MAX_STRANGERS: usize = 8_192;
+
 /// The addresses that Roost gives out, and what goes with them: `[server.pool]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {

@@ -22,25 +22,17 @@ pub enum FrameError {
 
 /// Takes the next whole PDU off the front of `input`; `None` while it is not all there.
 ///
-/// The data segment is split off `input`, not copied. Space for a PDU is reserved only once its header is known to keep
-/// to the limit, so a stranger's number never allocates more than `limit`. A data segment that does not match its digest
-/// is said to be so in [`Pdu::intact`]: its framing is sound, and what follows can be read.
+/// The data segment is split off `input`, not copied; [`missing`] tells how much room the next PDU wants. A data segment
+/// that does not match its digest is said to be so in [`Pdu::intact`]: its framing is sound, and what follows can be read.
 ///
 /// # Errors
 /// See [`FrameError`].
 pub fn next(input: &mut BytesMut, limit: u32, digests: Digests) -> Result<Option<Pdu>, FrameError> {
-    let Some((header, _)) = input.split_first_chunk::<HEADER>() else {
-        input.reserve(HEADER);
-        return Ok(None);
-    };
+    let Some((header, _)) = input.split_first_chunk::<HEADER>() else { return Ok(None) };
     let header = Header(*header);
     let headers = HEADER + header.ahs_length();
     if digests.header {
-        // At most 1,020 bytes of additional headers: that much may be waited for on the word of a header that is not checked.
-        let Some(sent) = input.get(headers..headers + digests.of_header()) else {
-            input.reserve(headers + digests.of_header() - input.len());
-            return Ok(None);
-        };
+        let Some(sent) = input.get(headers..headers + digests.of_header()) else { return Ok(None) };
         if sent != digest(&input[..headers]) {
             return Err(FrameError::HeaderDigest);
         }
@@ -52,7 +44,6 @@ pub fn next(input: &mut BytesMut, limit: u32, digests: Digests) -> Result<Option
     let data = claimed as usize;
     let whole = whole(&header, digests);
     if input.len() < whole {
-        input.reserve(whole - input.len());
         return Ok(None);
     }
     let padded = data + padding(data);
@@ -64,6 +55,18 @@ pub fn next(input: &mut BytesMut, limit: u32, digests: Digests) -> Result<Option
     let segment = input.split_to(data).freeze();
     input.advance(whole - at - data);
     Ok(Some(Pdu { header, ahs, data: segment, intact }))
+}
+
+/// Bytes that the PDU at the front of `input`, which [`next`] found not to be whole, still lacks as far as is known; room for
+/// them may be made. A stranger's number makes it at most `limit` and a kilobyte.
+#[must_use]
+pub fn missing(input: &[u8], limit: u32, digests: Digests) -> usize {
+    let Some((header, _)) = input.split_first_chunk::<HEADER>() else { return HEADER - input.len() };
+    let header = Header(*header);
+    // At most 1,020 bytes of additional headers: that much may be waited for on the word of a header that is not checked.
+    let checked = HEADER + header.ahs_length() + digests.of_header();
+    let known = if input.len() < checked || header.data_length() > limit { checked } else { whole(&header, digests) };
+    known.saturating_sub(input.len())
 }
 
 /// Whether a whole PDU lies at the front of `input`.
@@ -119,6 +122,8 @@ mod tests {
             let (mut input, mut seen, mut at) = (BytesMut::new(), Vec::new(), 0);
             for cut in cuts.iter().cycle() {
                 let end = stream.len().min(at + cut);
+                let lacks = missing(&input, LIMIT, digests);
+                prop_assert!(lacks > 0 && lacks <= stream.len() - at, "{lacks} of {}", stream.len() - at);
                 input.extend_from_slice(&stream[at..end]);
                 at = end;
                 while is_whole(&input, digests) {
@@ -153,12 +158,12 @@ mod tests {
         }
 
         #[test]
-        fn strangers_bytes_never_reserve_more_than_the_limit(
+        fn strangers_bytes_never_want_more_room_than_the_limit(
             bytes in prop::collection::vec(any::<u8>(), 0..200), digests in digests(),
         ) {
             let mut input = BytesMut::from(&bytes[..]);
             while let Ok(Some(_)) = next(&mut input, LIMIT, digests) {}
-            prop_assert!(input.capacity() <= 200 + HEADER + 255 * 4 + LIMIT as usize + 12);
+            prop_assert!(missing(&input, LIMIT, digests) <= HEADER + 255 * 4 + LIMIT as usize + 12);
         }
     }
 }

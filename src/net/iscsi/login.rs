@@ -114,7 +114,7 @@ impl Arrival<'_> {
             let Some(pdu) = frame::next(input, LOGIN_DATA_SEGMENT, Digests::NONE)? else {
                 // Who says nothing holds nothing.
                 stream.readable().await?;
-                input.reserve(INPUT);
+                input.reserve(frame::missing(input, LOGIN_DATA_SEGMENT, Digests::NONE).max(INPUT));
                 if stream.read_buf(input).await? == 0 {
                     bail!("closed before it had logged in");
                 }

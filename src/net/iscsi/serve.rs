@@ -34,7 +34,7 @@ use crate::disk::{Disk, DiskError, ErrorKind};
 use crate::fleet::{ClientName, Fact, Mac, Stage};
 use crate::iscsi::frame::FrameError;
 use crate::iscsi::login::LoginError;
-use crate::iscsi::pdu::{NO_TAG, Pdu, opcode};
+use crate::iscsi::pdu::{Digests, NO_TAG, Pdu, opcode};
 use crate::iscsi::session::{Effect, Layout, ProtocolError, Report, Scope, Session, TaskId, Which};
 use crate::iscsi::{MAX_DATA_SEGMENT, frame};
 use crate::scsi::copy::Copy;
@@ -281,6 +281,7 @@ impl Running {
         let mut look = std::pin::pin!(tokio::time::sleep(silence));
         let (mut reader, writer) = stream.split();
         let stream = writer.as_ref();
+        let mut grown = false;
         loop {
             self.work(&mut input)?;
             self.output.append(self.session.output());
@@ -293,6 +294,10 @@ impl Running {
                 // More can be done at once, but other sessions come first.
                 tokio::task::yield_now().await;
                 continue;
+            }
+            // A long write's buffer is not kept for the next one, which may never come.
+            if grown && input.is_empty() {
+                (input, grown) = (BytesMut::new(), false);
             }
             let idle_at = self.last_busy + if self.place.entry.kind == SessionKind::Loader { QUIET } else { IDLE };
             let farewell = self.closing.unwrap_or(idle_at);
@@ -331,7 +336,7 @@ impl Running {
                 ready = stream.writable(), if self.output.length() > 0 => ready?,
                 ready = stream.readable(), if self.output.length() < MAX_OUTPUT && self.closing.is_none() => {
                     ready?;
-                    if !take_bytes(&mut reader, &mut input).await? {
+                    if !take_bytes(&mut reader, &mut input, self.session.digests()).await? {
                         let why = if input.is_empty() {
                             "the initiator closed the connection"
                         } else {
@@ -339,6 +344,7 @@ impl Running {
                         };
                         return Ok(End { why, by_us: false, done: None });
                     }
+                    grown |= input.capacity() > INPUT;
                 }
                 () = &mut look => {
                     // While we do not read we hear nothing, however much is said.
@@ -873,9 +879,11 @@ impl Drop for CopyRecord {
 /// Takes what the socket has now; false once the other end has closed.
 ///
 /// A read that leaves room has emptied the socket, which tokio takes note of: it is not asked again before there is news.
-async fn take_bytes(reader: &mut ReadHalf<'_>, input: &mut BytesMut) -> io::Result<bool> {
-    if input.capacity() - input.len() < INPUT_LOW {
-        input.reserve(INPUT);
+async fn take_bytes(reader: &mut ReadHalf<'_>, input: &mut BytesMut, digests: Digests) -> io::Result<bool> {
+    let room = frame::missing(input, MAX_DATA_SEGMENT, digests).max(INPUT_LOW);
+    if input.capacity() - input.len() < room {
+        // No more than the buffer has: as soon as all that was cut off it is gone, it is used again.
+        input.reserve(INPUT.saturating_sub(input.len()).max(room));
     }
     let mut read = std::pin::pin!(reader.read_buf(input));
     // Once only: if the socket has nothing after all, other things may have happened.
@@ -972,7 +980,7 @@ pub(super) async fn discovery(
             ready = stream.writable(), if output.length() > 0 => ready?,
             ready = stream.readable(), if output.length() < MAX_OUTPUT && !closing => {
                 ready?;
-                if !take_bytes(&mut reader, &mut input).await? {
+                if !take_bytes(&mut reader, &mut input, session.digests()).await? {
                     return Ok(());
                 }
             }
