@@ -29,7 +29,7 @@ use crate::http::boot;
 use crate::http::control::{Control, ControlSocket};
 use crate::http::files::Files;
 use crate::net::advert::Advertiser;
-use crate::net::dhcp::{self, BootServer, Durable, Place, Proxy, Six};
+use crate::net::dhcp::{self, BootServer, Durable, Lookout, Place, Proxy, Six};
 use crate::net::iscsi;
 use crate::net::tftp::TftpServer;
 use crate::script;
@@ -71,6 +71,8 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     let boot_id = sys::boot_id().context("cannot read this boot's id")?;
     let secrets = SecretBook::new(writer.clone(), store.secrets()?);
     let fleet = leases.iter().fold(loaded.config.fleet, plugged);
+    // What was seen at a port last says more than a lease, which may be older.
+    let fleet = store.plugged()?.iter().fold(fleet, |fleet, (port, mac)| fleet.plug(*mac, port).unwrap_or(fleet));
     let app = App::new(settings.clone(), fleet, recorder, boot_id).with_secrets(secrets);
     let app = Arc::new(app);
     let files = BootFiles::load_with(&Wanted {
@@ -93,6 +95,7 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
         loaders.set(Platform::RaspberryPi, Loader { name: RASPBERRY_PI_LOADER, spare: None });
     }
     let guide = Guide::new(loaders);
+    guide.remember(store.habits()?);
 
     let control = ControlSocket::bind(&settings.state, &lock)?;
     let mut dhcp = Vec::new();
@@ -115,6 +118,9 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
                 dhcp.push(Dhcp::Proxy(Box::new(Proxy::bind(Arc::clone(&app), &place.interface, site)?)));
             }
         }
+    }
+    if settings.dhcp != DhcpMode::Off && settings.dhcp_probe {
+        dhcp.extend(lookouts(&app, &places).into_iter().map(|lookout| Dhcp::Lookout(Box::new(lookout))));
     }
     let open = |folder: &PathBuf| {
         Files::open(folder).with_context(|| {
@@ -214,6 +220,20 @@ pub async fn run(loaded: Loaded, file: PathBuf) -> anyhow::Result<()> {
     writer.flush().await.context("what was seen last could not be stored")?;
     tracing::info!("stopped; every disk is settled");
     Ok(())
+}
+
+/// Who looks for other DHCP servers. Machines boot without them too.
+fn lookouts(app: &Arc<App>, places: &[Place]) -> Vec<Lookout> {
+    let role = if app.settings.dhcp == DhcpMode::Full { Role::Server } else { Role::Proxy };
+    let own: Arc<[Ipv4Addr]> =
+        places.iter().flat_map(|place| place.interface.addresses.iter().map(|(address, _)| *address)).collect();
+    let on = |place: &Place| {
+        Lookout::bind(Arc::clone(app), &place.interface, role, Arc::clone(&own))
+            .inspect_err(|error| tracing::warn!("DHCP: other servers are not looked for: {error}"))
+            .ok()
+            .flatten()
+    };
+    places.iter().filter_map(on).collect()
 }
 
 /// What spares iPXE its wait for an IPv6 router. Machines boot without it too.
@@ -374,6 +394,7 @@ enum Dhcp {
     Proxy(Box<Proxy>),
     BootServer(Box<BootServer>),
     Advertiser(Box<Advertiser>),
+    Lookout(Box<Lookout>),
     Six(Box<Six>),
 }
 
@@ -384,6 +405,7 @@ impl Dhcp {
             Self::Proxy(proxy) => proxy.run().await,
             Self::BootServer(server) => server.run().await,
             Self::Advertiser(advertiser) => advertiser.run().await,
+            Self::Lookout(lookout) => lookout.run().await,
             Self::Six(six) => six.run().await,
         }
     }

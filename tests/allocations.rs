@@ -92,6 +92,7 @@ fn serve(state: &Path) -> (Runtime, std::net::SocketAddr) {
         files: None,
         tftp_single_port: false,
         ipv6_answer: true,
+        dhcp_probe: true,
         ipv6_boot: None,
     };
     let client = Client {

@@ -213,7 +213,7 @@ fn leave_a_boot(store: &Store) {
     let lease = Lease { holder, address: [10, 0, 0, 7].into(), mac, expires: Timestamp(9_000) };
     let event = |at, stage, detail: &str| {
         let client = Some(name.clone());
-        Record::Event(Event { at: Timestamp(at), mac: Some(mac), client, stage, detail: detail.to_owned() })
+        Record::Event(Event { at: Timestamp(at), mac: Some(mac), client, stage, detail: detail.to_owned(), fact: None })
     };
     let offer = event(1_000, Stage::Offer, "10.0.0.7");
     let script = event(3_500, Stage::Script, "boot.ipxe");

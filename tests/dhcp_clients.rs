@@ -136,6 +136,7 @@ fn app() -> App {
         files: None,
         tftp_single_port: false,
         ipv6_answer: true,
+        dhcp_probe: true,
         ipv6_boot: None,
     };
     App::new(settings, fleet.unwrap(), Recorder::detached(), String::new())

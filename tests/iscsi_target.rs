@@ -24,7 +24,7 @@ use roost::disk::file::Access;
 use roost::disk::import::import;
 use roost::disk::vhdx::{self, Spec};
 use roost::disk::{Chain, Disk, DiskError, PassOn};
-use roost::fleet::{Client, ClientName, Event, Fleet, Initiators, Stage};
+use roost::fleet::{Client, ClientName, Event, Fact, Fleet, Initiators, Stage};
 use roost::iscsi::chap::{Algorithm, hexadecimal};
 use roost::net::iscsi::{Limits, Server};
 use tempfile::TempDir;
@@ -158,6 +158,7 @@ impl Life {
             files: None,
             tftp_single_port: false,
             ipv6_answer: true,
+            dhcp_probe: true,
             ipv6_boot: None,
         };
         let admin = Initiators::Also(vec![ADMIN.to_owned()]);
@@ -292,6 +293,22 @@ fn a_loader_and_a_system_read_write_flush_and_free() {
 }
 
 #[test]
+fn a_systems_session_that_ends_without_a_logout_is_trouble_and_counted() {
+    let lab = Lab::new();
+    let trouble = || lab.events(Stage::Trouble).into_iter().filter_map(|event| event.fact).collect::<Vec<_>>();
+    drop(lab.log_in(1, Isid::loader(1)));
+    for times in 1..=3 {
+        drop(lab.log_in(1, Isid::system(1)));
+        eventually("the loss is told", || trouble().len() == times);
+    }
+    let counted = trouble().into_iter().map(|fact| match fact {
+        Fact::SessionLost { in_a_minute, .. } => in_a_minute,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(counted.collect::<Vec<_>>(), [1, 2, 3]);
+}
+
+#[test]
 fn each_refusal_has_its_status_and_a_sentence_for_the_operator() {
     let lab = Lab::new();
     let (own, target) = names(1);
@@ -306,6 +323,9 @@ fn each_refusal_has_its_status_and_a_sentence_for_the_operator() {
     );
     assert_eq!(lab.refused(ELSEWHERE, &own, &target), 0x0202);
     assert_eq!(last(), format!("{own}: it came from 127.0.0.2, but the client's address is 127.0.0.1"));
+    let fact = lab.events(Stage::Refused).pop().unwrap().fact;
+    let (initiator, why, address) = (Some(own.clone()), "address".to_owned(), ELSEWHERE.into());
+    assert_eq!(fact, Some(Fact::LoginRefused { initiator, address, mac: None, status: 0x0202, why }));
     let (own_of_off, off) = names(3);
     assert_eq!(lab.refused(HOME, &own_of_off, &off), 0x0202);
     assert_eq!(last(), format!("{own_of_off}: the client is switched off (`off = true`)"));
@@ -1368,6 +1388,8 @@ fn at_its_limit_a_client_is_told_at_once_and_reads_overwrites_and_frees() {
     session.flush();
     assert_eq!(session.read(lba(refused + 5), blocks), data(0xa4));
     assert_eq!(session.read(0, 8), vec![0; 4096]);
+    let told: Vec<_> = lab.events(Stage::Trouble).into_iter().filter_map(|event| event.fact).collect();
+    assert_eq!(told.first(), Some(&Fact::LimitReached { limit: Some(2 << 20) }), "{told:?}");
     // Another limit holds from the next login on, and others have none.
     let mut other = lab.log_in(1, Isid::system(2));
     other.settle();

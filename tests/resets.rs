@@ -151,6 +151,7 @@ impl Life {
             files: None,
             tftp_single_port: false,
             ipv6_answer: true,
+            dhcp_probe: true,
             ipv6_boot: None,
         };
         let client = Client {

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use bootserver::{LOCALHOST, Lab, MAC, client, have};
-use roost::fleet::Stage;
+use roost::fleet::{Fact, Mac, Platform, Stage};
 use roost::net::tftp::MAX_PER_CLIENT;
 
 const SIZE: usize = 300_001;
@@ -150,6 +150,7 @@ fn a_machine_that_gets_no_large_block_is_given_small_ones_and_that_is_told() {
     }
     let events = lab.events(Stage::Loader, 1);
     assert!(events[0].detail.contains("blocks of 512 bytes from now on"), "{}", events[0].detail);
+    assert_eq!(events[0].fact, Some(Fact::SmallBlocks { blksize: 1468, sent: 3 }));
     let again = Bare::new(&lab);
     assert_eq!(again.ask(request).0, b"\0\x06blksize\x00512\0");
     let elsewhere = Bare::at(Ipv4Addr::new(127, 0, 0, 9), &lab);
@@ -335,6 +336,82 @@ fn what_cannot_be_had_is_refused_in_words_without_a_path() {
     }
 }
 
+/// What is kept of the packets of `MAC`'s machine: (what, code, whether there is a frame of it).
+fn kept(lab: &Lab) -> Vec<(String, String, bool)> {
+    let packets = lab.recorder.packets().of(&[MAC.parse().unwrap()], 0);
+    packets.into_iter().map(|packet| (packet.what, packet.code, packet.frame.is_some())).collect()
+}
+
+#[test]
+fn of_a_transfer_all_is_kept_but_its_blocks() {
+    let lab = Lab::new(1_000, Some(MAC));
+    let bare = Bare::new(&lab);
+    let (_, tid) = bare.ask(b"\0\x01undionly.kpxe\0octet\0blksize\x00600\0");
+    for ack in 0..=2 {
+        bare.socket.send_to(&[0, 4, 0, ack], tid).unwrap();
+        if ack < 2 {
+            bare.hear();
+        }
+    }
+    let [event] = lab.events(Stage::Loader, 1).try_into().unwrap();
+    assert!(matches!(event.fact, Some(Fact::Fetched { bytes: 1_000, ms: Some(_) })), "{:?}", event.fact);
+    Bare::new(&lab).ask(b"\0\x01nothing\0octet\0");
+    let row = |what: &str, code: &str| (what.to_owned(), code.to_owned(), true);
+    let all = [
+        row("read undionly.kpxe, blksize 600", "served"),
+        row("OACK", "sent"),
+        row("ACK 2", "complete"),
+        row("read nothing", "no-such-file"),
+        row("ERROR 1: no such boot file", "sent"),
+    ];
+    assert_eq!(kept(&lab), all);
+}
+
+#[test]
+fn what_keeps_a_loader_from_its_work_is_an_event_with_its_fact() {
+    let lab = Lab::new(100, Some(MAC));
+    let mac: Mac = MAC.parse().unwrap();
+    lab.recorder.saw(mac, None);
+    lab.recorder.is_of(mac, true, Platform::Bios);
+    let last = |count| lab.events(Stage::Loader, count).pop().unwrap().fact;
+
+    // A loader for UEFI, and one that does not exist.
+    let bare = Bare::new(&lab);
+    let (_, tid) = bare.ask(b"\0\x01snponly.efi\0octet\0blksize\x001000\0");
+    let wrong = |loader: &str, of: &str| {
+        Some(Fact::WrongLoader { firmware: "bios".to_owned(), loader: loader.to_owned(), of: of.to_owned() })
+    };
+    assert_eq!(last(1), wrong("snponly.efi", "x64"));
+    Bare::new(&lab).ask(b"\0\x01bootx64.efi\0octet\0");
+    assert_eq!(last(2), wrong("bootx64.efi", "uefi"));
+
+    // It is too big for it.
+    bare.socket.send_to(b"\0\x04\0\0", tid).unwrap();
+    bare.hear();
+    bare.socket.send_to(b"\0\x05\0\x03NBP too big", tid).unwrap();
+    assert_eq!(last(3), Some(Fact::GaveUp { code: 3, acked: 0, blocks: 101 }));
+
+    // The same loader again and again.
+    for _ in 0..3 {
+        let bare = Bare::new(&lab);
+        let (_, tid) = bare.ask(b"\0\x01undionly.kpxe\0octet\0");
+        bare.socket.send_to(b"\0\x04\0\x01", tid).unwrap();
+        // The server has seen the last ACK when it is kept.
+        let complete = || kept(&lab).iter().filter(|(_, code, _)| code == "complete").count();
+        let before = std::time::Instant::now();
+        let count = complete();
+        while complete() == count && count < 3 && before.elapsed() < Duration::from_secs(1) {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let looping = Fact::LoaderLoop { loader: "undionly.kpxe".to_owned(), times: 3 };
+    let begin = std::time::Instant::now();
+    while !lab.recorder.events().iter().any(|event| event.fact == Some(looping.clone())) {
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", lab.recorder.events());
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn one_address_cannot_take_every_transfer() {
     let lab = Lab::new(SIZE, None);
@@ -427,6 +504,11 @@ fn a_raspberry_pi_fetches_its_files_and_hears_at_once_what_is_not_there() {
     let (size, _) = Bare::new(&lab).ask(b"\0\x01start4.elf\0octet\0tsize\x000\0");
     assert_eq!(size, b"\0\x06tsize\x008\0");
     assert_eq!(lab.events(Stage::Loader, 0), [], "a Pi's files are no stage of a boot");
+    let kept = kept(&lab);
+    let decided =
+        |name: &str| kept.iter().find(|(what, ..)| *what == format!("read {name}")).map(|(_, code, _)| &**code);
+    assert_eq!(decided("start4.elf"), Some("served"));
+    assert_eq!(decided("1a2b3c4d/recovery.elf"), Some("no-such-file"));
 }
 
 #[test]

@@ -22,7 +22,7 @@ boot_packages=(
 # Clients that nobody here wrote, and a compiler for the one that must log each acknowledgement (libiscsi).
 interop_packages=(
     libiscsi-bin libiscsi-dev gcc libc6-dev qemu-utils qemu-block-extra 7zip openssl
-    curl tftp-hpa atftp busybox-static udhcpc isc-dhcp-client dhcpcd-base isc-dhcp-relay dnsmasq-base tcpdump
+    curl tftp-hpa atftp busybox-static udhcpc isc-dhcp-client dhcpcd-base isc-dhcp-relay dnsmasq-base tcpdump tshark
     nmap python3-scapy kea-admin iproute2 procps python3
 )
 # A conformance suite for the target.

@@ -176,9 +176,10 @@ class Roost:
 
 
 class Dnsmasq:
-    """Another DHCP server on the wire, that knows nothing of booting: dnsmasq, on this interface of this namespace."""
+    """Another DHCP server on the wire, that knows nothing of booting: dnsmasq, on this interface of this namespace, with these
+    further options."""
 
-    def __init__(self, namespace, interface, folder, pool=POOL):
+    def __init__(self, namespace, interface, folder, pool=POOL, *words):
         self.log = Path(folder) / "dnsmasq.log"
         first, last = pool.split("-")
         with self.log.open("w") as log:
@@ -187,7 +188,7 @@ class Dnsmasq:
                     "ip", "netns", "exec", namespace, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0",
                     f"--interface={interface}", f"--dhcp-range={first},{last},255.255.255.0,1h", "--no-ping",
                     "--dhcp-authoritative", f"--dhcp-leasefile={Path(folder) / 'dnsmasq.leases'}", "--log-dhcp",
-                    "--log-facility=-", "--user=root", "--pid-file=",
+                    "--log-facility=-", "--user=root", "--pid-file=", *words,
                 ],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip

@@ -33,6 +33,7 @@ MEANINGS = {
     "os-session": "its operating system logged in by itself",
     "idle": "it has settled",
     "refused": "a login was refused",
+    "trouble": "something stands between its system and its disk",
     "up": "its operating system says that it is up",
 }
 STAGES = list(MEANINGS)

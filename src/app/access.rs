@@ -37,6 +37,21 @@ pub enum Refusal {
     },
 }
 
+impl Refusal {
+    /// What it is in one word, for programs.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::NoSuchTarget(_) => "no-target",
+            Self::Off => "off",
+            Self::Name { .. } => "name",
+            Self::Address { .. } => "address",
+            Self::Replaced(_) => "replaced",
+            Self::Machine { .. } => "machine",
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -18,10 +18,14 @@ use bytes::Bytes;
 
 use super::boots::BootError;
 pub use super::loaders::{BootFiles, LOADER_DIR, LoaderError, MAX_LOADER, Wanted};
+use super::packets::Packet;
 use super::recorder::Recorder;
 use crate::fleet::policy::{DiskAtBoot, boot_plan};
-use crate::fleet::{DiskPolicy, Fleet, Mac, Secrets, Stage};
+use crate::fleet::{DiskPolicy, Fact, Fleet, Mac, Platform, Secrets, Stage};
 use crate::script::{self, ScriptError, Server};
+
+/// A loader that was fetched so often in a row, without a script after it, does not do what it is for.
+const LOOP_TIMES: u32 = 3;
 
 /// What a machine may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,23 +195,71 @@ impl BootContext {
         if let Some(disk) = disk {
             detail += &format!("; {disk}");
         }
-        self.note(who, stage, &detail);
+        let ms = took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+        self.note(who, stage, &detail, Fact::Fetched { bytes: file.bytes.len() as u64, ms });
+        match (who, file.kind) {
+            (Some(mac), Kind::Script) => self.recorder.got_script(mac),
+            (Some(mac), Kind::Loader) => {
+                let times = self.recorder.loaded(mac, &file.name);
+                if times.is_multiple_of(LOOP_TIMES) {
+                    let words = format!(
+                        "{} was fetched {times} times in a row, and no script after it: the loader does not run, or another \
+                         server answers its DHCP",
+                        file.name
+                    );
+                    self.note(who, stage, &words, Fact::LoaderLoop { loader: file.name.to_string(), times });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A machine asks for this loader: reports one that its firmware cannot run. Of names that are none of ours only the ending
+    /// tells.
+    pub fn asked(&self, name: &[u8], who: Option<Mac>) {
+        let Some(Name::Loader(base)) = Name::of(name) else { return };
+        let Some(firmware) = who.and_then(|mac| self.recorder.platform_of(mac)) else { return };
+        let ours = self.files.loader(base).and_then(|(name, _)| Some((name, self.files.loaders().platform_of(name)?)));
+        let efi = base.len() >= 4 && base[base.len() - 4..].eq_ignore_ascii_case(b".efi");
+        let (of, word) = match ours {
+            Some((_, of)) => (of.to_string(), of.word()),
+            None if efi => ("UEFI".to_owned(), "uefi"),
+            None => return,
+        };
+        let wrong = match ours {
+            Some((_, of)) => of != firmware,
+            None => matches!(firmware, Platform::Bios | Platform::RaspberryPi),
+        };
+        if wrong {
+            let loader = base.escape_ascii().to_string();
+            let words =
+                format!("its firmware is {firmware}, but it asks for {loader}, which is for {of}: who told it so?");
+            let fact = Fact::WrongLoader { firmware: firmware.word().to_owned(), loader, of: word.to_owned() };
+            self.note(who, Stage::Loader, &words, fact);
+        }
+    }
+
+    /// Keeps a packet of a machine, if it is known which one it is.
+    pub fn keep(&self, who: Option<Mac>, packet: Packet) {
+        if let Some(mac) = who {
+            self.recorder.packets().add(mac, (self.fleet)().by_mac(mac).is_some(), packet);
+        }
     }
 
     /// Reports that a machine is not given its script.
     pub fn withheld(&self, who: Mac, why: &BootError) {
-        self.note(Some(who), Stage::Refused, &format!("its boot script: {why}"));
+        self.note(Some(who), Stage::Refused, &format!("its boot script: {why}"), None);
     }
 
-    /// Reports that the fetch of a boot file stands still.
-    pub fn stalled(&self, who: Option<Mac>, words: &str) {
-        self.note(who, Stage::Loader, words);
+    /// Reports that the fetch of a boot file stands still, or came to no good end.
+    pub fn stalled(&self, who: Option<Mac>, words: &str, fact: Fact) {
+        self.note(who, Stage::Loader, words, fact);
     }
 
-    fn note(&self, who: Option<Mac>, stage: Stage, detail: &str) {
+    fn note(&self, who: Option<Mac>, stage: Stage, detail: &str, fact: impl Into<Option<Fact>>) {
         let fleet = (self.fleet)();
         let client = who.and_then(|mac| fleet.by_mac(mac)).map(|client| &client.name);
-        self.recorder.note(who, client, stage, detail);
+        self.recorder.note_fact(who, client, stage, detail, fact);
     }
 }
 

@@ -185,7 +185,8 @@ pub fn records(effects: &[Effect]) -> Vec<Record> {
     let records = |effect: &Effect| {
         let Effect::Machine { client, new, .. } = effect;
         let (at, detail) = (super::recorder::now(), words(effect));
-        let event = Event { at, mac: Some(*new), client: Some(client.clone()), stage: Stage::Replaced, detail };
+        let event =
+            Event { at, mac: Some(*new), client: Some(client.clone()), stage: Stage::Replaced, detail, fact: None };
         [Record::Event(event), Record::SecretsGone(client.clone())]
     };
     effects.iter().flat_map(records).collect()

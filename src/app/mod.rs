@@ -13,7 +13,9 @@ pub mod folder;
 pub mod keeper;
 pub mod lanes;
 pub mod loaders;
+pub mod others;
 pub mod overlays;
+pub mod packets;
 pub mod pi;
 pub mod places;
 pub mod queue;
@@ -34,6 +36,7 @@ use crate::fleet::{Fleet, Mac, Naming, Port};
 use booting::Booting;
 use disks::Disks;
 use lanes::Lanes;
+use others::Others;
 use overlays::Works;
 use recorder::Recorder;
 use secrets::SecretBook;
@@ -57,6 +60,8 @@ pub struct App {
     pub tally: Tally,
     /// Which machines iPXE brings up now.
     pub booting: Booting,
+    /// What other DHCP servers do.
+    pub others: Others,
     /// Who is logged in.
     pub sessions: Arc<Sessions>,
     /// Where operations that may wait run.
@@ -79,6 +84,7 @@ impl App {
             secrets: SecretBook::default(),
             tally: Tally::default(),
             booting: Booting::default(),
+            others: Others::default(),
             sessions: Arc::default(),
             works: Works::default(),
             lanes,
@@ -94,13 +100,17 @@ impl App {
 
     /// A machine was seen at this port of a switch: where that is a client's, it stands in the client's place from now on.
     pub fn plugged_in(&self, mac: Mac, port: &Port) {
+        let mut changes = Vec::new();
         self.fleet.send_if_modified(|fleet| match fleet.plug(mac, port) {
             Some(next) => {
+                changes.extend(fleet.port_of(mac).map(|old| (old.clone(), None)));
+                changes.extend(next.port_of(mac).map(|new| (new.clone(), Some(mac))));
                 *fleet = Arc::new(next);
                 true
             }
             None => false,
         });
+        changes.into_iter().for_each(|(port, mac)| self.recorder.keep_plugged(port, mac));
     }
 
     /// The fleet as it is now.

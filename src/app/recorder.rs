@@ -10,8 +10,9 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::packets::Packets;
 use crate::fleet::lease::MAX_STRANGERS;
-use crate::fleet::{ClientName, Event, Mac, Sighting, Stage, Timestamp};
+use crate::fleet::{ClientName, Event, Fact, Habit, Mac, Platform, Port, Sighting, Stage, Timestamp};
 use crate::store::{Record, Writer};
 
 /// Machines whose address is remembered; the one seen longest ago goes first. It decides who may log in, so nobody may push
@@ -34,6 +35,15 @@ const MAX_STAGES: usize = 2 * 4_096 * Stage::ALL.len();
 /// four times while it waits.
 const REPEAT: Duration = Duration::from_secs(10);
 
+/// Loaders fetched within this time of the first count as one row. A loader that loads itself does so every few seconds.
+pub const LOOP: Duration = Duration::from_secs(180);
+
+/// Lost sessions are counted for so long.
+pub const A_MINUTE: Duration = Duration::from_secs(60);
+
+/// Lost sessions of a client that are counted; more say nothing new.
+const MAX_LOST: usize = 100;
+
 /// How often a machine that stays where it is has its sighting stored.
 const STORE_SIGHTING: Duration = Duration::from_secs(60);
 
@@ -49,6 +59,7 @@ pub struct Recorder {
 
 struct Shared {
     sink: Sink,
+    packets: Packets,
     memory: Mutex<Memory>,
 }
 
@@ -60,11 +71,15 @@ enum Sink {
 
 struct Memory {
     machines: Recent<Mac, Machine>,
+    /// What firmware said to be, of clients' machines and of those above.
+    platforms: Recent<Mac, Option<Platform>>,
     /// Machines that were seen without an address, and when that was stored.
     passers_by: Recent<Mac, Option<Timestamp>>,
     sightings_of_strangers: Allowance,
     stages_of_strangers: Allowance,
     stages: Recent<(Who, Stage), Option<Noted>>,
+    loads: Recent<Mac, Loads>,
+    lost: Recent<ClientName, Vec<Timestamp>>,
 }
 
 /// Whose stage it was: the client's, or that of a machine in nobody's place.
@@ -78,6 +93,14 @@ enum Who {
 struct Machine {
     address: Option<Ipv4Addr>,
     stored: Option<Timestamp>,
+}
+
+/// How often a machine fetched one loader without a script after it.
+#[derive(Debug, Default)]
+struct Loads {
+    name: String,
+    times: u32,
+    first: Timestamp,
 }
 
 #[derive(Debug)]
@@ -119,21 +142,44 @@ impl Recorder {
     fn with(sink: Sink) -> Self {
         let memory = Memory {
             machines: Recent::new(MAX_MACHINES),
+            platforms: Recent::new(MAX_MACHINES),
             passers_by: Recent::new(MAX_PASSERS_BY),
             sightings_of_strangers: Allowance::default(),
             stages_of_strangers: Allowance::default(),
             stages: Recent::new(MAX_STAGES),
+            loads: Recent::new(MAX_MACHINES),
+            lost: Recent::new(MAX_MACHINES),
         };
-        Self { shared: Arc::new(Shared { sink, memory: Mutex::new(memory) }) }
+        Self { shared: Arc::new(Shared { sink, packets: Packets::default(), memory: Mutex::new(memory) }) }
     }
 
     /// A machine reached a stage of its boot. `detail` is for a person; control characters in it are replaced, and it is
     /// cut after 400 characters.
     pub fn note(&self, mac: Option<Mac>, client: Option<&ClientName>, stage: Stage, detail: &str) {
-        self.note_at(now(), mac, client, stage, detail);
+        self.note_at(now(), mac, client, stage, detail, None);
     }
 
-    fn note_at(&self, at: Timestamp, mac: Option<Mac>, client: Option<&ClientName>, stage: Stage, detail: &str) {
+    /// The same, with what a program may have to go by.
+    pub fn note_fact(
+        &self,
+        mac: Option<Mac>,
+        client: Option<&ClientName>,
+        stage: Stage,
+        detail: &str,
+        fact: impl Into<Option<Fact>>,
+    ) {
+        self.note_at(now(), mac, client, stage, detail, fact.into());
+    }
+
+    fn note_at(
+        &self,
+        at: Timestamp,
+        mac: Option<Mac>,
+        client: Option<&ClientName>,
+        stage: Stage,
+        detail: &str,
+        fact: Option<Fact>,
+    ) {
         if client.is_none() {
             match self.memory().stages_of_strangers.take(at) {
                 Some(0) => {}
@@ -158,7 +204,7 @@ impl Recorder {
             stage = stage.word(),
             "{shown:<6} {stage:<11} {detail}"
         );
-        self.store(Record::Event(Event { at, mac, client: client.cloned(), stage, detail }));
+        self.store(Record::Event(Event { at, mac, client: client.cloned(), stage, detail, fact }));
     }
 
     /// Whether the same was noted a moment ago. If not, it is now.
@@ -203,6 +249,63 @@ impl Recorder {
         self.store(Record::Sighting(Sighting { mac, address: machine.address, at }));
     }
 
+    /// The packets of the machines' last boots.
+    #[must_use]
+    pub fn packets(&self) -> &Packets {
+        &self.shared.packets
+    }
+
+    /// Firmware said what it is. Of machines in nobody's place, those that were not [seen](Recorder::saw) with an address are not
+    /// remembered. `known`: it stands in a client's place.
+    pub fn is_of(&self, mac: Mac, known: bool, platform: Platform) {
+        let mut memory = self.memory();
+        if known || memory.machines.peek(&mac).is_some() {
+            *memory.platforms.touch(mac) = Some(platform);
+        }
+    }
+
+    /// What this machine's firmware said to be.
+    #[must_use]
+    pub fn platform_of(&self, mac: Mac) -> Option<Platform> {
+        *self.memory().platforms.peek(&mac)?
+    }
+
+    /// A machine has fetched this loader. How often in a row, without a [script](Recorder::got_script) in between and within
+    /// [`LOOP`].
+    pub fn loaded(&self, mac: Mac, loader: &str) -> u32 {
+        self.loaded_at(now(), mac, loader)
+    }
+
+    fn loaded_at(&self, at: Timestamp, mac: Mac, loader: &str) -> u32 {
+        let mut memory = self.memory();
+        let loads = memory.loads.touch(mac);
+        if loads.name != loader || at.since(loads.first) > LOOP {
+            *loads = Loads { name: loader.to_owned(), times: 0, first: at };
+        }
+        loads.times = loads.times.saturating_add(1);
+        loads.times
+    }
+
+    /// A machine has fetched its script: its loader did what it is for.
+    pub fn got_script(&self, mac: Mac) {
+        *self.memory().loads.touch(mac) = Loads::default();
+    }
+
+    /// A session of the client's operating system was lost. How many were within [`A_MINUTE`], this one among them.
+    pub fn lost_session(&self, client: &ClientName) -> u32 {
+        self.lost_session_at(now(), client)
+    }
+
+    fn lost_session_at(&self, at: Timestamp, client: &ClientName) -> u32 {
+        let mut memory = self.memory();
+        let lost = memory.lost.touch(client.clone());
+        lost.retain(|before| at.since(*before) < A_MINUTE);
+        if lost.len() < MAX_LOST {
+            lost.push(at);
+        }
+        u32::try_from(lost.len()).unwrap_or(u32::MAX)
+    }
+
     /// The address that this machine was last seen to use.
     #[must_use]
     pub fn address_seen(&self, mac: Mac) -> Option<Ipv4Addr> {
@@ -225,6 +328,16 @@ impl Recorder {
         let records = records.lock().unwrap_or_else(PoisonError::into_inner);
         let event = |record: &Record| if let Record::Event(event) = record { Some(event.clone()) } else { None };
         records.iter().filter_map(event).collect()
+    }
+
+    /// The way that a client's machine takes with an offer is to be known after a restart.
+    pub fn keep_habit(&self, mac: Mac, habit: Habit) {
+        self.store(Record::Habit(mac, habit));
+    }
+
+    /// Which machine is at which client's port, is to be known after a restart.
+    pub(super) fn keep_plugged(&self, port: Port, mac: Option<Mac>) {
+        self.store(Record::Plugged(port, mac));
     }
 
     fn store(&self, record: Record) {
@@ -284,7 +397,7 @@ fn printable(detail: &str) -> String {
 }
 
 /// A map that holds so many entries and no more: the one touched longest ago makes room.
-struct Recent<K, V> {
+pub(super) struct Recent<K, V> {
     most: usize,
     touches: u64,
     entries: HashMap<K, (u64, V)>,
@@ -292,12 +405,12 @@ struct Recent<K, V> {
 }
 
 impl<K: Clone + Eq + Hash, V: Default> Recent<K, V> {
-    fn new(most: usize) -> Self {
+    pub(super) fn new(most: usize) -> Self {
         Self { most, touches: 0, entries: HashMap::new(), order: BTreeMap::new() }
     }
 
     /// The entry of this key, made where it is missing, and now the youngest.
-    fn touch(&mut self, key: K) -> &mut V {
+    pub(super) fn touch(&mut self, key: K) -> &mut V {
         self.touches += 1;
         if let Some((touched, _)) = self.entries.get(&key) {
             self.order.remove(touched);
@@ -312,8 +425,25 @@ impl<K: Clone + Eq + Hash, V: Default> Recent<K, V> {
         value
     }
 
-    fn peek(&self, key: &K) -> Option<&V> {
+    pub(super) fn peek(&self, key: &K) -> Option<&V> {
         self.entries.get(key).map(|(_, value)| value)
+    }
+
+    /// Takes out the entry that was touched longest ago.
+    pub(super) fn pop_oldest(&mut self) -> Option<V> {
+        let (_, key) = self.order.pop_first()?;
+        self.entries.remove(&key).map(|(_, value)| value)
+    }
+
+    /// Takes out this entry.
+    pub(super) fn remove(&mut self, key: &K) -> Option<V> {
+        let (touched, value) = self.entries.remove(key)?;
+        self.order.remove(&touched);
+        Some(value)
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.entries.len() >= self.most
     }
 }
 
@@ -344,10 +474,10 @@ mod tests {
         let recorder = Recorder::detached();
         let name: ClientName = "pc-01".parse().unwrap();
         for (at, detail) in [(0, "10.0.0.1"), (4_000, "10.0.0.1"), (5_000, "10.0.0.2"), (16_000, "10.0.0.2")] {
-            recorder.note_at(Timestamp(at), Some(mac(1)), Some(&name), Stage::Offer, detail);
+            recorder.note_at(Timestamp(at), Some(mac(1)), Some(&name), Stage::Offer, detail, None);
         }
-        recorder.note_at(Timestamp(5_000), Some(mac(1)), None, Stage::Offer, "10.0.0.2");
-        recorder.note_at(Timestamp(5_001), Some(mac(2)), None, Stage::Offer, "10.0.0.2");
+        recorder.note_at(Timestamp(5_000), Some(mac(1)), None, Stage::Offer, "10.0.0.2", None);
+        recorder.note_at(Timestamp(5_001), Some(mac(2)), None, Stage::Offer, "10.0.0.2", None);
         let at: Vec<u64> = recorder.events().iter().map(|event| event.at.0).collect();
         assert_eq!(at, [0, 5_000, 16_000, 5_000, 5_001]);
     }
@@ -404,10 +534,10 @@ mod tests {
             for number in 1..=10_000 {
                 let (at, mac) = (Timestamp(begins + u64::from(number) / 10), mac(10_000 * second + number));
                 recorder.saw_at(at, mac, None);
-                recorder.note_at(at, Some(mac), None, Stage::Offer, "an address");
+                recorder.note_at(at, Some(mac), None, Stage::Offer, "an address", None);
             }
             let at = Timestamp(begins + 999);
-            recorder.note_at(at, Some(mac(0)), Some(&name), Stage::Offer, &format!("in second {second}"));
+            recorder.note_at(at, Some(mac(0)), Some(&name), Stage::Offer, &format!("in second {second}"), None);
         }
         assert_eq!(recorder.address_seen(mac(0)), address);
         let most = usize::try_from(STRANGERS_AT_ONCE + 4 * STRANGERS_A_SECOND).unwrap();
@@ -428,5 +558,42 @@ mod tests {
         writer.flush().await.unwrap();
         let again = Recorder::new(writer, store.sightings().unwrap());
         assert_eq!(again.address_seen(mac(1)), address);
+    }
+
+    #[test]
+    fn a_loader_that_is_fetched_again_and_again_is_counted_until_a_script_is() {
+        let recorder = Recorder::detached();
+        let load = |second: u64, loader| recorder.loaded_at(Timestamp(second * 1_000), mac(1), loader);
+        assert_eq!([load(0, "a.efi"), load(4, "a.efi"), load(9, "a.efi")], [1, 2, 3]);
+        assert_eq!(load(12, "b.efi"), 1, "another loader");
+        recorder.got_script(mac(1));
+        assert_eq!([load(20, "b.efi"), load(21, "b.efi")], [1, 2]);
+        assert_eq!(load(500, "b.efi"), 1, "another boot");
+        assert_eq!(recorder.loaded_at(Timestamp(500_001), mac(2), "b.efi"), 1, "another machine");
+    }
+
+    #[test]
+    fn lost_sessions_count_for_a_minute() {
+        let recorder = Recorder::detached();
+        let [one, two]: [ClientName; 2] = ["pc-01".parse().unwrap(), "pc-02".parse().unwrap()];
+        let lost = |second: u64, client| recorder.lost_session_at(Timestamp(second * 1_000), client);
+        assert_eq!([lost(0, &one), lost(20, &one), lost(40, &one)], [1, 2, 3]);
+        assert_eq!([lost(41, &two), lost(79, &one)], [1, 3]);
+        for _ in 0..1_000 {
+            lost(200, &one);
+        }
+        assert_eq!(lost(200, &one), u32::try_from(MAX_LOST).unwrap());
+    }
+
+    #[test]
+    fn what_firmware_said_to_be_is_known_of_clients_machines_and_of_those_that_have_an_address() {
+        let recorder = Recorder::detached();
+        let said = |number, known| {
+            recorder.is_of(mac(number), known, Platform::Bios);
+            recorder.platform_of(mac(number))
+        };
+        assert_eq!([said(1, false), said(2, true)], [None, Some(Platform::Bios)]);
+        recorder.saw(mac(1), Some([10, 9, 0, 1].into()));
+        assert_eq!(said(1, false), Some(Platform::Bios));
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::disks::ServeError;
+use super::others::{FindingReport, Others};
 use super::places::{data_path, disk_path, master_path};
 use super::recorder::now;
 use super::space::bytes_of;
@@ -21,7 +22,7 @@ use crate::config::{DhcpMode, Settings};
 use crate::disk::checksum::{Fitness, fitness};
 use crate::disk::data;
 use crate::disk::overlay::{self, Layer, Place, Tree};
-use crate::fleet::{Client, ClientName, Event, Fleet, Holder, ImageName, Stage, Timestamp};
+use crate::fleet::{Client, ClientName, Event, Fact, Fleet, Holder, ImageName, Stage, Timestamp};
 use crate::store::{Store, StoreError};
 
 /// A machine that is silent for longer, and then asks DHCP or fetches a loader or script, boots anew.
@@ -196,7 +197,7 @@ pub struct Boot {
 /// One stage of a boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootStage {
-    /// Which: `replaced`, `offer`, `loader`, `script`, `login`, `first-read`, `os-session`, `idle` or `refused`.
+    /// Which: `replaced`, `offer`, `loader`, `script`, `login`, `first-read`, `os-session`, `idle`, `refused` or `trouble`.
     pub stage: String,
     /// When, in milliseconds since 1970-01-01T00:00Z.
     pub at_ms: u64,
@@ -204,6 +205,9 @@ pub struct BootStage {
     pub after_ms: u64,
     /// The particulars, for a person.
     pub detail: String,
+    /// What a program may have to go by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fact: Option<Fact>,
 }
 
 /// The running process: `GET /v1/status`.
@@ -228,6 +232,9 @@ pub struct StatusReport {
     /// What went wrong at the iSCSI port since the start, in numbers.
     #[serde(default)]
     pub iscsi: TallyReport,
+    /// What other DHCP servers on the wires do that keeps machines from booting.
+    #[serde(default)]
+    pub other_servers: Vec<FindingReport>,
 }
 
 /// What the control socket answers when it cannot answer.
@@ -350,7 +357,7 @@ impl Reporter {
 
     /// The running process.
     #[must_use]
-    pub fn status(&self, fleet: &Fleet, tally: &Tally) -> StatusReport {
+    pub fn status(&self, fleet: &Fleet, tally: &Tally, others: &Others) -> StatusReport {
         StatusReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -365,6 +372,7 @@ impl Reporter {
             off: fleet.clients().filter(|client| client.off).count(),
             sessions: fleet.clients().map(|client| self.sessions.sessions_of(&client.name).len()).sum(),
             iscsi: tally.report(),
+            other_servers: others.report(now()),
         }
     }
 }
@@ -463,7 +471,7 @@ pub fn boot_timeline(events: &[Event]) -> Option<Boot> {
         }
         // What an open session goes on doing says nothing of the offers since: its machine may have been power-cycled. In a
         // boot that has no session yet, it is the session before it that went on.
-        if matches!(event.stage, Stage::FirstRead | Stage::Idle | Stage::Refused) {
+        if matches!(event.stage, Stage::FirstRead | Stage::Idle | Stage::Refused | Stage::Trouble) {
             let logged_in = boot.iter().any(|event| matches!(event.stage, Stage::Login | Stage::OsSession));
             if logged_in || boot.is_empty() || event.stage == Stage::Refused {
                 boot.push(event);
@@ -491,7 +499,7 @@ pub fn boot_timeline(events: &[Event]) -> Option<Boot> {
 
 /// Whether a stage that was asked for at `at` leads back from what this boot has reached.
 fn begins_boot(boot: &[&Event], stage: Stage, at: Timestamp) -> bool {
-    let reached = |least: Stage| boot.iter().any(|event| event.stage >= least);
+    let reached = |least: Stage| boot.iter().any(|event| event.stage >= least && event.stage != Stage::Trouble);
     match stage {
         Stage::Loader => reached(Stage::Script) || paused(boot, at),
         Stage::Script => reached(Stage::Login) || paused(boot, at),
@@ -510,6 +518,7 @@ fn timeline(boot: &[&Event]) -> Option<Boot> {
         at_ms: event.at.0,
         after_ms: event.at.0.saturating_sub(start.0),
         detail: event.detail.clone(),
+        fact: event.fact.clone(),
     };
     Some(Boot { started: rfc3339(start), stages: boot.iter().map(stage).collect() })
 }
@@ -534,6 +543,7 @@ mod tests {
                 client: None,
                 stage: stage.parse().unwrap(),
                 detail: number.to_string(),
+                fact: None,
             }
         };
         text.split_whitespace().enumerate().map(event).collect()
@@ -622,6 +632,7 @@ mod tests {
             client: None,
             stage,
             detail: detail.to_owned(),
+            fact: None,
         };
         let boot = boot_timeline(&[
             event(0, Stage::Offer, "10.0.0.7"),
@@ -658,7 +669,7 @@ mod tests {
                 let mut boot = last.split(' ').rev().peekable();
                 for word in text.split(' ').rev() {
                     if boot.next_if_eq(&word).is_none() && boot.peek().is_some() {
-                        let left_open = ["first-read", "idle", "refused"].iter().any(|stage| word.ends_with(stage));
+                        let left_open = ["first-read", "idle", "refused", "trouble"].iter().any(|stage| word.ends_with(stage));
                         prop_assert!(left_open, "{} is in {}, not in {}", word, text, last);
                     }
                 }

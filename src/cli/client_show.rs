@@ -138,6 +138,7 @@ mod tests {
     #[test]
     fn a_client_is_one_page_with_its_boot_as_a_timeline() {
         let stage = |stage: &str, after_ms, detail: &str| BootStage {
+            fact: None,
             stage: stage.to_owned(),
             at_ms: 1_000 + after_ms,
             after_ms,

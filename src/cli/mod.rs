@@ -1,6 +1,6 @@
 //! The command line: one file for each verb.
 //!
-//! Not here: what the verbs do. `run` hands over to `serve`; `client` and `replace` ask the running process over its socket; `image`,
+//! Not here: what the verbs do. `run` hands over to `serve`; `client`, `packets` and `replace` ask the running process over its socket; `image`,
 //! `inspect`, `cat`, `verify` and `check` work on files. Exit codes are the kinds of [`error::Error`]; `--json` makes every verb speak to
 //! programs.
 
@@ -21,6 +21,7 @@ mod inspect;
 mod lab;
 mod logs;
 mod output;
+mod packets;
 mod progress;
 mod replace;
 mod reset;
@@ -77,8 +78,20 @@ struct Globals {
 enum Verb {
     /// Serve the lab
     Run,
-    /// Show the running process: since when, how many are logged in, and what went wrong at its iSCSI port
+    /// Show the running process: since when, how many are logged in, what went wrong at its iSCSI port, and other DHCP servers
     Status,
+    /// Show the last packets of a machine, and what was decided about each: DHCP, TFTP, boot files by HTTP, logins
+    Packets {
+        /// A client's name, or a MAC address
+        #[arg(value_name = "NAME|MAC")]
+        who: String,
+        /// Write those of DHCP and TFTP as a capture file instead, for tshark, Wireshark or tcpdump; -: to standard output
+        #[arg(long, value_name = "FILE|-")]
+        pcap: Option<PathBuf>,
+        /// Go on with what comes, until interrupted; with --json one packet a line
+        #[arg(long)]
+        follow: bool,
+    },
     /// Say everything that is wrong with a mapping file
     Check {
         /// The file; else that of --config
@@ -268,6 +281,7 @@ fn perform(globals: &Globals, verb: Verb) -> Result<u8, Error> {
     match verb {
         Verb::Run => run::run(globals),
         Verb::Status => status::run(globals),
+        Verb::Packets { who, pcap, follow } => packets::run(globals, &who, pcap.as_deref(), follow),
         Verb::Check { file } => return check(globals, file.as_deref().unwrap_or(&globals.config)),
         Verb::Image(ImageVerb::Import { file, name, format }) => image_import::run(globals, &file, &name, format),
         Verb::Image(ImageVerb::List) => image_list::run(globals),

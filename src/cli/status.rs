@@ -40,6 +40,12 @@ fn page(status: &StatusReport) -> String {
     let off = if status.off == 0 { String::new() } else { format!(", {} of them out of service", status.off) };
     line("clients", &format!("{}{off}", status.clients));
     line("sessions", &status.sessions.to_string());
+    let mut first = "others";
+    for found in &status.other_servers {
+        line(first, &format!("{}: {}", found.interface, found.words));
+        line("", &format!("help: {}; last seen {}", found.help, local_time(Timestamp(found.last_ms))));
+        first = "";
+    }
     let went_wrong = status.iscsi.in_words();
     match went_wrong.split_first() {
         None => line("iscsi", "nothing went wrong since the start"),
@@ -54,7 +60,9 @@ fn page(status: &StatusReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::others::FindingReport;
     use crate::app::tally::TallyReport;
+    use crate::fleet::Finding;
 
     #[test]
     fn a_status_is_one_page_that_names_only_what_went_wrong() {
@@ -68,6 +76,7 @@ mod tests {
             off: 1,
             sessions: 9,
             iscsi: TallyReport::default(),
+            other_servers: Vec::new(),
         };
         let since = local_time(Timestamp(1_000));
         let head = format!(
@@ -81,6 +90,18 @@ mod tests {
         assert_eq!(page(&status), format!("{head}  iscsi        nothing went wrong since the start\n"));
         status.iscsi = TallyReport { refused_logins: 3, bad_digests: 1, ..TallyReport::default() };
         let tail = "  iscsi        3 logins refused\n               1 PDUs spoilt on their way (digests)\n";
-        assert_eq!(page(&status), head + tail);
+        assert_eq!(page(&status), format!("{head}{tail}"));
+        let finding = Finding::SecondServer { server: [10, 9, 0, 9].into() };
+        status.other_servers = vec![FindingReport {
+            words: finding.to_string(),
+            help: finding.help(),
+            finding,
+            interface: "lan0".to_owned(),
+            first_ms: 1_000,
+            last_ms: 1_000,
+        }];
+        let page = page(&status);
+        assert!(page.contains("  others       lan0: 10.9.0.9 gives addresses on this wire too"), "{page}");
+        assert!(page.contains("               help: stop DHCP for this wire on 10.9.0.9, or write"), "{page}");
     }
 }

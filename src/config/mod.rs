@@ -116,6 +116,8 @@ pub struct Settings {
     pub tftp_single_port: bool,
     /// Whether iPXE's search for an IPv6 router is answered: there is none.
     pub ipv6_answer: bool,
+    /// Whether other DHCP servers are looked for.
+    pub dhcp_probe: bool,
     /// Whether machines may boot over IPv6 too; `None`: where the interface has an address for it.
     pub ipv6_boot: Option<bool>,
 }

@@ -80,6 +80,7 @@ pub(super) const KEYS: &[Key] = &[
     key("loader_dir", &[Server], "\"/usr/lib/ipxe\""),
     key("tftp_single_port", &[Server], "true"),
     key("ipv6_answer", &[Server], "false"),
+    key("dhcp_probe", &[Server], "false"),
     key("ipv6_boot", &[Server], "false"),
     key("loaders", &[Top], "{}"),
     key("bios", &[Loaders], "\"undionly.kpxe\""),

@@ -27,6 +27,7 @@ pub(super) struct Server {
     loaders: BTreeMap<Platform, Given<String>>,
     tftp_single_port: Given<bool>,
     ipv6_answer: Given<bool>,
+    dhcp_probe: Given<bool>,
     ipv6_boot: Given<bool>,
     pub(super) pool: Given<PoolSection>,
     /// `[server.pools]`; wrong where one of them is.
@@ -56,6 +57,7 @@ impl Server {
             loaders: loaders(walker, top),
             tftp_single_port: Given::Absent,
             ipv6_answer: Given::Absent,
+            dhcp_probe: Given::Absent,
             ipv6_boot: Given::Absent,
             pool: Given::Absent,
             further: Given::Absent,
@@ -74,6 +76,7 @@ impl Server {
                 server.files = walker.parsed(&section, "files", values::path);
                 server.tftp_single_port = walker.flag(&section, "tftp_single_port");
                 server.ipv6_answer = walker.flag(&section, "ipv6_answer");
+                server.dhcp_probe = walker.flag(&section, "dhcp_probe");
                 server.ipv6_boot = walker.flag(&section, "ipv6_boot");
                 server.pool = match walker.table(&section, "pool") {
                     Given::Good(Located { value: table, at }) => {
@@ -200,6 +203,7 @@ impl Server {
             files: path(&self.files),
             tftp_single_port: self.tftp_single_port.value().unwrap_or(false),
             ipv6_answer: self.ipv6_answer.value().unwrap_or(true),
+            dhcp_probe: self.dhcp_probe.value().unwrap_or(true),
             ipv6_boot: self.ipv6_boot.value(),
         })
     }

@@ -17,7 +17,7 @@ use super::reply::Encoder;
 use super::scope::{Role, Site};
 use super::wire::{Request, code};
 pub use crate::fleet::platform::{BIOS_LOADER, UEFI_X64_LOADER};
-use crate::fleet::{Client, Mac, Platform, Pxe, web};
+use crate::fleet::{Client, Fact, Mac, Platform, Pxe, web};
 
 /// How option 60 of a machine begins that boots by PXE; in an answer, the whole of it (PXE 2.1 §2.4).
 pub(super) const PXE_CLIENT: &[u8] = b"PXEClient";
@@ -69,6 +69,8 @@ pub struct Machine {
     pub raspberry_pi: bool,
     /// The exchange that the request is part of (`xid`).
     pub exchange: [u8; 4],
+    /// How many seconds it has been asking, as it says (`secs`). Some firmware swaps the two bytes on port 4011.
+    pub secs: u16,
 }
 
 impl Machine {
@@ -101,6 +103,7 @@ impl Machine {
             uuid,
             raspberry_pi,
             exchange: request.xid,
+            secs: request.secs,
         }
     }
 
@@ -442,6 +445,11 @@ impl fmt::Display for Handout {
 }
 
 impl Handout {
+    /// What explains that nothing comes of it.
+    pub(super) fn fact(self) -> Option<Fact> {
+        if let Self::NoLoader(architecture) = self { Some(Fact::NoLoader { architecture }) } else { None }
+    }
+
     /// What is handed out and to what kind of machine, for a person: `its boot script (iPXE, UEFI x64)`.
     pub(super) fn to(self, machine: &Machine) -> String {
         if let Self::NoLoader(_) = self {

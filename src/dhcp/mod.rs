@@ -10,6 +10,7 @@ mod boot;
 mod guide;
 mod leases;
 mod offers;
+pub mod others;
 pub mod proxy;
 mod relay;
 mod reply;
@@ -24,7 +25,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 pub use boot::{BIOS_LOADER, Features, Handout, Machine, Missing, UEFI_X64_LOADER, architecture_name};
-pub use guide::Guide;
+pub use guide::{Guide, Lesson};
 use leases::{Claim, Rules};
 pub use leases::{
     InSession, LeaseChange, Leases, MAX_OFFERS, MAX_OFFERS_OF_PORT, MAX_QUARANTINED, NoAddress, OFFER_HOLD, Obstacle,
@@ -37,7 +38,7 @@ use wire::{Request, code};
 
 use crate::fleet::lease::MAX_DNS;
 use crate::fleet::policy::{Plan, TwoClients, boot_plan_at};
-use crate::fleet::{Client, ClientName, ExtraOption, Fleet, Holder, Mac, Port, Stage, Timestamp};
+use crate::fleet::{Client, ClientName, ExtraOption, Fact, Fleet, Holder, Mac, Port, Stage, Timestamp};
 
 /// The port that servers listen on.
 pub const SERVER_PORT: u16 = 67;
@@ -140,6 +141,8 @@ pub struct Note {
     pub stage: Stage,
     /// The particulars, for a person.
     pub detail: String,
+    /// What a program may have to go by.
+    pub fact: Option<Fact>,
 }
 
 /// What a REQUEST is about (RFC 2131 §4.3.2).
@@ -221,6 +224,44 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// What it is in one word, for programs.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Offered(..) => "offered",
+            Self::Acked(..) => "leased",
+            Self::Refused { .. } => "refused",
+            Self::Informed(_) => "informed",
+            Self::Released(_) => "released",
+            Self::Declined(_) => "declined",
+            Self::ChoseOther(_) => "chose-other",
+            Self::OfferedBoot(_) => "offered-boot",
+            Self::ToldBoot(_) => "told-boot",
+            Self::Elsewhere { .. } => "elsewhere",
+            Self::Stranger => "stranger",
+            Self::NoNetboot => "no-netboot",
+            Self::NoLoader(_) => "no-loader",
+            Self::NotForBootServer(_) => "not-for-boot-server",
+            Self::Malformed(_) => "malformed",
+            Self::NoSubnet(_) => "no-subnet",
+            Self::OutOfService(_) => "out-of-service",
+            Self::TwoClients(_) => "two-clients",
+            Self::PortInUse(..) => "port-in-use",
+            Self::InSession(_) => "in-session",
+            Self::NoAddress(_) => "no-address",
+            Self::NothingAsked => "nothing-asked",
+            Self::NoRecord(_) => "no-record",
+            Self::OtherServer(_) => "other-server",
+            Self::NotTheirs(_) => "not-theirs",
+        }
+    }
+
+    /// It took something in, though there was nothing to answer.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        matches!(self, Self::Released(_) | Self::Declined(_) | Self::ChoseOther(_) | Self::Elsewhere { .. })
+    }
+
     /// An operator should look at this: somebody gets no address or no loader, or an address is in use by a machine that
     /// should not have it.
     #[must_use]
@@ -448,7 +489,9 @@ impl<'a> Exchange<'a> {
                 client: self.asker.client.clone(),
                 stage: Stage::Offer,
                 detail: format!("{address}, {}{}", handout.to(&self.asker.machine), self.asker.at()),
+                fact: handout.fact(),
             }),
+            Reason::ChoseOther(server) => took_other(&self.asker, *server),
             _ => None,
         };
         if let Reason::Acked(address, _) | Reason::Informed(address) = verdict.reason {
@@ -628,6 +671,17 @@ fn finish(request: &Request, mut reply: Encoder, to: Destination) -> Reply {
     }
     let (bytes, left_out) = reply.finish();
     Reply { bytes, to, left_out }
+}
+
+/// A client's machine, or one that boots from the network, took another server's offer.
+fn took_other(asker: &Asker, server: Ipv4Addr) -> Option<Note> {
+    (asker.client.is_some() || asker.machine.netboot || asker.machine.ipxe).then(|| Note {
+        mac: asker.mac,
+        client: asker.client.clone(),
+        stage: Stage::Offer,
+        detail: format!("it took the offer of {server}, another DHCP server"),
+        fact: Some(Fact::TookOther { server }),
+    })
 }
 
 /// A time as options 51, 58 and 59 have it. All ones would mean "for ever" (RFC 2131 §3.3), which no lease is.

@@ -11,7 +11,7 @@ use super::reply::{Answer, Encoder};
 use super::scope::{Role, Site};
 use super::wire::{Kind, Request, code};
 use super::{Arrival, Asker, Destination, Note, Outcome, Reason, Reply, finish, recognise};
-use crate::fleet::{Client, Fleet, Stage};
+use crate::fleet::{Client, Fact, Fleet, Stage};
 
 /// Handles one packet that was heard on port 67 of a wire where another server gives the addresses.
 #[must_use]
@@ -40,6 +40,7 @@ pub fn overheard(fleet: &Fleet, site: &Site, bytes: &[u8]) -> Outcome {
                 client: place.asker.client.clone(),
                 stage: Stage::Offer,
                 detail: format!("it takes {address} from {server}"),
+                fact: Some(Fact::TookOther { server }),
             });
             Outcome { note, ..nothing(Some(place.asker), Reason::Elsewhere { address, server }) }
         }
@@ -96,11 +97,12 @@ impl<'a> Place<'a> {
     fn answer(self, answer: Answer, to: Destination) -> Outcome {
         let Self { site, request, client, asker } = self;
         let at = asker.at();
-        let note = |detail: String| {
-            Some(Note { detail: detail + &at, mac: asker.mac, client: asker.client.clone(), stage: Stage::Offer })
-        };
         let mut reply = Encoder::new(request, answer, site.server);
         let handout = boot::hand_out(&mut reply, site, request, &asker.machine, client);
+        let note = |detail: String| {
+            let (mac, client) = (asker.mac, asker.client.clone());
+            Some(Note { detail: detail + &at, mac, client, stage: Stage::Offer, fact: handout.fact() })
+        };
         if let Handout::NoLoader(architecture) = handout {
             let note = note(handout.to(&asker.machine));
             return Outcome { note, ..nothing(Some(asker), Reason::NoLoader(architecture)) };

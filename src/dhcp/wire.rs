@@ -15,6 +15,7 @@ pub(super) const HEADER: usize = 240;
 /// Where the fields of the header begin (RFC 2131 §2, figure 1).
 pub(super) mod at {
     pub(in super::super) const XID: usize = 4;
+    pub(in super::super) const SECS: usize = 8;
     pub(in super::super) const FLAGS: usize = 10;
     pub(in super::super) const CIADDR: usize = 12;
     pub(in super::super) const YIADDR: usize = 16;
@@ -28,7 +29,7 @@ pub(super) mod at {
 /// Marks the options as DHCP's (RFC 2131 §3).
 pub(super) const COOKIE: [u8; 4] = [99, 130, 83, 99];
 /// `op` of a request, `htype` and `hlen` of Ethernet (RFC 2131 §2).
-const BOOTREQUEST: u8 = 1;
+pub(super) const BOOTREQUEST: u8 = 1;
 pub(super) const BOOTREPLY: u8 = 2;
 pub(super) const ETHERNET: u8 = 1;
 pub(super) const ETHERNET_LEN: u8 = 6;
@@ -60,6 +61,7 @@ pub(super) mod code {
     pub(in super::super) const RELAY_AGENT: u8 = 82;
     pub(in super::super) const SUBNET_SELECTION: u8 = 118;
     pub(in super::super) const ARCHITECTURE: u8 = 93;
+    pub(in super::super) const INTERFACE: u8 = 94;
     pub(in super::super) const MACHINE_ID: u8 = 97;
     pub(in super::super) const IPXE: u8 = 175;
     pub(in super::super) const INITIATOR: u8 = 203;
@@ -79,6 +81,20 @@ pub enum Kind {
     Release,
     /// I have an address; tell me the rest.
     Inform,
+}
+
+impl Kind {
+    /// The standard's word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Discover => "DISCOVER",
+            Self::Request => "REQUEST",
+            Self::Decline => "DECLINE",
+            Self::Release => "RELEASE",
+            Self::Inform => "INFORM",
+        }
+    }
 }
 
 /// Why bytes are no request.
@@ -117,6 +133,7 @@ pub enum Malformed {
 pub(super) struct Request {
     pub(super) kind: Kind,
     pub(super) xid: [u8; 4],
+    pub(super) secs: u16,
     pub(super) flags: [u8; 2],
     pub(super) ciaddr: Ipv4Addr,
     pub(super) giaddr: Ipv4Addr,
@@ -151,6 +168,7 @@ impl Request {
                 _ => return Err(Malformed::NoKind),
             },
             xid: field(header, at::XID),
+            secs: u16::from_be_bytes(field(header, at::SECS)),
             flags: field(header, at::FLAGS),
             ciaddr: field(header, at::CIADDR).into(),
             giaddr: field(header, at::GIADDR).into(),
@@ -181,13 +199,13 @@ impl Request {
     }
 }
 
-fn field<const N: usize>(header: &[u8; HEADER], at: usize) -> [u8; N] {
+pub(super) fn field<const N: usize>(header: &[u8; HEADER], at: usize) -> [u8; N] {
     header[at..at + N].try_into().expect("the fields lie within the header")
 }
 
 /// Every option, the fragments of one code joined wherever they stand: first the options field, then `file`, then `sname`,
 /// where option 52 says that those hold options too (RFC 2131 §4.1, RFC 3396 §5).
-fn options(header: &[u8; HEADER], rest: &[u8]) -> BTreeMap<u8, Vec<u8>> {
+pub(super) fn options(header: &[u8; HEADER], rest: &[u8]) -> BTreeMap<u8, Vec<u8>> {
     let mut options = BTreeMap::new();
     collect(&mut options, rest);
     let overload = match options.get(&code::OVERLOAD).map(Vec::as_slice) {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{ClientName, Mac};
+use super::{ClientName, Fact, Mac};
 
 /// Milliseconds since 1970-01-01T00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -46,11 +46,13 @@ pub enum Stage {
     Idle,
     /// A login was refused.
     Refused,
+    /// Beside the course of its boot: its loader's reads stopped, its system lost its session, a write was refused.
+    Trouble,
 }
 
 impl Stage {
     /// Every stage.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Replaced,
         Self::Offer,
         Self::Loader,
@@ -60,6 +62,7 @@ impl Stage {
         Self::OsSession,
         Self::Idle,
         Self::Refused,
+        Self::Trouble,
     ];
 
     /// The word that logs, JSON and the store use.
@@ -75,6 +78,7 @@ impl Stage {
             Self::OsSession => "os-session",
             Self::Idle => "idle",
             Self::Refused => "refused",
+            Self::Trouble => "trouble",
         }
     }
 }
@@ -106,4 +110,6 @@ pub struct Event {
     pub stage: Stage,
     /// The particulars, for a person: the address offered, the file's name, the reason of a refusal.
     pub detail: String,
+    /// What a program may have to go by.
+    pub fact: Option<Fact>,
 }

@@ -7,6 +7,8 @@ pub mod change;
 pub mod client;
 pub mod event;
 pub mod extra;
+pub mod fact;
+pub mod finding;
 pub mod image;
 pub mod iqn;
 pub mod lease;
@@ -26,11 +28,13 @@ pub use change::Change;
 pub use client::{Client, ClientName, DiskPolicy, Initiators};
 pub use event::{Event, Stage, Timestamp};
 pub use extra::ExtraOption;
+pub use fact::Fact;
+pub use finding::Finding;
 pub use image::ImageName;
 pub use iqn::Naming;
 pub use lease::{Holder, Lease, Pool, Sighting, Subnet};
 pub use mac::Mac;
-pub use platform::{Loader, Loaders, Platform, Pxe, Start};
+pub use platform::{Habit, Loader, Loaders, Platform, Pxe, Start};
 pub use port::Port;
 pub use secrets::Secrets;
 
@@ -123,6 +127,12 @@ impl Fleet {
     pub fn macs_of(&self, client: &Client) -> impl Iterator<Item = Mac> {
         let plugged = self.plugged.iter().filter(|(_, name)| **name == client.name);
         client.macs.iter().copied().chain(plugged.map(|(mac, _)| *mac))
+    }
+
+    /// The port of a client at which this machine was seen last.
+    #[must_use]
+    pub fn port_of(&self, mac: Mac) -> Option<&Port> {
+        self.clients.get(self.plugged.get(&mac)?)?.port.as_ref()
     }
 
     /// The fleet once this machine was seen at this port; `None` if that is nothing new. A client has one machine at its port:

@@ -202,6 +202,12 @@ impl Loaders {
         self.named.get_key_value(name).filter(|(_, of)| **of == platform).map(|(name, _)| *name)
     }
 
+    /// For which platform the loader of this name is.
+    #[must_use]
+    pub fn platform_of(&self, name: &str) -> Option<Platform> {
+        self.named.get(name).copied()
+    }
+
     /// Every platform that has a loader, with it.
     pub fn iter(&self) -> impl Iterator<Item = (Platform, Loader)> {
         self.of.iter().map(|(platform, loader)| (*platform, *loader))
@@ -218,6 +224,13 @@ pub enum Pxe {
     File,
     /// In the offer, and once more on port 4011, which it is to ask.
     Binl,
+}
+
+/// How a machine's firmware took what it was told, beside another DHCP server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Habit {
+    /// It boots from the file in the offer, and asks nobody on port 4011: [`Pxe::File`], not [`Pxe::Binl`].
+    pub file: bool,
 }
 
 /// What a client sets of its way into a boot.

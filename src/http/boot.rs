@@ -33,6 +33,7 @@ use tokio::time;
 use super::connection::{self, Answering, PATIENCE};
 use super::files::Files;
 use crate::app::bootfiles::{Begun, BootContext, BootFile, Kind, Name, SCRIPT};
+use crate::app::packets::{Decision, Direction, Packet, Protocol};
 use crate::fleet::{Mac, Secrets};
 use crate::script::{self, ScriptError};
 use crate::sys::{Taken, Transport};
@@ -209,13 +210,18 @@ async fn answer(
     }
     let path = unescape(uri.path().as_bytes());
     let mac = mac_of(uri.query().unwrap_or_default());
+    let asked = format!("{method} {uri}");
+    let decided = |decision, code, reason: String| keep(&boot, mac, peer, &asked, decision, code, reason);
+    boot.asked(&path, machine_at(&boot, peer));
     let mut file = match find(&boot, &path, mac, None) {
         Ok(Some(file)) => file,
         Ok(None) => {
             tracing::info!(%peer, path = %uri.path(), "HTTP: no such boot file");
+            decided(Decision::Refused, "no-such-file", "there is no such boot file".to_owned());
             return (StatusCode::NOT_FOUND, "no such boot file\n").into_response();
         }
         Err(error) => {
+            decided(Decision::Refused, "no-script", error.to_string());
             return no_script(peer, &error);
         }
     };
@@ -233,10 +239,40 @@ async fn answer(
                 let disk = begun.and_then(|begun| begun.disk.words(begun.policy));
                 note(&boot, &file, mac, peer, disk);
             }
-            Err(why) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+            Err(why) => {
+                decided(Decision::Refused, "withheld", why.to_string());
+                return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response();
+            }
         }
     }
+    let reason = match &wanted {
+        Wanted::Part(range) => format!("{}, bytes {} to {}", file.name, range.start(), range.end()),
+        _ => format!("{}, {} bytes", file.name, file.bytes.len()),
+    };
+    decided(Decision::Answered, "served", reason);
     respond(&file, wanted)
+}
+
+/// Keeps a request among the packets of the machine that it is from, as the kernel's neighbours say, or else of that for which
+/// it asks.
+fn keep(
+    boot: &BootContext,
+    named: Option<Mac>,
+    peer: SocketAddr,
+    asked: &str,
+    decision: Decision,
+    code: &'static str,
+    reason: String,
+) {
+    let (what, reason) = (asked.to_owned().into(), reason.into());
+    let (direction, protocol) = (Direction::In, Protocol::Http);
+    let packet = Packet { direction, protocol, what, decision, code, reason, datagram: None };
+    boot.keep(machine_at(boot, peer).or(named), packet);
+}
+
+/// Which machine asks.
+fn machine_at(boot: &BootContext, peer: SocketAddr) -> Option<Mac> {
+    (boot.resolver)(peer.ip())
 }
 
 /// The answer to whoever wants to change something.

@@ -15,6 +15,7 @@
 //! | `POST /v1/clients/NAME/compact` | [`WorkReport`](crate::app::overlays::WorkReport) of what has begun; 409 where there is no disk |
 //! | `POST /v1/clients/NAME/secret` | [`SecretReport`](crate::app::secrets::SecretReport), made where there is none yet; 409 where the client asks for no CHAP |
 //! | `GET /v1/clients/NAME/work` | the [`WorkReport`](crate::app::overlays::WorkReport) of the client's last merge or compaction, or `null` |
+//! | `GET /v1/packets/WHO?after=NUMBER` | [`PacketsReport`] of a client's machine, or of a MAC address: the packets after that number; 404 where it is neither |
 //! | `GET /v1/status` | [`StatusReport`](crate::app::report::StatusReport) |
 //!
 //! An answer that is no 200 carries an [`ErrorReport`]. Who may open the socket is the file's mode: its owner and root.
@@ -26,12 +27,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path as Segment, State};
+use axum::extract::{Path as Segment, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use rustix::fs::Mode;
+use serde::Deserialize;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
@@ -40,6 +42,7 @@ use crate::app::App;
 use crate::app::boots::ResetError;
 use crate::app::keeper::{Keeper, KeeperError};
 use crate::app::overlays::{CheckpointRequest, OverlayError, ResizeRequest, RollbackRequest};
+use crate::app::packets::PacketsReport;
 use crate::app::report::{ErrorReport, ReplaceRequest, Reporter};
 use crate::app::secrets::SecretError;
 use crate::config::edit::EditError;
@@ -158,6 +161,7 @@ fn router(control: Control) -> Router {
         .route("/v1/clients/{name}/compact", post(compact))
         .route("/v1/clients/{name}/secret", post(secret))
         .route("/v1/clients/{name}/work", get(work))
+        .route("/v1/packets/{who}", get(packets))
         .route("/v1/status", get(status))
         .fallback(async || problem(StatusCode::NOT_FOUND, &"there is no such resource"))
         .with_state(control)
@@ -348,7 +352,36 @@ fn told<T: serde::Serialize>(done: Result<T, OverlayError>) -> Response {
 }
 
 async fn status(State(control): State<Control>) -> Response {
-    Json(control.reporter.status(&control.app.fleet(), &control.app.tally)).into_response()
+    let Control { app, reporter, .. } = control;
+    Json(reporter.status(&app.fleet(), &app.tally, &app.others)).into_response()
+}
+
+/// Which packets are wanted.
+#[derive(Debug, Deserialize)]
+struct Since {
+    #[serde(default)]
+    after: u64,
+}
+
+async fn packets(
+    State(control): State<Control>,
+    Segment(who): Segment<String>,
+    Query(Since { after }): Query<Since>,
+) -> Response {
+    let fleet = control.app.fleet();
+    let client = who.parse::<ClientName>().ok().and_then(|name| fleet.client(&name));
+    // A client's name can look like a MAC address; then it is the client.
+    let (client, macs) = match (client, who.parse::<Mac>()) {
+        (Some(client), _) => (Some(client), fleet.macs_of(client).collect()),
+        (None, Ok(mac)) => (fleet.by_mac(mac), vec![mac]),
+        (None, Err(_)) => match find(&control, &who) {
+            Err(missing) => return missing,
+            Ok(_) => return nameless(&who),
+        },
+    };
+    let packets = control.app.recorder.packets().of(&macs, after);
+    let macs = macs.iter().map(ToString::to_string).collect();
+    Json(PacketsReport { client: client.map(|client| client.name.to_string()), macs, packets }).into_response()
 }
 
 /// Makes a report on a blocking thread: it reads files.
@@ -418,6 +451,7 @@ mod tests {
             files: None,
             tftp_single_port: false,
             ipv6_answer: true,
+            dhcp_probe: true,
             ipv6_boot: None,
         };
         let client = Client {
@@ -432,6 +466,7 @@ mod tests {
             client: Some(client.name.clone()),
             stage: Stage::Script,
             detail: "boot.ipxe".to_owned(),
+            fact: None,
         };
         store.commit(&[Record::Event(event)]).unwrap();
         let fleet = Fleet::new([client]).unwrap();

@@ -4,6 +4,7 @@
 //! What a name means is [`BootContext`]'s, and what to send when is [`Transfer`]'s; here are only the sockets, the clock and
 //! the bounds.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::io;
@@ -17,11 +18,12 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time;
 
 use crate::app::bootfiles::{BootContext, BootFile, Kind};
+use crate::app::packets::{Datagram, Decision, Direction, Packet, Protocol};
 use crate::app::pi::{PiError, PiFiles};
-use crate::fleet::Mac;
+use crate::fleet::{Fact, Mac};
 use crate::sys::{Taken, Transport};
 use crate::tftp::packet::{self, ErrorCode, Mode, printable};
-use crate::tftp::{Effect, End, Inbound, Limits, Options, Request, Transfer, parse};
+use crate::tftp::{Effect, End, Inbound, Limits, Options, Progress, Request, Transfer, parse};
 
 /// Most transfers at once: every machine of a large lab in the same minute, within the 1,024 descriptors that a process
 /// usually has.
@@ -30,6 +32,8 @@ pub const MAX_TRANSFERS: usize = 512;
 pub const MAX_PER_CLIENT: usize = 8;
 /// Longest packet that is read. A request has at most 512 bytes (RFC 2347); the rest is room for those that have more.
 const MAX_PACKET: usize = 2048;
+/// How an OACK begins (RFC 2347).
+const OACK: [u8; 2] = [0, 6];
 /// How many packets of others a transfer answers; more are somebody's game.
 const MAX_STRAYS: u32 = 8;
 /// How long running transfers may go on after the server was asked to stop.
@@ -213,11 +217,14 @@ impl TftpServer {
             Inbound::Ack(_) | Inbound::Error { .. } if self.single_port => return,
             Inbound::Read(request) => request,
             Inbound::Write => {
-                return self.refuse(peer, ErrorCode::Access, "this server sends boot files and takes none").await;
+                let who = (self.boot.resolver)(peer.ip());
+                let asked = Asked { who, peer, at: self.address, what: "a write".to_owned(), bytes: bytes.to_vec() };
+                asked.refused(&self.boot, "write", "boot files are only read");
+                return self.refuse(who, peer, ErrorCode::Access, "this server sends boot files and takes none").await;
             }
             Inbound::Error { .. } => return,
             Inbound::Ack(_) | Inbound::Other => {
-                return self.refuse(peer, ErrorCode::Illegal, "a read request was expected here").await;
+                return self.refuse(None, peer, ErrorCode::Illegal, "a read request was expected here").await;
             }
         };
         if let Some(transfer) = running.get(&peer) {
@@ -225,11 +232,19 @@ impl TftpServer {
             transfer.task.abort();
             running.remove(&peer);
         }
-        let Some((source, who)) = self.find(peer, &request).await else { return };
+        let asked = Asked {
+            who: (self.boot.resolver)(peer.ip()),
+            peer,
+            at: self.address,
+            what: in_words(&request),
+            bytes: bytes.to_vec(),
+        };
+        let Some(source) = self.find(&asked, &request).await else { return };
         let of_peer = running.keys().filter(|other| other.ip() == peer.ip()).count();
         if running.len() >= MAX_TRANSFERS || of_peer >= MAX_PER_CLIENT {
             tracing::warn!(%peer, transfers = running.len(), of_peer, "TFTP: too many transfers, request refused");
-            return self.refuse(peer, ErrorCode::Undefined, "too many transfers, ask again later").await;
+            asked.refused(&self.boot, "too-many", "too many transfers");
+            return self.refuse(asked.who, peer, ErrorCode::Undefined, "too many transfers, ask again later").await;
         }
         let (link, inbox) = if self.single_port {
             let (sender, inbox) = mpsc::channel(MAX_INBOX);
@@ -240,65 +255,144 @@ impl TftpServer {
                 Err(error) => {
                     tracing::warn!(%peer, %error, "TFTP: no socket for a transfer");
                     let words = "the server is out of sockets, ask again later";
-                    return self.refuse(peer, ErrorCode::Undefined, words).await;
+                    asked.refused(&self.boot, "no-socket", words);
+                    return self.refuse(asked.who, peer, ErrorCode::Undefined, words).await;
                 }
             }
         };
         let limits = if self.cautious.has(peer.ip()) { self.limits.cautious() } else { self.limits };
+        if let Source::Table(file) = &source {
+            asked.served(&self.boot, file);
+        }
         let again = Arc::new(Notify::new());
         let session = Session {
+            own: link.address().unwrap_or(self.address),
             link,
             peer,
-            who,
+            who: asked.who,
             boot: Arc::clone(&self.boot),
             again: Arc::clone(&again),
             strays: 0,
             cautious: self.cautious.clone(),
         };
-        let task = tasks.spawn(session.run(source, request.options, limits));
+        let task = tasks.spawn(session.run(asked, source, request.options, limits));
         running.insert(peer, Running { request: bytes.to_vec(), again, task, inbox });
     }
 
-    /// Where the file is that is asked for, and by which machine; or the client was told why there is none.
-    async fn find(&self, peer: SocketAddr, request: &Request) -> Option<(Source, Option<Mac>)> {
-        let name = printable(&request.name);
+    /// Where the file is that is asked for; or the client was told why there is none.
+    async fn find(&self, asked: &Asked, request: &Request) -> Option<Source> {
+        let (who, peer, name) = (asked.who, asked.peer, printable(&request.name));
         if request.mode == Mode::Other {
             tracing::info!(%peer, name, "TFTP: neither in octet nor in netascii mode");
-            self.refuse(peer, ErrorCode::Undefined, "boot files are sent in octet mode (try: binary)").await;
+            asked.refused(&self.boot, "mode", "neither in octet nor in netascii mode");
+            self.refuse(who, peer, ErrorCode::Undefined, "boot files are sent in octet mode (try: binary)").await;
             return None;
         }
         if matches!(request.name.last(), Some(0xff)) {
             tracing::info!(%peer, name, "TFTP: the name ends in 0xFF, read past the end of DHCP's option 67; dropped");
         }
-        let who = (self.boot.resolver)(peer.ip());
+        self.boot.asked(&request.name, who);
         match self.boot.lookup(&request.name, who) {
             Ok(Some(mut file)) => {
                 if request.mode == Mode::Netascii {
                     file.bytes = packet::netascii(&file.bytes).into();
                 }
-                Some((Source::Table(file), who))
+                Some(Source::Table(file))
             }
             Ok(None) => {
                 if let (Some(files), Mode::Octet) = (&self.pi, request.mode) {
-                    return Some((Source::Pi(Arc::clone(files), request.name.clone()), who));
+                    return Some(Source::Pi(Arc::clone(files), request.name.clone()));
                 }
                 let there = self.boot.names().collect::<Vec<_>>().join(", ");
                 tracing::info!("TFTP: {peer} asked for `{name}`: there is no such boot file; there are {there}");
-                self.refuse(peer, ErrorCode::NotFound, ABSENT).await;
+                asked.refused(&self.boot, "no-such-file", "there is no such boot file");
+                self.refuse(who, peer, ErrorCode::NotFound, ABSENT).await;
                 None
             }
             Err(error) => {
                 tracing::error!(%peer, name, %error, "TFTP: no script");
-                self.refuse(peer, ErrorCode::Undefined, "the script cannot be made; see the server's log").await;
+                asked.refused(&self.boot, "no-script", "its script cannot be made");
+                self.refuse(who, peer, ErrorCode::Undefined, "the script cannot be made; see the server's log").await;
                 None
             }
         }
     }
 
-    async fn refuse(&self, peer: SocketAddr, code: ErrorCode, text: &str) {
-        if let Err(error) = self.socket.send_to(&packet::error(code, text), peer).await {
+    async fn refuse(&self, who: Option<Mac>, peer: SocketAddr, code: ErrorCode, text: &str) {
+        let packet = packet::error(code, text);
+        self.boot.keep(who, ours(who, peer, self.address, error_in_words(code, text), &packet));
+        if let Err(error) = self.socket.send_to(&packet, peer).await {
             tracing::debug!(%peer, %error, "TFTP: an ERROR could not be sent");
         }
+    }
+}
+
+/// A request as it came, to be kept with what was decided about it.
+struct Asked {
+    who: Option<Mac>,
+    peer: SocketAddr,
+    /// Where it was sent to.
+    at: SocketAddr,
+    what: String,
+    bytes: Vec<u8>,
+}
+
+impl Asked {
+    fn served(&self, boot: &BootContext, file: &BootFile) {
+        let reason = format!("{}, {} bytes", file.name, file.bytes.len());
+        self.keep(boot, Decision::Answered, "served", reason.into());
+    }
+
+    fn refused(&self, boot: &BootContext, code: &'static str, reason: impl Into<Cow<'static, str>>) {
+        self.keep(boot, Decision::Refused, code, reason.into());
+    }
+
+    fn keep(&self, boot: &BootContext, decision: Decision, code: &'static str, reason: Cow<'static, str>) {
+        let datagram = Some(datagram(self.who, self.peer, self.at, Direction::In, &self.bytes));
+        let (direction, what) = (Direction::In, self.what.clone().into());
+        let packet = Packet { direction, protocol: Protocol::Tftp, what, decision, code, reason, datagram };
+        boot.keep(self.who, packet);
+    }
+}
+
+/// A request in a few words: `read snponly.efi, blksize 1468, tsize`.
+fn in_words(request: &Request) -> String {
+    let Options { blksize, timeout, tsize, windowsize } = request.options;
+    let mut words = format!("read {}", printable(&request.name));
+    let numbers = [("blksize", blksize), ("windowsize", windowsize), ("timeout", timeout.map(u16::from))].into_iter();
+    for (option, value) in numbers.filter_map(|(option, value)| Some((option, value?))) {
+        words += &format!(", {option} {value}");
+    }
+    if tsize {
+        words += ", tsize";
+    }
+    words
+}
+
+fn error_in_words(code: ErrorCode, text: &str) -> String {
+    format!("ERROR {}: {text}", code as u16)
+}
+
+/// A datagram between a machine and this address of ours, whose hardware address no socket tells.
+fn datagram(who: Option<Mac>, peer: SocketAddr, own: SocketAddr, direction: Direction, bytes: &[u8]) -> Datagram {
+    let (machine, us) = (who.map_or([0; 6], Mac::octets), [0; 6]);
+    let payload = bytes.into();
+    match direction {
+        Direction::Out => Datagram { source: us, destination: machine, from: own, to: peer, payload },
+        _ => Datagram { source: machine, destination: us, from: peer, to: own, payload },
+    }
+}
+
+/// A packet that we send.
+fn ours(who: Option<Mac>, peer: SocketAddr, own: SocketAddr, what: String, bytes: &[u8]) -> Packet {
+    Packet {
+        direction: Direction::Out,
+        protocol: Protocol::Tftp,
+        what: what.into(),
+        decision: Decision::Sent,
+        code: "sent",
+        reason: "".into(),
+        datagram: Some(datagram(who, peer, own, Direction::Out, bytes)),
     }
 }
 
@@ -331,6 +425,15 @@ enum Link {
 }
 
 impl Link {
+    /// Where it is bound.
+    fn address(&self) -> Option<SocketAddr> {
+        let socket = match self {
+            Self::Own(socket) => socket,
+            Self::Shared { socket, .. } => socket,
+        };
+        socket.local_addr().ok()
+    }
+
     async fn receive(&mut self, peer: SocketAddr, buffer: &mut Vec<u8>) -> io::Result<SocketAddr> {
         match self {
             Self::Own(socket) => {
@@ -361,6 +464,8 @@ impl Link {
 /// One transfer with its socket.
 struct Session {
     link: Link,
+    /// Our end of it.
+    own: SocketAddr,
     peer: SocketAddr,
     who: Option<Mac>,
     boot: Arc<BootContext>,
@@ -370,10 +475,10 @@ struct Session {
 }
 
 impl Session {
-    async fn run(mut self, source: Source, options: Options, limits: Limits) {
+    async fn run(mut self, asked: Asked, source: Source, options: Options, limits: Limits) {
         let file = match source {
             Source::Table(file) => file,
-            Source::Pi(files, name) => match self.read(files, name).await {
+            Source::Pi(files, name) => match self.read(&asked, files, name).await {
                 Some(file) => file,
                 None => return,
             },
@@ -383,7 +488,7 @@ impl Session {
         let mut buffer = Vec::with_capacity(MAX_PACKET);
         loop {
             if let Some(end) = self.perform(effects).await {
-                return self.report(&file, &end, began.elapsed());
+                return self.report(&file, &end, began.elapsed(), transfer.progress(), &buffer);
             }
             effects = tokio::select! {
                 received = self.link.receive(self.peer, &mut buffer) => match received {
@@ -403,30 +508,41 @@ impl Session {
             if transfer.loses_large_blocks() && self.cautious.add(self.peer.ip()) {
                 let words = "TFTP stands still at its first large block: an MTU, or a firewall that drops fragments; \
                              it gets blocks of 512 bytes from now on";
-                self.boot.stalled(self.who, words);
+                let Progress { blksize, first_sent: sent, .. } = transfer.progress();
+                self.boot.stalled(self.who, words, Fact::SmallBlocks { blksize, sent });
             }
         }
     }
 
     /// A file of a Raspberry Pi; or it was told that there is none. Most that a Pi asks for is not there, and need not be.
-    async fn read(&self, files: Arc<PiFiles>, name: Vec<u8>) -> Option<BootFile> {
+    async fn read(&self, asked: &Asked, files: Arc<PiFiles>, name: Vec<u8>) -> Option<BootFile> {
         let (peer, words) = (self.peer, printable(&name));
         let read = tokio::task::spawn_blocking(move || files.read(&name)).await;
-        let answer = match read.unwrap_or_else(|error| Err(PiError::Unreadable(io::Error::other(error)))) {
-            Ok(bytes) => return Some(BootFile { name: words.into(), kind: Kind::Plain, bytes }),
+        let (code, text) = match read.unwrap_or_else(|error| Err(PiError::Unreadable(io::Error::other(error)))) {
+            Ok(bytes) => {
+                let file = BootFile { name: words.into(), kind: Kind::Plain, bytes };
+                asked.served(&self.boot, &file);
+                return Some(file);
+            }
             Err(PiError::Absent) => {
                 tracing::debug!(%peer, name = words, "TFTP: there is neither such a boot file nor such a file for Raspberry Pis");
-                packet::error(ErrorCode::NotFound, ABSENT)
+                let reason = "there is neither such a boot file nor such a file for Raspberry Pis";
+                asked.refused(&self.boot, "no-such-file", reason);
+                (ErrorCode::NotFound, ABSENT)
             }
             Err(error @ PiError::Room(_)) => {
                 tracing::warn!(%peer, name = words, "TFTP: a file for Raspberry Pis is not served: {error}");
-                packet::error(ErrorCode::Undefined, "the server has no room for this file now, ask again later")
+                asked.refused(&self.boot, "no-room", error.to_string());
+                (ErrorCode::Undefined, "the server has no room for this file now, ask again later")
             }
             Err(error @ PiError::Unreadable(_)) => {
                 tracing::warn!(%peer, name = words, "TFTP: a file for Raspberry Pis is not served: {error}");
-                packet::error(ErrorCode::NotFound, ABSENT)
+                asked.refused(&self.boot, "unreadable", error.to_string());
+                (ErrorCode::NotFound, ABSENT)
             }
         };
+        let answer = packet::error(code, text);
+        self.boot.keep(self.who, ours(self.who, peer, self.own, error_in_words(code, text), &answer));
         if let Err(error) = self.link.send(&answer, peer).await {
             tracing::debug!(%peer, %error, "TFTP: an ERROR could not be sent");
         }
@@ -437,6 +553,10 @@ impl Session {
         for effect in effects {
             match effect {
                 Effect::Send(packet) => {
+                    if packet.starts_with(&OACK) {
+                        let what = "OACK".to_owned();
+                        self.boot.keep(self.who, ours(self.who, self.peer, self.own, what, &packet));
+                    }
                     // A packet that cannot be sent is a packet that is lost: the transfer's timer sees to it.
                     if let Err(error) = self.link.send(&packet, self.peer).await {
                         tracing::debug!(peer = %self.peer, %error, "TFTP: a packet could not be sent");
@@ -460,19 +580,52 @@ impl Session {
         }
     }
 
-    fn report(&self, file: &BootFile, end: &End, took: Duration) {
-        let (peer, name) = (self.peer, &file.name);
+    /// How it ended, to whom it concerns. `last` is the client's last packet.
+    fn report(&self, file: &BootFile, end: &End, took: Duration, progress: Progress, last: &[u8]) {
+        let (peer, name) = (self.peer, &*file.name);
+        let Progress { acked, blocks, blksize, retries, .. } = progress;
+        let all = format!(
+            "{acked} of {blocks} blocks of {blksize} bytes acknowledged, {retries} times sent again, in {:.1} s",
+            took.as_secs_f64()
+        );
+        let keep = |what: String, decision, code, reason: String, heard: bool| {
+            let datagram = heard.then(|| datagram(self.who, peer, self.own, Direction::In, last));
+            let (what, reason, direction) = (what.into(), reason.into(), Direction::In);
+            self.boot
+                .keep(self.who, Packet { direction, protocol: Protocol::Tftp, what, decision, code, reason, datagram });
+        };
         match end {
-            End::Complete => self.boot.fetched(file, self.who, "TFTP", Some(took)),
-            End::SizeProbe => tracing::debug!(%peer, name = &**name, "TFTP: size probe"),
-            End::Refused { code, text } => {
-                tracing::info!(%peer, name = &**name, code, text, "TFTP: the client gave up");
+            End::Complete => {
+                keep(format!("ACK {acked}"), Decision::Noted, "complete", all, true);
+                self.boot.fetched(file, self.who, "TFTP", Some(took));
             }
-            End::Silent { acked, blocks } => {
-                tracing::warn!(%peer, name = &**name, acked, blocks, "TFTP: the client fell silent");
+            End::SizeProbe => {
+                tracing::debug!(%peer, name, "TFTP: size probe");
+                let reason = "it only wanted to know the size".to_owned();
+                keep("ERROR".to_owned(), Decision::Noted, "size-probe", reason, true);
+            }
+            End::Refused { code, text } => {
+                tracing::info!(%peer, name, code, text, "TFTP: the client gave up");
+                keep(format!("ERROR {code}: {text}"), Decision::Failed, "client-error", all, true);
+                let words =
+                    format!("it broke off the transfer of {name} after block {acked} of {blocks}: error {code} {text}");
+                self.boot.stalled(self.who, &words, Fact::GaveUp { code: *code, acked, blocks });
+            }
+            End::Silent { .. } => {
+                tracing::warn!(%peer, name, acked, blocks, "TFTP: the client fell silent");
+                keep("silence".to_owned(), Decision::Failed, "silent", all, false);
+                let words = format!(
+                    "{name} by TFTP stopped at block {acked} of {blocks} of {blksize} bytes: sent {retries} times \
+                                     again, no answer"
+                );
+                self.boot.stalled(self.who, &words, Fact::Stalled { acked, blocks, blksize, retries });
             }
             End::Endless { sent } => {
-                tracing::warn!(%peer, name = &**name, sent, "TFTP: the client made us send everything again and again; it is left");
+                tracing::warn!(%peer, name, sent, "TFTP: the client made us send everything again and again; it is left");
+                keep(format!("ACK {acked}, again and again"), Decision::Failed, "endless", all, true);
+                let (sent, bytes) = (*sent, file.bytes.len() as u64);
+                let words = format!("{name} by TFTP was left: it made us send {sent} bytes of a file that has {bytes}");
+                self.boot.stalled(self.who, &words, Fact::Endless { sent, bytes });
             }
         }
     }

@@ -1,8 +1,8 @@
 //! What was seen and must outlive a restart: leases, sightings of machines, and the events of their boots.
 //!
 //! Not here: what the operator wants, which is the mapping file's (`config`), and bytes of disks. One redb file,
-//! `STATE/roost.redb`, holds five kinds of table: leases by holder, sightings by MAC, events by time, indexes over the
-//! events, and CHAP secrets by client, for which nobody but its owner may read the file. Values are JSON, so that a rescuer can read them; [`SCHEMA`] is their version. Every table has a bound, because
+//! `STATE/roost.redb`, holds leases by holder, sightings by MAC, events by time, indexes over the
+//! events, what machines are known to do with an offer, the machines at clients' ports, and CHAP secrets by client, for which nobody but its owner may read the file. Values are JSON, so that a rescuer can read them; [`SCHEMA`] is their version. Every table has a bound, because
 //! strangers on the wire cause most of what is written here.
 //!
 //! [`Store`] is synchronous. [`Writer`] is how async code writes: one task that gathers what many adapters record into few
@@ -24,19 +24,22 @@ use redb::{
     Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
 };
 
-use crate::fleet::{ClientName, Event, Holder, Lease, Mac, Secrets, Sighting};
+use crate::fleet::{ClientName, Event, Habit, Holder, Lease, Mac, Port, Secrets, Sighting};
 
 pub use lock::{LockError, StateLock};
 pub use writer::{WriteError, Writer};
 
 /// Version of the tables and of the values in them. It goes up with each change that an older Roost would misread.
-pub const SCHEMA: u64 = 1;
+pub const SCHEMA: u64 = 2;
 
 /// The store's file in the state folder.
 pub const FILE: &str = "roost.redb";
 
 /// Sightings kept; the oldest goes first. A forger of MAC addresses can cause as many as it likes.
 pub const MAX_SIGHTINGS: u64 = 4_096;
+
+/// Habits of machines kept, and machines at ports. Both are of clients alone, of which a mapping file has no more.
+pub const MAX_HABITS: u64 = 4_096;
 
 /// Events kept of one client or of one MAC address: some forty boots of seven stages.
 pub const MAX_EVENTS_OF_ONE: u64 = 288;
@@ -57,6 +60,10 @@ const SIGHTINGS: TableDefinition<&str, &[u8]> = TableDefinition::new("sightings"
 const SIGHTINGS_BY_AGE: TableDefinition<(u64, &str), ()> = TableDefinition::new("sightings-by-age");
 /// A client's CHAP secrets.
 const SECRETS: TableDefinition<&str, &[u8]> = TableDefinition::new("secrets");
+/// What a machine, by its MAC, is known to do with an offer.
+const HABITS: TableDefinition<&str, &[u8]> = TableDefinition::new("habits");
+/// Which machine was seen at a port last.
+const PLUGGED: TableDefinition<&str, &str> = TableDefinition::new("plugged");
 /// (milliseconds, sequence number): events in the order in which they happened, and within one millisecond, were recorded.
 const EVENTS: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("events");
 /// (subject, milliseconds, sequence number): the events of one subject.
@@ -134,6 +141,10 @@ pub enum Record {
     Secrets(ClientName, Secrets),
     /// A client whose CHAP secrets are void.
     SecretsGone(ClientName),
+    /// What a client's machine is known to do with an offer.
+    Habit(Mac, Habit),
+    /// Which machine was seen at a client's port last; none where it was seen elsewhere since.
+    Plugged(Port, Option<Mac>),
 }
 
 /// The open store. Clones share it.
@@ -203,7 +214,8 @@ impl Store {
         match store.use_db(schema)? {
             None => store.use_db(create_tables)?,
             Some(SCHEMA) => {}
-            // There is no older schema yet; when there is one, it migrates here.
+            // Schema 1 has fewer tables and one stage less: it is as good, once it says what it is.
+            Some(1) => store.use_db(create_tables)?,
             Some(found) => return Err(StoreError::Newer { path: store.shared.path.clone(), found }),
         }
         Ok(store)
@@ -278,6 +290,42 @@ impl Store {
             };
             let rows = table.range::<&str>(..).map_err(failed)?;
             rows.map(|row| row.map_err(failed).and_then(|(client, row)| rows::secrets(client.value(), row.value())))
+                .collect()
+        })
+    }
+
+    /// What machines are known to do with an offer, at most [`MAX_HABITS`], in the order of MAC addresses.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn habits(&self) -> Result<Vec<(Mac, Habit)>, StoreError> {
+        self.use_db(|db| {
+            let read = db.begin_read().map_err(failed)?;
+            let table = match read.open_table(HABITS) {
+                Ok(table) => table,
+                // Made by an older roost, and not written to since.
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                Err(other) => return Err(failed(other)),
+            };
+            let rows = table.range::<&str>(..).map_err(failed)?;
+            rows.map(|row| row.map_err(failed).and_then(|(mac, row)| rows::habit(mac.value(), row.value()))).collect()
+        })
+    }
+
+    /// Which machine was seen at which client's port last, at most [`MAX_HABITS`], in the order of ports.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn plugged(&self) -> Result<Vec<(Port, Mac)>, StoreError> {
+        self.use_db(|db| {
+            let read = db.begin_read().map_err(failed)?;
+            let table = match read.open_table(PLUGGED) {
+                Ok(table) => table,
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                Err(other) => return Err(failed(other)),
+            };
+            let rows = table.range::<&str>(..).map_err(failed)?;
+            rows.map(|row| row.map_err(failed).and_then(|(port, mac)| rows::plugged(port.value(), mac.value())))
                 .collect()
         })
     }
@@ -393,6 +441,8 @@ fn create_tables(db: &Database) -> Result<(), StoreError> {
     tables.leases()?;
     tables.sightings()?;
     tables.secrets()?;
+    tables.habits()?;
+    tables.plugged()?;
     tables.events()?.meta.insert(META_SCHEMA, SCHEMA).map_err(failed)?;
     drop(tables);
     write.commit().map_err(failed)
@@ -413,6 +463,8 @@ struct Tables<'txn> {
     leases: Option<redb::Table<'txn, &'static str, &'static [u8]>>,
     sightings: Option<SightingTables<'txn>>,
     secrets: Option<redb::Table<'txn, &'static str, &'static [u8]>>,
+    habits: Option<redb::Table<'txn, &'static str, &'static [u8]>>,
+    plugged: Option<redb::Table<'txn, &'static str, &'static str>>,
     events: Option<EventTables<'txn>>,
 }
 
@@ -430,7 +482,7 @@ struct EventTables<'txn> {
 
 impl<'txn> Tables<'txn> {
     fn of(write: &'txn redb::WriteTransaction) -> Self {
-        Self { write, leases: None, sightings: None, secrets: None, events: None }
+        Self { write, leases: None, sightings: None, secrets: None, habits: None, plugged: None, events: None }
     }
 
     fn leases(&mut self) -> Result<&mut redb::Table<'txn, &'static str, &'static [u8]>, StoreError> {
@@ -443,6 +495,14 @@ impl<'txn> Tables<'txn> {
 
     fn secrets(&mut self) -> Result<&mut redb::Table<'txn, &'static str, &'static [u8]>, StoreError> {
         opened(&mut self.secrets, || self.write.open_table(SECRETS).map_err(failed))
+    }
+
+    fn habits(&mut self) -> Result<&mut redb::Table<'txn, &'static str, &'static [u8]>, StoreError> {
+        opened(&mut self.habits, || self.write.open_table(HABITS).map_err(failed))
+    }
+
+    fn plugged(&mut self) -> Result<&mut redb::Table<'txn, &'static str, &'static str>, StoreError> {
+        opened(&mut self.plugged, || self.write.open_table(PLUGGED).map_err(failed))
     }
 
     fn events(&mut self) -> Result<&mut EventTables<'txn>, StoreError> {
@@ -469,6 +529,27 @@ impl<'txn> Tables<'txn> {
             }
             Record::SecretsGone(client) => {
                 self.secrets()?.remove(client.as_str()).map_err(failed)?;
+                Ok(())
+            }
+            Record::Habit(mac, habit) => {
+                let (row, habits) = (rows::habit_row(*habit), self.habits()?);
+                habits.insert(mac.to_string().as_str(), row.as_slice()).map_err(failed)?;
+                // Whose goes is all the same: it is learned anew.
+                while habits.len().map_err(failed)? > MAX_HABITS {
+                    habits.pop_first().map_err(failed)?;
+                }
+                Ok(())
+            }
+            Record::Plugged(port, Some(mac)) => {
+                let plugged = self.plugged()?;
+                plugged.insert(port.as_str(), mac.to_string().as_str()).map_err(failed)?;
+                while plugged.len().map_err(failed)? > MAX_HABITS {
+                    plugged.pop_first().map_err(failed)?;
+                }
+                Ok(())
+            }
+            Record::Plugged(port, None) => {
+                self.plugged()?.remove(port.as_str()).map_err(failed)?;
                 Ok(())
             }
         }

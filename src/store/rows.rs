@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_EVENTS_OF_ONE, MAX_EVENTS_OF_STRANGERS, StoreError};
-use crate::fleet::{ClientName, Event, Holder, Lease, Mac, Secrets, Sighting, Timestamp};
+use crate::fleet::{ClientName, Event, Fact, Habit, Holder, Lease, Mac, Port, Secrets, Sighting, Timestamp};
 
 /// The subject that all events have which happened in no client's place.
 const STRANGERS: &str = "strangers";
@@ -35,6 +35,13 @@ struct EventRow {
     client: Option<String>,
     stage: String,
     detail: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fact: Option<serde_json::Value>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct HabitRow {
+    file: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -108,12 +115,32 @@ pub(super) fn secrets(key: &str, row: &[u8]) -> Result<(ClientName, Secrets), St
     Ok((client, Secrets { machine, server }))
 }
 
+pub(super) fn habit_row(habit: Habit) -> Vec<u8> {
+    encode(&HabitRow { file: habit.file })
+}
+
+pub(super) fn habit(key: &str, row: &[u8]) -> Result<(Mac, Habit), StoreError> {
+    let bad = |why: String| StoreError::Row { table: "habits", why: format!("{key}: {why}") };
+    let HabitRow { file } = decode(row).map_err(bad)?;
+    Ok((parse_mac(key).map_err(bad)?, Habit { file }))
+}
+
+pub(super) fn plugged(port: &str, mac: &str) -> Result<(Port, Mac), StoreError> {
+    let bad = |why: String| StoreError::Row { table: "plugged", why: format!("{port}: {why}") };
+    let mac = parse_mac(mac).map_err(bad)?;
+    Ok((port.parse().map_err(|error| bad(format!("{error}")))?, mac))
+}
+
 pub(super) fn event_row(event: &Event) -> Vec<u8> {
     encode(&EventRow {
         mac: event.mac.map(|mac| mac.to_string()),
         client: event.client.as_ref().map(ToString::to_string),
         stage: event.stage.word().to_owned(),
         detail: event.detail.clone(),
+        fact: event
+            .fact
+            .as_ref()
+            .map(|fact| serde_json::to_value(fact).expect("facts are plain structs with text keys")),
     })
 }
 
@@ -126,6 +153,8 @@ pub(super) fn event(at: u64, row: &[u8]) -> Result<Event, StoreError> {
         client: row.client.map(|name| name.parse()).transpose().map_err(|error| bad(format!("{error}")))?,
         stage: row.stage.parse().map_err(|()| bad(format!("no stage is called `{}`", row.stage)))?,
         detail: row.detail,
+        // One that a later Roost knows says nothing here; the event's words do.
+        fact: row.fact.and_then(|fact| serde_json::from_value::<Fact>(fact).ok()),
     })
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::fleet::{Stage, Timestamp};
+use crate::fleet::{Fact, Finding, Stage, Timestamp};
 
 fn mac(last: u16) -> Mac {
     let [high, low] = last.to_be_bytes();
@@ -18,7 +18,14 @@ fn client(number: u8) -> ClientName {
 }
 
 fn event(at: u64, who: Option<u8>, hardware: Option<u16>, stage: Stage) -> Event {
-    Event { at: Timestamp(at), mac: hardware.map(mac), client: who.map(client), stage, detail: format!("at {at}") }
+    Event {
+        at: Timestamp(at),
+        mac: hardware.map(mac),
+        client: who.map(client),
+        stage,
+        detail: format!("at {at}"),
+        fact: fact(at),
+    }
 }
 
 /// What the store is to hold, in maps that cannot be wrong.
@@ -27,6 +34,8 @@ struct Model {
     leases: BTreeMap<Holder, Lease>,
     sightings: BTreeMap<Mac, Sighting>,
     secrets: BTreeMap<ClientName, Secrets>,
+    habits: BTreeMap<Mac, Habit>,
+    plugged: BTreeMap<Port, Mac>,
     /// In the order recorded; sorted by time when asked, which keeps that order within a millisecond.
     events: Vec<Event>,
 }
@@ -50,6 +59,15 @@ impl Model {
             Record::SecretsGone(client) => {
                 self.secrets.remove(client);
             }
+            Record::Habit(mac, habit) => {
+                self.habits.insert(*mac, *habit);
+            }
+            Record::Plugged(port, Some(mac)) => {
+                self.plugged.insert(port.clone(), *mac);
+            }
+            Record::Plugged(port, None) => {
+                self.plugged.remove(port);
+            }
         }
     }
 
@@ -57,6 +75,15 @@ impl Model {
         let mut found: Vec<Event> = self.events.iter().filter(|event| wanted(event)).cloned().collect();
         found.sort_by_key(|event| event.at);
         found
+    }
+}
+
+/// Some events say something for programs.
+fn fact(at: u64) -> Option<Fact> {
+    match at % 3 {
+        0 => None,
+        1 => Some(Fact::Fetched { bytes: at, ms: None }),
+        _ => Some(Fact::OtherServer(Finding::BootFile { server: [10, 9, 0, 9].into(), file: "a\u{fffd}".to_owned() })),
     }
 }
 
@@ -82,7 +109,11 @@ fn records() -> impl Strategy<Value = Record> {
     let secrets = (0..4_u8, "[a-z]{4}", "[A-Z]{4}")
         .prop_map(|(who, machine, server)| Record::Secrets(client(who), Secrets { machine, server }));
     let secrets_gone = (0..4_u8).prop_map(|who| Record::SecretsGone(client(who)));
-    prop_oneof![lease, holders().prop_map(Record::LeaseGone), sighting, event, secrets, secrets_gone]
+    let habit = (0..6_u16, any::<bool>()).prop_map(|(hardware, file)| Record::Habit(mac(hardware), Habit { file }));
+    let plugged = (0..3_u8, proptest::option::of(0..6_u16))
+        .prop_map(|(port, hardware)| Record::Plugged(format!("sw1/{port}").parse().unwrap(), hardware.map(mac)));
+    let gone = holders().prop_map(Record::LeaseGone);
+    prop_oneof![lease, gone, sighting, event, secrets, secrets_gone, habit, plugged]
 }
 
 #[test]
@@ -117,6 +148,8 @@ proptest! {
             prop_assert_eq!(sorted(store.leases().unwrap()), model.leases.values().cloned().collect::<Vec<_>>());
             prop_assert_eq!(store.sightings().unwrap(), model.sightings.values().cloned().collect::<Vec<_>>());
             prop_assert_eq!(store.secrets().unwrap(), model.secrets.clone().into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(store.habits().unwrap(), model.habits.clone().into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(store.plugged().unwrap(), model.plugged.clone().into_iter().collect::<Vec<_>>());
             for who in 0..3 {
                 let name = client(who);
                 let expected = model.events(|event| event.client.as_ref() == Some(&name));
@@ -218,6 +251,32 @@ fn a_store_of_a_newer_schema_is_refused_and_left_as_it_is() {
 
     set_schema(state.path(), SCHEMA);
     assert_eq!(Store::open(state.path()).unwrap().leases().unwrap(), [lease]);
+}
+
+#[test]
+fn a_store_of_the_first_schema_is_taken_over() {
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    store.commit(&[Record::Event(event(1, Some(0), Some(0), Stage::Offer))]).unwrap();
+    drop(store);
+    set_schema(state.path(), 1);
+    let store = Store::open(state.path()).unwrap();
+    assert_eq!(store.events_of(&client(0)).unwrap().len(), 1);
+    assert_eq!(store.use_db(schema).unwrap(), Some(SCHEMA));
+}
+
+#[test]
+fn ports_and_habits_beyond_their_limit_push_out_others() {
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    let most = u16::try_from(MAX_HABITS).unwrap();
+    let records = (0..=most).flat_map(|number| {
+        let port = Record::Plugged(format!("sw1/{number:05}").parse().unwrap(), Some(mac(number)));
+        [Record::Habit(mac(number), Habit { file: true }), port]
+    });
+    store.commit(&records.collect::<Vec<_>>()).unwrap();
+    let (habits, plugged) = (store.habits().unwrap(), store.plugged().unwrap());
+    assert_eq!((habits.len(), plugged.len()), (usize::from(most), usize::from(most)));
 }
 
 fn set_schema(state: &Path, version: u64) {

@@ -1,7 +1,7 @@
 //! How async code writes to the store: one task gathers what many adapters record into few commits.
 //!
 //! A commit that somebody waits for is durable and takes along all others that are queued, so that a hundred machines that ask
-//! for an address at once cost one flush of the disk. Events and sightings, which nobody waits for, do not make it longer: they are
+//! for an address at once cost one flush of the disk. Events, sightings and habits, which nobody waits for, do not make it longer: they are
 //! gathered for [`GATHER`], are readable after that, and durable within [`DURABLE_WITHIN`].
 
 use std::sync::Arc;
@@ -120,7 +120,9 @@ struct Pending {
 impl Pending {
     fn add(&mut self, request: Request) {
         match request {
-            Request::Note(record @ (Record::Event(_) | Record::Sighting(_))) => {
+            Request::Note(
+                record @ (Record::Event(_) | Record::Sighting(_) | Record::Habit(..) | Record::Plugged(..)),
+            ) => {
                 self.notes.push(record);
                 self.until.get_or_insert_with(|| Instant::now() + GATHER);
             }
@@ -213,7 +215,7 @@ mod tests {
 
     fn event(at: u64) -> Event {
         let client = Some("pc-01".parse().unwrap());
-        Event { at: Timestamp(at), mac: None, client, stage: Stage::Offer, detail: String::new() }
+        Event { at: Timestamp(at), mac: None, client, stage: Stage::Offer, detail: String::new(), fact: None }
     }
 
     fn lease(last: u8) -> Record {

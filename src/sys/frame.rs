@@ -1,4 +1,4 @@
-//! UDP over a packet socket (`packet(7)`), with the IPv4 and UDP headers made and read here (RFC 791, RFC 768).
+//! UDP over a packet socket (`packet(7)`), with the headers of IP and UDP made and read here (RFC 791, RFC 8200, RFC 768).
 //!
 //! Out: one datagram to a machine that has no address yet, so that ARP cannot find it; the frame goes to a hardware address
 //! that we say. In: what is sent to a port that another process of this host has. The kernel gives each unicast datagram to
@@ -7,7 +7,7 @@
 
 use std::io;
 use std::mem;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::datagram::{short, socklen};
@@ -16,7 +16,7 @@ use super::datagram::{short, socklen};
 const IP_HEADER: usize = 20;
 /// Bytes of a UDP header.
 const UDP_HEADER: usize = 8;
-/// IANA's number of UDP in an IPv4 header.
+/// IANA's number of UDP in an IP header.
 const UDP: u8 = 17;
 /// In the sixth and seventh byte of an IPv4 header: where in its datagram a fragment belongs, and that more follow.
 const FRAGMENT_OFFSET: u16 = 0x1fff;
@@ -37,6 +37,15 @@ pub struct Overheard<'a> {
     pub to: SocketAddrV4,
     /// What it says.
     pub payload: &'a [u8],
+}
+
+/// Which packets of an interface a packet socket hears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic {
+    /// Those that arrive.
+    Arriving,
+    /// Those that leave, too. The kernel then shows it every packet of the interface, of whatever protocol.
+    Both,
 }
 
 /// A packet socket on one interface.
@@ -64,14 +73,17 @@ impl PacketSocket {
         Ok(Self { fd, interface: interface.cast_signed() })
     }
 
-    /// Hears, from now on, the UDP datagrams that arrive on the interface for this port.
+    /// Hears, from now on, the UDP datagrams on the interface that are for one of these ports.
     ///
     /// # Errors
     /// What `setsockopt(2)` and `bind(2)` say; the interface may be gone.
-    pub fn listen(&self, port: u16) -> io::Result<()> {
+    pub fn listen(&self, ports: [u16; 2], traffic: Traffic) -> io::Result<()> {
         // Before the bind, so that nothing else is ever queued.
-        socket2::SockRef::from(&self.fd).attach_filter(&for_port(port))?;
-        let name = self.address(short(libc::ETH_P_IP));
+        socket2::SockRef::from(&self.fd).attach_filter(&for_ports(ports))?;
+        let name = self.address(short(match traffic {
+            Traffic::Arriving => libc::ETH_P_IP,
+            Traffic::Both => libc::ETH_P_ALL,
+        }));
         // SAFETY: `name` outlives the call and is passed with its true length; the kernel only reads it.
         let result = unsafe {
             libc::bind(self.fd.as_raw_fd(), (&raw const name).cast(), socklen(size_of::<libc::sockaddr_ll>()))
@@ -167,11 +179,11 @@ impl RawSocket {
 }
 
 /// A classic BPF program (`Documentation/networking/filter.rst` of Linux) that passes the first fragments of UDP datagrams to
-/// this port. Offsets count from the IPv4 header.
+/// one of these ports. Offsets count from the IPv4 header.
 ///
 /// What the kernel knows to be for others is not passed. That is above all what carries the tag of a VLAN of which this host has
 /// no interface: the tag is taken off before a packet socket sees the frame, which then looks like one of this wire.
-fn for_port(port: u16) -> [socket2::SockFilter; 11] {
+fn for_ports([one, other]: [u16; 2]) -> [socket2::SockFilter; 12] {
     const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
     const LOAD_HALF: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_ABS;
     const LOAD_HALF_BEHIND: u32 = libc::BPF_LD | libc::BPF_H | libc::BPF_IND;
@@ -185,14 +197,15 @@ fn for_port(port: u16) -> [socket2::SockFilter; 11] {
     let packet_type = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE).cast_unsigned();
     [
         step(LOAD_BYTE, 0, 0, packet_type),
-        step(EQUAL, 8, 0, u32::from(libc::PACKET_OTHERHOST)),
+        step(EQUAL, 9, 0, u32::from(libc::PACKET_OTHERHOST)),
         step(LOAD_BYTE, 0, 0, 9),
-        step(EQUAL, 0, 6, u32::from(UDP)),
+        step(EQUAL, 0, 7, u32::from(UDP)),
         step(LOAD_HALF, 0, 0, 6),
-        step(ANY_BIT, 4, 0, u32::from(FRAGMENT_OFFSET)),
+        step(ANY_BIT, 5, 0, u32::from(FRAGMENT_OFFSET)),
         step(LOAD_HEADER_LEN, 0, 0, 0),
         step(LOAD_HALF_BEHIND, 0, 0, 2),
-        step(EQUAL, 0, 1, u32::from(port)),
+        step(EQUAL, 1, 0, u32::from(one)),
+        step(EQUAL, 0, 1, u32::from(other)),
         step(RETURN, 0, 0, WHOLE),
         step(RETURN, 0, 0, 0),
     ]
@@ -218,8 +231,9 @@ fn datagram(packet: &[u8]) -> Option<Overheard<'_>> {
     Some(Overheard { from: end(ip(12)?, 0)?, to: end(ip(16)?, 2)?, payload })
 }
 
-/// An IPv4 packet with one UDP datagram; `None` if the payload is too long for one.
-fn packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Option<Vec<u8>> {
+/// An IPv4 packet with one UDP datagram, its checksums right; `None` if the payload is too long for one.
+#[must_use]
+pub fn packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Option<Vec<u8>> {
     let udp_len = u16::try_from(UDP_HEADER + payload.len()).ok()?;
     let total_len = u16::try_from(IP_HEADER + UDP_HEADER + payload.len()).ok()?;
 
@@ -244,6 +258,26 @@ fn packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Option<Vec<u8
     };
     udp[6..8].copy_from_slice(&checksum.to_be_bytes());
     Some([&ip[..], &udp[..], payload].concat())
+}
+
+/// An IPv6 packet with one UDP datagram, its checksum right; `None` if the payload is too long for one (RFC 8200 §3, §8.1).
+#[must_use]
+pub fn packet6(from: SocketAddrV6, to: SocketAddrV6, payload: &[u8]) -> Option<Vec<u8>> {
+    let udp_len = u16::try_from(UDP_HEADER + payload.len()).ok()?.to_be_bytes();
+    let addresses = [from.ip().octets(), to.ip().octets()].concat();
+    let mut udp = [0; UDP_HEADER];
+    udp[..2].copy_from_slice(&from.port().to_be_bytes());
+    udp[2..4].copy_from_slice(&to.port().to_be_bytes());
+    udp[4..6].copy_from_slice(&udp_len);
+    let pseudo = [0, 0, udp_len[0], udp_len[1], 0, 0, 0, UDP];
+    // Zero would mean that there is none, which IPv6 does not allow.
+    let checksum = match !sum(sum(sum(sum(0, &addresses), &pseudo), &udp), payload) {
+        0 => u16::MAX,
+        checksum => checksum,
+    };
+    udp[6..].copy_from_slice(&checksum.to_be_bytes());
+    let version = [0x60, 0, 0, 0];
+    Some([&version[..], &udp_len, &[UDP, TIME_TO_LIVE], &addresses, &udp, payload].concat())
 }
 
 /// The sum that a UDP checksum covers: pseudo header, header, payload.
@@ -328,7 +362,7 @@ mod tests {
         let Some(socket) = on_loopback("what_the_kernel_knows_to_be_for_others_is_not_overheard") else { return };
         let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let std::net::SocketAddr::V4(to) = server.local_addr().unwrap() else { unreachable!() };
-        socket.listen(to.port()).unwrap();
+        socket.listen([to.port(), 1], Traffic::Arriving).unwrap();
         // The loopback interface's own hardware address is zeros.
         for (hardware, payload) in [([2, 0, 0, 0, 0, 1], b"theirs"), ([0; 6], b"for us")] {
             socket.send(hardware, to, to, payload).unwrap();
@@ -343,7 +377,7 @@ mod tests {
         let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = server.local_addr().unwrap().port();
-        socket.listen(port).unwrap();
+        socket.listen([1, port], Traffic::Arriving).unwrap();
         let mut buffer = [0; 1500];
         assert_eq!(socket.receive(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         client.send_to(b"not for it", client.local_addr().unwrap()).unwrap();

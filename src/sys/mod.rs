@@ -20,7 +20,7 @@ use std::io;
 
 pub use arp::ArpSocket;
 pub use datagram::{Local, Received};
-pub use frame::{Overheard, PacketSocket, RawSocket};
+pub use frame::{Overheard, PacketSocket, RawSocket, Traffic};
 pub use interface::{Interface, InterfaceError, choose, interfaces};
 pub use neighbour::neighbour;
 pub use port::{Taken, Transport};

@@ -1,5 +1,5 @@
 //! What is asked of all DHCPv6 servers of a wire (RFC 8415 §7.1), over a packet socket (`packet(7)`), with the IPv6 and UDP
-//! headers made and read here (RFC 8200, RFC 768).
+//! headers read here (RFC 8200, RFC 768).
 //!
 //! Port 547 is never bound: the server that gives the addresses may run on this host, and want it for itself. So datagrams to
 //! the groups of servers are heard, and none that are sent to this host alone.
@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::datagram::short;
-use super::frame::sum;
+use super::frame::packet6;
 use super::solicitation::{ETHERNET_HEADER, IPV6_HEADER, link_local, listen};
 
 /// The groups that clients and relays ask.
@@ -23,12 +23,8 @@ const GROUPS: [Ipv6Addr; 2] = [Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2), Ipv6A
 const PORT: u16 = 547;
 /// Bytes of a UDP header.
 const UDP_HEADER: usize = 8;
-/// Everything before what is carried.
-const HEADERS: usize = ETHERNET_HEADER + IPV6_HEADER + UDP_HEADER;
 /// IANA's number of UDP in an IPv6 header.
 const UDP: u8 = 17;
-/// As other hosts' stacks send their datagrams.
-const HOP_LIMIT: u8 = 64;
 
 /// A datagram to the servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +33,8 @@ pub struct Asked<'a> {
     pub mac: [u8; 6],
     /// Who sent it.
     pub from: SocketAddrV6,
+    /// To which group, and port.
+    pub to: SocketAddrV6,
     /// What it carries.
     pub payload: &'a [u8],
 }
@@ -74,13 +72,19 @@ impl ServersSocket {
         Ok(asked(buffer.get(..len).unwrap_or_default(), self.interface))
     }
 
-    /// Answers the hardware that sent a frame. To a link-local address the answer comes from ours, else from `own`.
+    /// Where answers to this address come from: for a link-local one that is ours, else `own`.
+    #[must_use]
+    pub fn answers_from(&self, own: Ipv6Addr, to: Ipv6Addr) -> SocketAddrV6 {
+        let own = if to.is_unicast_link_local() { link_local(self.mac) } else { own };
+        SocketAddrV6::new(own, PORT, 0, 0)
+    }
+
+    /// Answers the hardware that sent a frame.
     ///
     /// # Errors
     /// What `send(2)` says, `WouldBlock` among it.
-    pub fn send(&self, mac: [u8; 6], own: Ipv6Addr, to: SocketAddrV6, payload: &[u8]) -> io::Result<()> {
-        let own = if to.ip().is_unicast_link_local() { link_local(self.mac) } else { own };
-        send(&self.fd, &frame((self.mac, own), (mac, to), payload)?, SendFlags::NOSIGNAL)?;
+    pub fn send(&self, mac: [u8; 6], from: SocketAddrV6, to: SocketAddrV6, payload: &[u8]) -> io::Result<()> {
+        send(&self.fd, &frame((self.mac, from), (mac, to), payload)?, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 }
@@ -138,57 +142,35 @@ fn asked(frame: &[u8], interface: u32) -> Option<Asked<'_>> {
         && !from.is_unspecified();
     let mac: [u8; 6] = ethernet[6..12].try_into().ok()?;
     let from = SocketAddrV6::new(from, u16::from_be_bytes([udp[0], udp[1]]), 0, interface);
-    (known && mac[0] & 1 == 0).then_some(Asked { mac, from, payload })
+    let to = SocketAddrV6::new(to, PORT, 0, 0);
+    (known && mac[0] & 1 == 0).then_some(Asked { mac, from, to, payload })
 }
 
-/// The Ethernet frame of a datagram from port 547.
-fn frame(from: ([u8; 6], Ipv6Addr), to: ([u8; 6], SocketAddrV6), payload: &[u8]) -> io::Result<Vec<u8>> {
-    let len = u16::try_from(UDP_HEADER + payload.len()).map_err(io::Error::other)?;
-    let mut bytes = Vec::with_capacity(HEADERS + payload.len());
-    bytes.extend(to.0);
-    bytes.extend(from.0);
-    bytes.extend(short(libc::ETH_P_IPV6).to_be_bytes());
-    bytes.extend([0x60, 0, 0, 0]); // version 6
-    bytes.extend(len.to_be_bytes());
-    bytes.extend([UDP, HOP_LIMIT]);
-    let addresses = [from.1.octets(), to.1.ip().octets()].concat();
-    bytes.extend(&addresses);
-    let mut udp = [0; UDP_HEADER];
-    udp[..2].copy_from_slice(&PORT.to_be_bytes());
-    udp[2..4].copy_from_slice(&to.1.port().to_be_bytes());
-    udp[4..6].copy_from_slice(&len.to_be_bytes());
-    let [high, low] = len.to_be_bytes();
-    let pseudo = [0, 0, high, low, 0, 0, 0, UDP];
-    // Zero would mean that there is none, which IPv6 does not allow (RFC 8200 §8.1).
-    let checksum = match !sum(sum(sum(sum(0, &addresses), &pseudo), &udp), payload) {
-        0 => u16::MAX,
-        checksum => checksum,
-    };
-    udp[6..].copy_from_slice(&checksum.to_be_bytes());
-    bytes.extend(udp);
-    bytes.extend(payload);
-    Ok(bytes)
+/// The Ethernet frame of a datagram.
+fn frame(from: ([u8; 6], SocketAddrV6), to: ([u8; 6], SocketAddrV6), payload: &[u8]) -> io::Result<Vec<u8>> {
+    let packet = packet6(from.1, to.1, payload)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "longer than a UDP datagram"))?;
+    Ok([&to.0[..], &from.0, &short(libc::ETH_P_IPV6).to_be_bytes(), &packet].concat())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::frame::sum;
 
     const MACHINE: [u8; 6] = [0x52, 0x54, 0, 0x77, 1, 0];
     const US: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 
     fn heard() -> Vec<u8> {
-        let to = SocketAddrV6::new(GROUPS[0], PORT, 0, 0);
-        let mut frame = frame((MACHINE, link_local(MACHINE)), (ethernet(GROUPS[0]), to), b"odd").unwrap();
-        frame[ETHERNET_HEADER + IPV6_HEADER..][..2].copy_from_slice(&546_u16.to_be_bytes());
-        frame
+        let from = SocketAddrV6::new(link_local(MACHINE), 546, 0, 0);
+        frame((MACHINE, from), (ethernet(GROUPS[0]), SocketAddrV6::new(GROUPS[0], PORT, 0, 0)), b"odd").unwrap()
     }
 
     #[test]
     fn a_question_is_read_padded_or_not_and_what_is_cut_or_for_others_is_none() {
         let frame = heard();
         let from = SocketAddrV6::new("fe80::5054:ff:fe77:100".parse().unwrap(), 546, 0, 4);
-        let found = Asked { mac: MACHINE, from, payload: b"odd" };
+        let found = Asked { mac: MACHINE, from, to: SocketAddrV6::new(GROUPS[0], PORT, 0, 0), payload: b"odd" };
         assert_eq!(asked(&frame, 4), Some(found));
         assert_eq!(asked(&[&frame[..], &[0; 9]].concat(), 4), Some(found));
         for len in 0..frame.len() {
@@ -207,7 +189,7 @@ mod tests {
     fn the_checksum_of_an_answer_is_right() {
         for payload in [&b""[..], b"\x02", b"even", b"odd"] {
             let to = SocketAddrV6::new(link_local(MACHINE), 546, 0, 4);
-            let frame = frame((US, link_local(US)), (MACHINE, to), payload).unwrap();
+            let frame = frame((US, SocketAddrV6::new(link_local(US), PORT, 0, 0)), (MACHINE, to), payload).unwrap();
             assert_eq!((&frame[..6], &frame[6..12]), (&MACHINE[..], &US[..]));
             let (addresses, datagram) = frame[ETHERNET_HEADER + 8..].split_at(32);
             let pseudo = [0, 0, 0, u8::try_from(datagram.len()).unwrap(), 0, 0, 0, UDP];

@@ -11,4 +11,4 @@ pub mod packet;
 pub mod transfer;
 
 pub use packet::{ErrorCode, Inbound, Options, Request, parse};
-pub use transfer::{Effect, End, Limits, Transfer};
+pub use transfer::{Effect, End, Limits, Progress, Transfer};

@@ -117,6 +117,21 @@ pub enum End {
     },
 }
 
+/// How far a transfer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Blocks that the client acknowledged.
+    pub acked: u64,
+    /// Blocks that there are.
+    pub blocks: u64,
+    /// Their size in bytes, as agreed.
+    pub blksize: u16,
+    /// How often something was sent again.
+    pub retries: u32,
+    /// How often the first block was sent.
+    pub first_sent: u8,
+}
+
 /// One transfer.
 #[derive(Debug)]
 pub struct Transfer {
@@ -150,6 +165,7 @@ pub struct Transfer {
     back_at: Option<Instant>,
     /// How often the first block was sent.
     first_sent: u8,
+    retries: u32,
     over: bool,
 }
 
@@ -180,6 +196,7 @@ impl Transfer {
             retry_at: now,
             back_at: None,
             first_sent: 0,
+            retries: 0,
             over: false,
         };
         let effects = transfer.send_window(now);
@@ -236,6 +253,14 @@ impl Transfer {
         self.acked == 0 && self.first_sent >= LOST_FIRST && self.blksize > usize::from(DEFAULT_BLKSIZE)
     }
 
+    /// How far it is.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let blksize = self.options.blksize.unwrap_or(DEFAULT_BLKSIZE);
+        let Self { acked, blocks, retries, first_sent, .. } = *self;
+        Progress { acked, blocks, blksize, retries, first_sent }
+    }
+
     /// When [`Self::on_timeout`] wants to be called.
     #[must_use]
     pub fn deadline(&self) -> Instant {
@@ -286,6 +311,7 @@ impl Transfer {
     }
 
     fn send_again(&mut self, now: Instant) -> Vec<Effect> {
+        self.retries = self.retries.saturating_add(1);
         let effects = self.send_window(now);
         self.fresh = false;
         effects
@@ -353,4 +379,29 @@ impl Transfer {
 #[expect(clippy::cast_possible_truncation, reason = "the wire has 16 bits of it")]
 fn wire(block: u64) -> u16 {
     block as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transfer_that_stops_tells_at_which_block_and_how_often_it_tried() {
+        let begin = Instant::now();
+        let asked = Options { blksize: Some(1_000), ..Options::default() };
+        let (mut transfer, _) = Transfer::new(asked, vec![7; 2_500].into(), Limits::for_mtu(1_500), begin);
+        transfer.on_packet(begin, &[0, 4, 0, 0]);
+        transfer.on_packet(begin, &[0, 4, 0, 1]);
+        let progress = Progress { acked: 1, blocks: 3, blksize: 1_000, retries: 0, first_sent: 1 };
+        assert_eq!(transfer.progress(), progress);
+        let end = loop {
+            let effects = transfer.on_timeout(transfer.deadline());
+            if let Some(Effect::End(end)) = effects.last() {
+                break end.clone();
+            }
+        };
+        assert_eq!(end, End::Silent { acked: 1, blocks: 3 });
+        // After 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 8 and 8 s; the next would be after the end.
+        assert_eq!(transfer.progress(), Progress { retries: 8, ..progress });
+    }
 }

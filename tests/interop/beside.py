@@ -28,10 +28,10 @@ time.sleep(600)
 IMAGE = "blank"
 
 
-def configured(options, folder):
-    """A Roost beside another server, with one client of a small image. Not started."""
+def configured(options, folder, pool=None):
+    """A Roost with one client of a small image, without a pool beside another server. Not started."""
     roost = Roost(options.roost, folder, options.server)
-    roost.configure({"pc-01": f'"{CLIENT_MAC}"'}, IMAGE, pool=None)
+    roost.configure({"pc-01": f'"{CLIENT_MAC}"'}, IMAGE, pool=pool)
     blank = roost.config.parent / "blank.raw"
     blank.write_bytes(bytes(1 << 20))
     roost.cli("image", "import", str(blank), "--name", IMAGE)

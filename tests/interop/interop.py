@@ -18,6 +18,7 @@ import chap  # noqa: E402
 import clients  # noqa: E402
 import netboot  # noqa: E402
 import over_ipv6  # noqa: E402
+import packets  # noqa: E402
 import relays  # noqa: E402
 import targets  # noqa: E402
 import vlan  # noqa: E402
@@ -79,6 +80,7 @@ def main():
     report = Report()
     report.part("beside", beside.tests, options, report)
     report.part("relays", relays.tests, options, report)
+    report.part("packets", packets.tests, options, report)
     report.part("vlan", vlan.tests, options, report)
     report.part("ipv6", over_ipv6.tests, options, report)
     report.part("clients", clients.tests, options, report)

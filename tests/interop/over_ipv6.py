@@ -1,5 +1,6 @@
 """IPv6: dhclient, curl and tftp-hpa, with dnsmasq as the router that gives the addresses, on another host and on Roost's own."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -74,6 +75,25 @@ def files(options, roost, scratch, address):
     wait_for("the fetches, as its own", lambda: fetches <= heard(), 10, tail=roost.tail)
 
 
+def packets_of_it(options, roost, scratch):
+    """What was kept of all that, read by tshark: with right checksums, and nothing malformed."""
+    kept = json.loads(roost.cli("packets", "pc-01", "--json").stdout)["packets"]
+    seen = {(packet["direction"], packet["protocol"], packet["code"]) for packet in kept}
+    wanted = {("in", "dhcpv6", "told-boot"), ("out", "dhcpv6", "sent"), ("in", "tftp", "served"), ("in", "tftp", "complete"), ("in", "http", "served")}
+    assert wanted <= seen, f"{wanted - seen} is not among {seen}"
+    capture = scratch / "boot.pcap"
+    roost.cli("packets", "pc-01", "--pcap", str(capture))
+    read = ["tshark", "-n", "-r", str(capture), "-o", "udp.check_checksum:TRUE"]
+    fields = ["-T", "fields", "-e", "udp.checksum.status", "-e", "_ws.col.Protocol"]
+    lines = [line.split("\t") for line in run(options.server, *read, *fields).stdout.splitlines()]
+    same(len(lines), sum(1 for packet in kept if packet["frame"]), "packets in the capture")
+    same({status for status, _ in lines}, {"1"}, "checksums, where 1 is good")
+    same({protocol for _, protocol in lines}, {"DHCPv6", "TFTP"}, "the protocols")
+    malformed = run(options.server, *read, "-Y", "_ws.malformed || _ws.expert.severity == 0x800000").stdout
+    same(malformed, "", "malformed frames and errors")
+    return f"{len(lines)} frames"
+
+
 def behind_a_relay(options, scratch):
     """ISC dhcrelay brings what a machine of another wire asks, and gets it its answer."""
     with room(options) as (relay, machines):
@@ -107,6 +127,7 @@ def over_ipv6(options, report):
             report.test("boot-file-by-dhclient-6-S", without_router, options, roost, scratch)
             report.test("boot-file-behind-dhcrelay-6", behind_a_relay, options, scratch)
             report.test("loader-and-script-over-ipv6", files, options, roost, scratch, "fd00:77::77")
+            report.test("packets-over-ipv6-by-tshark", packets_of_it, options, roost, scratch)
             router = Router(options.server, INTERFACE, scratch)
             try:
                 report.test("address-of-dnsmasq-on-this-host", address_beside, options, scratch)

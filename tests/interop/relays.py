@@ -77,6 +77,7 @@ def renews_past_the_relay(machines, script, out):
 def beside_another_server(options, scratch):
     """The relay asks both: dnsmasq gives the address, and Roost's offer, without one, reaches the machine through the relay."""
     roost = Roost(options.roost, scratch / "roost-beside", options.server)
+    at_port = f'{{ port = "{ROUTER}/room0" }}'
     roost.configure({"pc-03": f'"{KNOWN}"'}, "blank", pool=None)
     import_blank(roost, scratch)
     script, out, dnsmasq = scratch / "note.sh", scratch / "beside", None
@@ -106,6 +107,18 @@ def beside_another_server(options, scratch):
                 listener.wait()
         offer = f"snponly.efi (UEFI x64), at port {ROUTER}/room0"
         wait_for("the offer", lambda: any(offer in stage["detail"] for stage in roost.stages("pc-03")), 10, tail=roost.tail)
+        roost.stop()
+        # The same place by its port: what was plugged in there last is known after a restart, though no lease is kept here.
+        roost.configure({"desk": at_port}, "blank", pool=None)
+        roost.start()
+        with room(options) as (relay, machines), relaying(relay, "dhcrelay", scratch, OTHER):
+            become(machines, FIRST)
+            run(machines, *ask, check=False)
+            wait_for("the offer to desk", lambda: roost.stages("desk"), 10, tail=roost.tail)
+        roost.stop()
+        roost.start()
+        script = run(options.server, "curl", "-sSf", f"http://{ADDRESS}/boot.ipxe?mac={FIRST}").stdout
+        assert ":desk" in script, f"who is at the port is forgotten:\n{script}"
         roost.stop()
     finally:
         roost.kill()

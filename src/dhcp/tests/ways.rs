@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::dhcp::boot::{Features, Missing};
-use crate::fleet::{Loader, Loaders, Platform, Pxe, Start};
+use crate::fleet::{Fact, Habit, Loader, Loaders, Platform, Pxe, Start};
 
 /// A lab with a loader for every platform, called by its word, and a spare for x64.
 fn every_loader() -> Guide {
@@ -31,7 +31,7 @@ fn again(packet: &Packet, exchange: u8) -> Packet {
 /// Beside another server: what is offered, as the client hears it, and what is learned.
 fn offered(site: &Site, fleet: &Fleet, packet: &Packet) -> (Outcome, Option<String>) {
     let outcome = proxy::overheard(fleet, site, &packet.bytes());
-    let note = site.guide.learn(&outcome).map(|note| note.detail);
+    let note = site.guide.learn(&outcome).notes.pop().map(|note| note.detail);
     (outcome, note)
 }
 
@@ -217,7 +217,7 @@ fn an_ipxe_that_lacks_something_is_told_our_own_twice_and_then_its_script() {
                         Role::Proxy => proxy::overheard(&fleet(), &site, &packet.bytes()),
                     };
                     let told = raw(&outcome, 67).unwrap();
-                    said.extend(site.guide.learn(&outcome).map(|note| note.detail));
+                    said.extend(site.guide.learn(&outcome).notes.into_iter().map(|note| note.detail));
                     // What is acknowledged is what was offered.
                     if role == Role::Server {
                         let request = again(&ipxe_without(feature), exchange).without(code::KIND);
@@ -243,10 +243,10 @@ fn an_ipxe_that_lacks_something_is_told_our_own_twice_and_then_its_script() {
         let poor = lab.hear(&again(&ipxe_without(0x11), exchange));
         assert_eq!(poor.reason, Reason::Offered(ip(100), Handout::Chain("bios")));
         assert_eq!(raw(&poor, 67), Some(b"bios\0".to_vec()));
-        assert_eq!(guide.learn(&poor), None);
+        assert_eq!(guide.learn(&poor), Lesson::default());
         let good = lab.hear(&again(&Packet::ipxe(1, 2, 0), exchange + 1));
         assert_eq!(good.reason, Reason::Offered(ip(100), Handout::Script));
-        assert_eq!(guide.learn(&good), None);
+        assert_eq!(guide.learn(&good), Lesson::default());
     }
 }
 
@@ -261,14 +261,15 @@ fn a_loader_that_never_asks_as_ipxe_is_told_of_and_another_is_tried() {
             let outcome = lab.hear(&again(&Packet::ovmf(1, 2), exchange));
             let Reason::Offered(_, Handout::Loader(name)) = outcome.reason else { panic!("{}", outcome.reason) };
             told.push(name);
-            said.extend(guide.learn(&outcome).map(|note| note.detail));
+            said.extend(guide.learn(&outcome).notes.into_iter().map(|note| note.detail));
         }
     }
     let each: Vec<&str> = told.chunks(3).map(|same| same[0]).collect();
     assert!(told.chunks(3).all(|same| same[0] == same[1] && same[1] == same[2]), "{told:?}");
     assert_eq!(each, ["x64", "x64", "spare", "x64", "spare", "x64"]);
-    assert_eq!(said.len(), 1);
-    assert!(said[0].contains("for the third time, and iPXE never asked"), "{said:?}");
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[0].contains("three times in one exchange"), "{said:?}");
+    assert!(said[1].contains("for the third time, and iPXE never asked"), "{said:?}");
     guide.learn(&lab.hear(&again(&Packet::ipxe(1, 2, 7), 7)));
     let outcome = lab.hear(&again(&Packet::ovmf(1, 2), 8));
     assert_eq!(outcome.reason, Reason::Offered(ip(100), Handout::Loader("x64")), "what ran is forgotten");
@@ -281,19 +282,21 @@ fn u_boot_that_asks_again_and_again_before_it_asks_as_uefi_is_in_no_loop() {
     let mut exchange = 0;
     let mut tell = |architecture: u8| {
         exchange += 1;
-        let packet = Packet::new(1, 2).option(60, b"PXEClient").option(93, &[0, architecture]);
+        let mut packet = Packet::new(1, 2).option(60, b"PXEClient").option(93, &[0, architecture]);
+        // As itself it says how long it has been up.
+        packet.header[8..10].copy_from_slice(&[0, if architecture == 22 { 30 } else { 0 }]);
         let outcome = lab.hear(&again(&packet, exchange));
         (outcome.reason.clone(), guide.learn(&outcome))
     };
     let arm64 = Reason::Offered(ip(100), Handout::Loader("arm64"));
     for _boot in 0..2 {
         for architecture in [22, 22, 22, 22, 11] {
-            assert_eq!(tell(architecture), (arm64.clone(), None));
+            assert_eq!(tell(architecture), (arm64.clone(), Lesson::default()));
         }
     }
-    let said = tell(11).1.unwrap().detail;
+    let said = &tell(11).1.notes[0].detail;
     assert!(said.contains("for the third time"), "what it asks as UEFI counts: {said}");
-    assert_eq!(tell(22), (arm64, None));
+    assert_eq!(tell(22), (arm64, Lesson::default()));
 }
 
 #[test]
@@ -362,4 +365,92 @@ fn a_flood_of_machines_does_not_fill_the_memory() {
         site.guide.learn(&outcome);
     }
     assert!(site.guide.remembered() <= 4_096);
+}
+
+/// The facts of what is learned from these packets, beside another server.
+fn facts(packets: impl IntoIterator<Item = Packet>) -> Vec<Fact> {
+    let site = site(Role::Proxy);
+    let learn = |packet: Packet| {
+        let outcome = match packet.options.iter().any(|(code, value)| (*code, value.as_slice()) == (53, &[3])) {
+            true if packet.header[at::CIADDR] != 0 => asked(&site, &packet, ip(7)),
+            _ => proxy::overheard(&fleet(), &site, &packet.bytes()),
+        };
+        let Lesson { notes, .. } = site.guide.learn(&outcome);
+        outcome.note.into_iter().chain(notes).filter_map(|note| note.fact).collect::<Vec<_>>()
+    };
+    packets.into_iter().flat_map(learn).collect()
+}
+
+#[test]
+fn a_machine_that_was_heard_late_is_told_of_once_for_each_exchange() {
+    let discover = |secs: u8, exchange| again(&Packet::ovmf(1, 2), exchange).with(at::SECS, &[0, secs]);
+    assert_eq!(facts([discover(28, 1), discover(44, 1)]), [Fact::HeardLate { secs: 28 }]);
+    assert_eq!(facts([discover(0, 1), discover(12, 1)]), [], "its first one was heard");
+    assert_eq!(facts([discover(4, 1)]), [], "its second try");
+}
+
+#[test]
+fn offers_that_are_not_taken_up_are_told_of_unless_something_was() {
+    let discover = || again(&Packet::ovmf(1, 2), 1);
+    let unheeded = Fact::Unheeded { times: 3, proxy: true, asked_4011: false };
+    assert_eq!(facts((0..5).map(|_| discover())), [unheeded]);
+    let server = Ipv4Addr::new(10, 9, 0, 9);
+    let takes = || again(&Packet::ovmf(3, 2), 1).option(50, &ip(7).octets()).option(54, &server.octets());
+    let took = Fact::TookOther { server };
+    let told = facts([discover(), discover(), takes(), discover(), discover()]);
+    assert_eq!(told, std::slice::from_ref(&took));
+    // It takes the other server's address each time, and never comes back to us.
+    let rounds = (0..3).flat_map(|round| [again(&discover(), round), again(&takes(), round)]);
+    let times = Fact::Unheeded { times: 3, proxy: true, asked_4011: false };
+    assert_eq!(facts(rounds), [took.clone(), took.clone(), times, took]);
+}
+
+#[test]
+fn an_architecture_without_a_loader_is_a_fact() {
+    let packet = Packet::new(1, 2).option(60, b"PXEClient").option(93, &[0, 31]);
+    assert_eq!(facts([packet.clone()]), [Fact::NoLoader { architecture: 31 }]);
+    assert_eq!(lab().hear(&packet).note.unwrap().fact, Some(Fact::NoLoader { architecture: 31 }));
+}
+
+#[test]
+fn a_client_that_takes_another_servers_offer_is_told_of() {
+    let server = Ipv4Addr::new(10, 9, 0, 9);
+    let outcome = lab().hear(&Packet::new(3, 2).option(50, &ip(7).octets()).option(54, &server.octets()));
+    assert_eq!(outcome.reason, Reason::ChoseOther(server));
+    assert_eq!(outcome.note.unwrap().fact, Some(Fact::TookOther { server }));
+}
+
+#[test]
+fn the_way_that_a_clients_machine_took_is_kept_once_it_is_seen_to_work() {
+    let site = site(Role::Proxy);
+    let learn = |packet: &Packet| site.guide.learn(&proxy::overheard(&fleet(), &site, &packet.bytes())).habit;
+    // Told twice and never asked on port 4011, then in the offer alone: nothing is known to work yet.
+    for exchange in 0..3 {
+        assert_eq!(learn(&again(&Packet::ovmf(1, 2), exchange)), None);
+    }
+    let ipxe = |exchange| again(&Packet::ipxe(1, 2, 7), exchange);
+    assert_eq!(learn(&ipxe(3)), Some((mac(2), Habit { file: true })));
+    assert_eq!((learn(&again(&Packet::ovmf(1, 2), 4)), learn(&ipxe(5))), (None, None), "no news");
+    // After a restart it is told that way at once.
+    let again_site = Site { guide: every_loader(), ..site.clone() };
+    again_site.guide.remember([(mac(2), Habit { file: true })]);
+    let outcome = proxy::overheard(&fleet(), &again_site, &again(&Packet::ovmf(1, 2), 6).bytes());
+    assert_eq!(raw(&outcome, 43), Some(vec![6, 1, 8, 255]));
+    // It asks on port 4011 after all.
+    let request = again(&Packet::ovmf(3, 2), 7).using(ip(7));
+    assert_eq!(site.guide.learn(&asked(&site, &request, ip(7))).habit, Some((mac(2), Habit { file: false })));
+}
+
+#[test]
+fn a_flood_of_strangers_pushes_out_no_client() {
+    let site = site(Role::Server);
+    site.guide.remember([(mac(2), Habit { file: true })]);
+    for number in 0..10_000_u16 {
+        let [high, low] = number.to_be_bytes();
+        let packet = Packet::ovmf(3, 2).with(at::CHADDR, &[0x52, 0x54, 1, 0, high, low]).using(ip(7));
+        site.guide.learn(&asked(&site, &packet, ip(7)));
+    }
+    let proxy_site = Site { role: Role::Proxy, ..site };
+    let outcome = proxy::overheard(&fleet(), &proxy_site, &Packet::ovmf(1, 2).bytes());
+    assert_eq!(raw(&outcome, 43), Some(vec![6, 1, 8, 255]), "what is known of it is still known");
 }

@@ -24,7 +24,8 @@ pub use wire::{Kind, Malformed};
 use wire::{Request, class_parts, code, message};
 
 use super::boot::{HTTP_CLIENT, Handout, Machine, PXE_CLIENT};
-use super::{BOOT_SERVER_PORT, Guide, Note, Role, Site as Wired};
+use super::guide::Way;
+use super::{BOOT_SERVER_PORT, Guide, Lesson, Note, Role, Site as Wired};
 use crate::fleet::policy::{Plan, boot_plan};
 use crate::fleet::{ClientName, Fleet, Mac, Stage, web};
 
@@ -99,14 +100,14 @@ pub struct Outcome {
 
 impl Outcome {
     /// Lets the guide take in what came of the packet, after it was answered. Returns what an operator should know of it.
-    pub fn teach(&self, guide: &Guide) -> Option<Note> {
-        let asker = self.asker.as_ref()?;
+    pub fn teach(&self, guide: &Guide) -> Lesson {
         let (handout, asked) = match self.reason {
             Reason::Offered(handout) => (handout, false),
             Reason::Told(handout) => (handout, true),
-            _ => return None,
+            _ => return Lesson::default(),
         };
-        guide.take_in(asker.mac, asker.client.as_ref(), &asker.machine, handout, asked)
+        let Some(asker) = &self.asker else { return Lesson::default() };
+        guide.take_in(asker.mac, asker.client.as_ref(), &asker.machine, Way::Six, handout, asked)
     }
 }
 
@@ -160,6 +161,24 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// What it is in one word, for programs.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Offered(_) => "offered-boot",
+            Self::Told(_) => "told-boot",
+            Self::Elsewhere => "elsewhere",
+            Self::NotForBootServer(_) => "not-for-boot-server",
+            Self::Malformed(_) => "malformed",
+            Self::Nobody => "nobody",
+            Self::Stranger => "stranger",
+            Self::NoNetboot => "no-netboot",
+            Self::NoLoader(_) => "no-loader",
+            Self::OutOfService(_) => "out-of-service",
+            Self::TooLong(_) => "too-long",
+        }
+    }
+
     /// An operator should look at this: somebody gets no loader.
     #[must_use]
     pub fn is_alarming(&self) -> bool {
@@ -229,7 +248,7 @@ pub fn handle(fleet: &Fleet, site: &Site, arrival: &Arrival, bytes: &[u8]) -> Ou
     let at =
         if arrival.port == Port::BootServer { format!(", asked on port {BOOT_SERVER_PORT}") } else { String::new() };
     let detail = format!("{}, over IPv6{at}", handout.to(&machine));
-    let note = Some(Note { mac, client: asker.client.clone(), stage: Stage::Offer, detail });
+    let note = Some(Note { mac, client: asker.client.clone(), stage: Stage::Offer, detail, fact: handout.fact() });
     if let Handout::NoLoader(architecture) = handout {
         return Outcome { note, ..silent(Some(asker), Reason::NoLoader(architecture)) };
     }
@@ -260,7 +279,7 @@ fn machine_of(fleet: &Fleet, arrival: &Arrival, request: &Request<'_>) -> Option
     macs.clone().find(|mac| fleet.by_mac(*mac).is_some()).or_else(|| macs.next())
 }
 
-/// What a request tells of its machine (RFC 5970 §3.3, RFC 8415 §21.15, §21.16).
+/// What a request tells of its machine (RFC 5970 §3.3, RFC 8415 §21.9, §21.15, §21.16).
 fn told_of_itself(request: &Request<'_>) -> Machine {
     let options = request.options;
     let class = |begin: &[u8]| {
@@ -283,6 +302,7 @@ fn told_of_itself(request: &Request<'_>) -> Machine {
         raspberry_pi: false,
         // No exchange over IPv4 that begins with it comes from the same machine in the same moment.
         exchange: [6, a, b, c],
+        secs: options.first(code::ELAPSED).and_then(|time| time.try_into().ok()).map_or(0, u16::from_be_bytes) / 100,
     }
 }
 

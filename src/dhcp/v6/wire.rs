@@ -32,6 +32,7 @@ pub(super) mod code {
     pub(in super::super) const CLIENT_ID: u16 = 1;
     pub(in super::super) const SERVER_ID: u16 = 2;
     pub(in super::super) const IA_NA: u16 = 3;
+    pub(in super::super) const ELAPSED: u16 = 8;
     pub(in super::super) const RELAY_MESSAGE: u16 = 9;
     pub(in super::super) const STATUS: u16 = 13;
     pub(in super::super) const USER_CLASS: u16 = 15;
@@ -53,6 +54,19 @@ pub enum Kind {
     Information,
     /// Anything that is about an address alone: confirm, renew, rebind, release, decline.
     Address,
+}
+
+impl Kind {
+    /// What it is in one word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Solicit => "SOLICIT",
+            Self::Request => "REQUEST",
+            Self::Information => "INFORMATION-REQUEST",
+            Self::Address => "a message about an address",
+        }
+    }
 }
 
 /// Why bytes are no request.

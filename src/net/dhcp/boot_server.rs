@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tracing::{debug, warn};
 
+use super::kept::Keeping;
 use super::{AFTER_ERROR, Alarms, DhcpError, LARGEST_PACKET, is_neighbour, tell};
 use crate::app::App;
 use crate::app::recorder::now;
@@ -19,6 +20,7 @@ pub struct BootServer {
     app: Arc<App>,
     site: Site,
     udp: Udp,
+    keeping: Keeping,
 }
 
 impl BootServer {
@@ -29,12 +31,12 @@ impl BootServer {
     pub fn bind(app: Arc<App>, interface: &Interface, site: Site) -> Result<Self, DhcpError> {
         let address = SocketAddrV4::new(site.server, BOOT_SERVER_PORT);
         let udp = Udp::bind(address, Some(&interface.name)).map_err(|source| DhcpError::BootServer { source })?;
-        Ok(Self { app, site, udp })
+        Ok(Self { app, site, udp, keeping: Keeping::on(interface.mac) })
     }
 
     /// Serves until the future is dropped.
     pub async fn run(self) -> Infallible {
-        let Self { app, site, udp } = self;
+        let Self { app, site, udp, keeping } = self;
         let mut buffer = [0; LARGEST_PACKET];
         let mut alarms = Alarms::default();
         loop {
@@ -48,13 +50,18 @@ impl BootServer {
             };
             let arrival = Arrival { from: received.from, to: received.to };
             let outcome = proxy::asked(&app.fleet(), &site, &arrival, &buffer[..received.len]);
+            let own = SocketAddrV4::new(site.server, BOOT_SERVER_PORT);
+            keeping.came(&app, received.from, own, &buffer[..received.len], &outcome);
             tell(&app, &site.guide, received.from, &outcome, is_neighbour);
             alarms.sound(&outcome, now());
             if let Some(reply) = outcome.reply
                 && let Destination::Asker(to) = reply.to
-                && let Err(error) = udp.send(&reply.bytes, to, received.local).await
             {
-                debug!(%error, %to, "port {BOOT_SERVER_PORT}: an answer could not be sent");
+                let sent = udp.send(&reply.bytes, to, received.local).await;
+                keeping.left(&app, own, to, &reply.bytes, sent.as_ref().map(|_| ()));
+                if let Err(error) = sent {
+                    debug!(%error, %to, "port {BOOT_SERVER_PORT}: an answer could not be sent");
+                }
             }
         }
     }

@@ -5,6 +5,8 @@
 //! Not here: what is answered (`dhcp::handle`, `dhcp::proxy`), and where leases are kept ([`Durable`]).
 
 mod boot_server;
+mod kept;
+mod lookout;
 mod proxy;
 mod six;
 
@@ -24,6 +26,7 @@ use tokio::time::Instant;
 use tracing::{debug, trace, warn};
 
 pub use boot_server::BootServer;
+pub use lookout::Lookout;
 pub use proxy::Proxy;
 pub use six::Six;
 
@@ -31,10 +34,10 @@ use super::udp::{BindError, Udp};
 use crate::app::App;
 use crate::app::recorder::now;
 use crate::dhcp::{
-    self, Around, Arrival, Asker, CLIENT_PORT, Destination, Guide, Kind, LeaseChange, Leases, Outcome, PROBE, Reason,
-    Reply, Role, SERVER_PORT, Scope, ScopeError, Site, Wire,
+    self, Around, Arrival, Asker, CLIENT_PORT, Destination, Guide, Kind, LeaseChange, Leases, Lesson, Outcome, PROBE,
+    Reason, Reply, Role, SERVER_PORT, Scope, ScopeError, Site, Wire, others,
 };
-use crate::fleet::{Mac, Naming, Pool, Stage, Subnet, Timestamp};
+use crate::fleet::{Finding, Mac, Naming, Pool, Stage, Subnet, Timestamp};
 use crate::sys::{self, ArpSocket, Interface, Local, PacketSocket, Received};
 
 /// Largest packet that is read; no client sends more than an Ethernet frame holds.
@@ -162,7 +165,8 @@ impl<D: Durable + 'static> Server<D> {
             let frames = PacketSocket::open(*index).map_err(DhcpError::Frames)?;
             let local = Local { interface: *index, address: place.address };
             let arp = Arp::open(&place.interface).map_err(DhcpError::Frames)?;
-            Ok(Port { wire, udp, frames, arp, local })
+            let keeping = kept::Keeping::on(place.interface.mac);
+            Ok(Port { app: Arc::clone(&app), interface: name.clone(), wire, udp, frames, arp, local, keeping })
         };
         let wires = wires(app.settings.pool.as_ref(), &app.settings.pools, &app.naming, places, http_port)?;
         let ports = places.iter().zip(wires).map(open).collect::<Result<_, _>>()?;
@@ -276,7 +280,12 @@ async fn commit(durable: &impl Durable, mut waiting: mpsc::Receiver<Waiting>) ->
                     port.send(reply).await;
                 }
             }
-            Err(error) => warn!(%error, "DHCP: leases could not be stored, so their clients get no answer"),
+            Err(error) => {
+                warn!(%error, "DHCP: leases could not be stored, so their clients get no answer");
+                for (port, reply) in replies.iter().flatten() {
+                    port.keep(reply, Err(&error));
+                }
+            }
         }
     }
 }
@@ -284,12 +293,15 @@ async fn commit(durable: &impl Durable, mut waiting: mpsc::Receiver<Waiting>) ->
 /// Port 67 of one interface: what is served there, the way in, and the two ways out.
 #[derive(Debug)]
 struct Port {
+    app: Arc<App>,
+    interface: String,
     wire: Wire,
     udp: Udp,
     frames: PacketSocket,
     /// Whom to ask about addresses; `None` where the interface has no hardware address.
     arp: Option<Arp>,
     local: Local,
+    keeping: kept::Keeping,
 }
 
 /// The socket for ARP.
@@ -385,11 +397,23 @@ impl Serving {
     /// Handles a packet. One whose answer was thrown away, because its address is in use, has time until `until`.
     async fn take(&mut self, arrival: Arrival, bytes: &[u8], until: Option<Instant>) {
         let (now, fleet) = (now(), self.app.fleet());
+        if others::asks(bytes).is_some_and(|mac| self.app.others.is_asker(mac)) {
+            return trace!("DHCP: our own question for other servers is not answered");
+        }
         let outcome = {
             let in_session = |address| self.app.sessions.client_at(address);
             let around = Around { fleet: &fleet, wire: &self.port.wire, in_session: &in_session };
             dhcp::handle(&mut lock(&self.leases), around, now, &arrival, bytes)
         };
+        if until.is_none() {
+            let to = SocketAddrV4::new(arrival.to, SERVER_PORT);
+            self.port.keeping.came(&self.app, arrival.from, to, bytes, &outcome);
+        }
+        if let Reason::ChoseOther(server) = outcome.reason
+            && server != self.port.local.address
+        {
+            self.app.found(Finding::SecondServer { server }, &self.port.interface);
+        }
         // An address that we give is its machine's; what an INFORM says of one, anybody can say.
         tell(&self.app, &self.port.wire.site().guide, arrival.from, &outcome, |asker| {
             asker.kind != Kind::Inform || is_neighbour(asker)
@@ -497,10 +521,25 @@ impl Port {
             }
             Destination::Asker(asker) => self.udp.send(&reply.bytes, asker, self.local).await,
         };
+        self.keep(reply, sent.as_ref().map(|_| ()));
         if let Err(error) = sent {
             // The client asks again; a cable that was pulled is no news for the operator.
             debug!(%error, to = ?reply.to, "DHCP: an answer could not be sent");
         }
+    }
+}
+
+impl Port {
+    /// Keeps an answer that left, or did not.
+    fn keep<E: fmt::Display>(&self, reply: &Reply, sent: Result<(), E>) {
+        let to = match reply.to {
+            Destination::Broadcast => SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT),
+            Destination::Unicast(ip) | Destination::Frame { ip, .. } => SocketAddrV4::new(ip, CLIENT_PORT),
+            Destination::Relay(relay) => SocketAddrV4::new(relay, SERVER_PORT),
+            Destination::Asker(asker) => asker,
+        };
+        let from = SocketAddrV4::new(self.local.address, SERVER_PORT);
+        self.keeping.left(&self.app, from, to, &reply.bytes, sent);
     }
 }
 
@@ -538,13 +577,20 @@ fn tell(app: &App, guide: &Guide, from: SocketAddrV4, outcome: &Outcome, proven:
             if !matches!(outcome.reason, Reason::Stranger) && (address.is_some() || asker.client.is_none()) {
                 app.recorder.saw(asker.mac, address);
             }
+            if let Some(platform) = asker.machine.platform().filter(|_| asker.machine.netboot || asker.machine.ipxe) {
+                app.recorder.is_of(asker.mac, asker.client.is_some(), platform);
+            }
             if asker.machine.ipxe && outcome.reply.is_some() {
                 app.booting.saw(asker.mac, now());
             }
         }
     }
-    for note in outcome.note.iter().chain(&guide.learn(outcome)) {
-        app.recorder.note(Some(note.mac), note.client.as_ref(), note.stage, &note.detail);
+    let Lesson { notes, habit } = guide.learn(outcome);
+    for note in outcome.note.iter().chain(&notes) {
+        app.recorder.note_fact(Some(note.mac), note.client.as_ref(), note.stage, &note.detail, note.fact.clone());
+    }
+    if let Some((mac, habit)) = habit {
+        app.recorder.keep_habit(mac, habit);
     }
 }
 

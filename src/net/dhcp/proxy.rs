@@ -13,12 +13,13 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tracing::{info, warn};
 
-use super::{AFTER_ERROR, Alarms, DhcpError, LARGEST_PACKET, tell};
+use super::kept::Keeping;
+use super::{AFTER_ERROR, Alarms, DhcpError, LARGEST_PACKET, lookout, tell};
 use crate::app::App;
 use crate::app::recorder::now;
-use crate::dhcp::{CLIENT_PORT, Destination, SERVER_PORT, Site, proxy};
+use crate::dhcp::{CLIENT_PORT, Destination, SERVER_PORT, Site, others, proxy};
 use crate::fleet::lease::netmask;
-use crate::sys::{Interface, PacketSocket, RawSocket, Taken, Transport};
+use crate::sys::{Interface, PacketSocket, RawSocket, Taken, Traffic, Transport};
 
 /// Where everybody on a wire listens.
 const EVERYBODY: [u8; 6] = [0xff; 6];
@@ -50,7 +51,8 @@ impl Proxy {
     pub fn bind(app: Arc<App>, interface: &Interface, site: Site) -> Result<Self, DhcpError> {
         let open = || {
             let frames = PacketSocket::open(interface.index)?;
-            frames.listen(SERVER_PORT)?;
+            // Port 68 costs nothing more: there other servers' broadcast answers are overheard.
+            frames.listen([SERVER_PORT, CLIENT_PORT], Traffic::Arriving)?;
             let wake = UdpSocket::from_std(frames.as_fd().try_clone_to_owned()?.into())?;
             Ok((frames, RawSocket::open()?, wake))
         };
@@ -77,14 +79,16 @@ impl Proxy {
             let mut own = interface.addresses.iter();
             own.any(|(ip, prefix)| *ip & netmask(*prefix) == address & netmask(*prefix))
         };
+        let (keeping, own) = (Keeping::on(interface.mac), SocketAddrV4::new(site.server, SERVER_PORT));
+        let addresses: Vec<Ipv4Addr> = interface.addresses.iter().map(|(address, _)| *address).collect();
         let mut buffer = [0; HEADERS + LARGEST_PACKET];
         let mut alarms = Alarms::default();
         loop {
             let heard = wake.async_io(Interest::READABLE, || {
                 let heard = frames.receive(&mut buffer)?;
-                Ok(heard.map(|datagram| (datagram.from, proxy::overheard(&app.fleet(), &site, datagram.payload))))
+                Ok(heard.map(|datagram| (datagram.from, datagram.to, datagram.payload.to_vec())))
             });
-            let (from, outcome) = match heard.await {
+            let (from, to, payload) = match heard.await {
                 Ok(Some(heard)) => heard,
                 Ok(None) => continue,
                 Err(error) => {
@@ -93,18 +97,28 @@ impl Proxy {
                     continue;
                 }
             };
+            if to.port() == CLIENT_PORT {
+                lookout::take_in(&app, site.role, &addresses, &interface.name, from, to, &payload);
+                continue;
+            }
+            if others::asks(&payload).is_some_and(|mac| app.others.is_asker(mac)) {
+                continue;
+            }
+            let outcome = proxy::overheard(&app.fleet(), &site, &payload);
+            keeping.came(&app, from, to, &payload, &outcome);
             // Nobody vouches for an address that a relay's packet names; on this wire it will be seen in use, or not.
             tell(&app, &site.guide, from, &outcome, |asker| asker.address.is_some_and(|address| !on_link(address)));
             alarms.sound(&outcome, now());
-            if let Some(reply) = outcome.reply
-                && let Err(error) = match reply.to {
-                    Destination::Relay(relay) => {
-                        let from = SocketAddrV4::new(site.server, SERVER_PORT);
-                        raw.send(from, SocketAddrV4::new(relay, SERVER_PORT), &reply.bytes)
-                    }
-                    _ => shout(&frames, &site, &reply.bytes),
+            let Some(reply) = outcome.reply else { continue };
+            let (to, sent) = match reply.to {
+                Destination::Relay(relay) => {
+                    let to = SocketAddrV4::new(relay, SERVER_PORT);
+                    (to, raw.send(own, to, &reply.bytes))
                 }
-            {
+                _ => shout(&frames, own, &reply.bytes),
+            };
+            keeping.left(&app, own, to, &reply.bytes, sent.as_ref().map(|_| ()));
+            if let Err(error) = sent {
                 tracing::debug!(%error, "DHCP: an answer could not be sent");
             }
         }
@@ -112,7 +126,7 @@ impl Proxy {
 }
 
 /// An answer to a machine that has no address, and gets none from us: to everybody.
-fn shout(frames: &PacketSocket, site: &Site, bytes: &[u8]) -> io::Result<()> {
-    let from = SocketAddrV4::new(site.server, SERVER_PORT);
-    frames.send(EVERYBODY, from, SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT), bytes)
+fn shout(frames: &PacketSocket, from: SocketAddrV4, bytes: &[u8]) -> (SocketAddrV4, io::Result<()>) {
+    let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT);
+    (to, frames.send(EVERYBODY, from, to, bytes))
 }

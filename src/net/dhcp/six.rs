@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -11,11 +11,12 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tracing::{debug, trace, warn};
 
+use super::kept::Keeping;
 use super::{AFTER_ERROR, BETWEEN_ALARMS, DhcpError, LARGEST_PACKET};
 use crate::app::App;
 use crate::app::recorder::now;
-use crate::dhcp::BOOT_SERVER_PORT;
 use crate::dhcp::v6::{self, Arrival, Outcome, Port, Reason, Site};
+use crate::dhcp::{BOOT_SERVER_PORT, Lesson, Note};
 use crate::fleet::{Mac, Timestamp};
 use crate::net::udp::BindError;
 use crate::sys::{self, Interface, ServersSocket};
@@ -29,6 +30,7 @@ pub struct Six {
     /// The same socket once more, in the hands of tokio, that wakes us. Only its readiness is used.
     wake: UdpSocket,
     boot_server: UdpSocket,
+    keeping: Keeping,
 }
 
 impl Six {
@@ -49,7 +51,8 @@ impl Six {
         let address = SocketAddr::from((site.address, BOOT_SERVER_PORT));
         let failed = |source| DhcpError::BootServer { source: BindError::of(source, address, Some(&interface.name)) };
         let boot_server = UdpSocket::bind(address).await.map_err(failed)?;
-        Ok(Self { app, site, servers, wake, boot_server })
+        let keeping = Keeping::on(Some(site.mac.octets()));
+        Ok(Self { app, site, servers, wake, boot_server, keeping })
     }
 
     /// Serves until the future is dropped.
@@ -80,12 +83,15 @@ impl Six {
             Ok(asked.map(|asked| {
                 let neighbour = Mac::from_octets(asked.mac);
                 let arrival = Arrival { from: asked.from, port: Port::Servers, neighbour };
-                (asked.mac, self.handle(&arrival, asked.payload))
+                (asked.mac, self.handle(&arrival, asked.to, asked.payload))
             }))
         });
         let Some((mac, outcome)) = heard.await? else { return Ok(None) };
         if let Some(reply) = &outcome.reply {
-            say(self.servers.send(mac, self.site.address, reply.to, &reply.bytes));
+            let from = self.servers.answers_from(self.site.address, *reply.to.ip());
+            let sent = self.servers.send(mac, from, reply.to, &reply.bytes);
+            self.keeping.left_over_ipv6(&self.app, from, mac, &outcome, sent.as_ref().map(|_| ()));
+            say(sent);
         }
         Ok(Some(outcome))
     }
@@ -94,16 +100,21 @@ impl Six {
     async fn boot_request(&self, buffer: &mut [u8]) -> io::Result<Option<Outcome>> {
         let (len, SocketAddr::V6(from)) = self.boot_server.recv_from(buffer).await? else { return Ok(None) };
         let neighbour = sys::neighbour(*from.ip()).and_then(Mac::from_octets);
-        let outcome = self.handle(&Arrival { from, port: Port::BootServer, neighbour }, &buffer[..len]);
+        let own = SocketAddrV6::new(self.site.address, BOOT_SERVER_PORT, 0, 0);
+        let outcome = self.handle(&Arrival { from, port: Port::BootServer, neighbour }, own, &buffer[..len]);
         if let Some(reply) = &outcome.reply {
-            say(self.boot_server.try_send_to(&reply.bytes, reply.to.into()).map(drop));
+            let sent = self.boot_server.try_send_to(&reply.bytes, reply.to.into()).map(drop);
+            let mac = neighbour.map_or([0; 6], Mac::octets);
+            self.keeping.left_over_ipv6(&self.app, own, mac, &outcome, sent.as_ref().map(|_| ()));
+            say(sent);
         }
         Ok(Some(outcome))
     }
 
     /// What came of a packet, which is told to the log and the recorder.
-    fn handle(&self, arrival: &Arrival, bytes: &[u8]) -> Outcome {
+    fn handle(&self, arrival: &Arrival, to: SocketAddrV6, bytes: &[u8]) -> Outcome {
         let outcome = v6::handle(&self.app.fleet(), &self.site, arrival, bytes);
+        self.keeping.came_over_ipv6(&self.app, arrival, to, bytes, &outcome);
         match &outcome.asker {
             None => debug!("DHCPv6: a packet from {} was {}", arrival.from, outcome.reason),
             Some(asker) => {
@@ -120,13 +131,18 @@ impl Six {
                 if !matches!(outcome.reason, Reason::Stranger) {
                     self.app.recorder.saw(asker.mac, None);
                 }
+                if let Some(platform) = asker.machine.platform().filter(|_| outcome.reply.is_some()) {
+                    self.app.recorder.is_of(asker.mac, asker.client.is_some(), platform);
+                }
                 if asker.machine.ipxe && outcome.reply.is_some() {
                     self.app.booting.saw(asker.mac, now());
                 }
             }
         }
-        for note in outcome.note.iter().chain(&outcome.teach(&self.site.wired.guide)) {
-            self.app.recorder.note(Some(note.mac), note.client.as_ref(), note.stage, &note.detail);
+        let Lesson { notes, .. } = outcome.teach(&self.site.wired.guide);
+        for note in outcome.note.iter().chain(&notes) {
+            let Note { mac, client, stage, detail, fact } = note;
+            self.app.recorder.note_fact(Some(*mac), client.as_ref(), *stage, detail, fact.clone());
         }
         outcome
     }

@@ -14,11 +14,12 @@ use super::serve::breaks_protocol;
 use crate::app::App;
 use crate::app::access::Refusal;
 use crate::app::disks::{ClientDisks, ServeError};
+use crate::app::packets::{Decision, Direction, Packet, Protocol};
 use crate::app::recorder::now;
 use crate::app::report::SessionKind;
 use crate::app::secrets::nonce;
 use crate::app::sessions::{Newcomer, Place};
-use crate::fleet::{Client, Mac, Stage};
+use crate::fleet::{Client, Fact, Mac, Stage};
 use crate::iscsi::login::{Agreed, Login, Next, Status, Verdict, Who};
 use crate::iscsi::pdu::Digests;
 use crate::iscsi::session::Session;
@@ -26,6 +27,9 @@ use crate::iscsi::text::Params;
 use crate::iscsi::{LOGIN_DATA_SEGMENT, chap, frame};
 use crate::scsi::Nexus;
 use crate::sys;
+
+/// Why a login is refused: in one word for programs, and in words for the operator.
+type Why = (&'static str, String);
 
 /// A connection that is logged in.
 pub(super) enum Entered {
@@ -55,16 +59,16 @@ pub(super) async fn log_in(
         app.tally.slow_logins.one();
         if arrival.who.is_some() {
             let seconds = patience.as_secs();
-            arrival.note(&format!(
-                "its login took longer than {seconds} s, or its disk is still busy with an old session"
-            ));
+            let why = format!("its login took longer than {seconds} s, or its disk is still busy with an old session");
+            arrival.note(0, "slow", &why);
         }
         bail!("the login took too long");
     };
     let agreed = agreed.inspect_err(|error| {
         if breaks_protocol(error) {
             app.tally.broken.one();
-            arrival.note(&format!("a connection from {} was closed before it had logged in: {error}", arrival.from));
+            let why = format!("a connection from {} was closed before it had logged in: {error}", arrival.from);
+            arrival.note(0, "protocol", &why);
         }
     })?;
     let Some(agreed) = agreed else { return Ok(None) };
@@ -78,6 +82,17 @@ pub(super) async fn log_in(
         fleet.client(&place.entry.client).and_then(|client| fleet.macs_of(client).next())
     };
     let mac = machine_at(peer.ip()).or_else(first_mac);
+    let kind = place.entry.kind;
+    let what = format!("login of {} from {}", place.entry.initiator, place.entry.address);
+    keep(
+        app,
+        mac,
+        true,
+        what,
+        Decision::Answered,
+        "logged-in",
+        format!("its {kind} has the disk of {}", place.entry.client),
+    );
     Ok(Some(Entered::Normal(Box::new(Seat { session, place, mac }))))
 }
 
@@ -88,7 +103,7 @@ struct Arrival<'app> {
     /// Who it says it is.
     who: Option<Who>,
     /// Why it is refused, for the operator. The initiator gets a status and no more.
-    why: Option<String>,
+    why: Option<Why>,
     place: Option<Place>,
 }
 
@@ -146,7 +161,7 @@ impl Arrival<'_> {
     }
 
     /// How an initiator that is no stranger comes in.
-    fn admit(&self, who: &Who, login: &mut Login) -> Result<Verdict, (Status, String)> {
+    fn admit(&self, who: &Who, login: &mut Login) -> Result<Verdict, (Status, Why)> {
         let app = self.app;
         let required = who.target.is_some();
         let client = match &who.target {
@@ -166,20 +181,21 @@ impl Arrival<'_> {
         }
         match app.secrets.credentials(&client.name) {
             Some(credentials) => {
-                let nonce = nonce().map_err(|error| (Status::TargetError, format!("no random numbers: {error}")))?;
+                let no_random = |error| (Status::TargetError, ("no-random", format!("no random numbers: {error}")));
+                let nonce = nonce().map_err(no_random)?;
                 Ok(Verdict::Chap { credentials, nonce, required })
             }
             None if !required => Ok(Verdict::Open),
             None => {
                 let why = "there is no CHAP secret yet: its machine has not fetched its boot script";
-                Err((Status::AuthenticationFailed, format!("{}: {why}", who.initiator)))
+                Err((Status::AuthenticationFailed, ("no-secret", format!("{}: {why}", who.initiator))))
             }
         }
     }
 
-    fn judge(&self, who: &Who) -> Result<(), (Status, String)> {
+    fn judge(&self, who: &Who) -> Result<(), (Status, Why)> {
         let Some(target) = &who.target else { return Ok(()) }; // discovery shows only what may be used
-        let refusal = |refusal: Refusal| format!("{}: {refusal}", who.initiator);
+        let refusal = |refusal: Refusal| (refusal.word(), format!("{}: {refusal}", who.initiator));
         let Some(client) = client_of(self.app, target) else {
             return Err((Status::NotFound, refusal(Refusal::NoSuchTarget(target.clone()))));
         };
@@ -195,14 +211,14 @@ impl Arrival<'_> {
                         return Ok(());
                     }
                     let why = format!("{}: a second connection of a session, which has one", who.initiator);
-                    Err((Status::TooManyConnections, why))
+                    Err((Status::TooManyConnections, ("second-connection", why)))
                 }
                 _ => {
                     let why = format!(
                         "{}: it wants to go on with a session that is no more; it will begin anew",
                         who.initiator
                     );
-                    Err((Status::NoSuchSession, why))
+                    Err((Status::NoSuchSession, ("no-session", why)))
                 }
             },
         }
@@ -229,11 +245,11 @@ impl Arrival<'_> {
         let door = self.app.sessions.door(&client.name).await;
         // First: a disk that cannot be opened is no reason to end anybody's session.
         let disks = self.open(&client, &target.to_ascii_lowercase()).await.map_err(|error| {
-            self.why = Some(error.to_string());
+            self.why = Some(("disk", error.to_string()));
             Status::TargetError
         })?;
         let place = self.app.sessions.enter(&door, newcomer, disks).await.map_err(|full| {
-            self.why = Some(format!("{}: {full}", who.initiator));
+            self.why = Some(("full", format!("{}: {full}", who.initiator)));
             Status::OutOfResources
         })?;
         let tsih = self.place.insert(place).entry.tsih;
@@ -255,29 +271,59 @@ impl Arrival<'_> {
 
     fn note_refusal(&mut self, status: Status, chap: Option<chap::Refusal>) {
         self.app.tally.refused_logins.one();
-        let why = self.why.take().unwrap_or_else(|| {
+        let (word, why) = self.why.take().unwrap_or_else(|| {
             let name = self.who.as_ref().map_or("an initiator", |who| &who.initiator);
             let from = self.from;
             if let Some(chap) = chap {
-                return format!("{name} from {from}: {chap}");
+                return ("chap", format!("{name} from {from}: {chap}"));
             }
             match status {
-                Status::MissingParameter => format!("a login from {from} without the initiator's or the target's name"),
-                Status::NotFound => format!("{name} from {from}: its target is gone"),
-                other => format!("{name} from {from}: a login that breaks the protocol (status {:04x}h)", other as u16),
+                Status::MissingParameter => {
+                    ("nameless", format!("a login from {from} without the initiator's or the target's name"))
+                }
+                Status::NotFound => ("no-target", format!("{name} from {from}: its target is gone")),
+                other => {
+                    let why =
+                        format!("{name} from {from}: a login that breaks the protocol (status {:04x}h)", other as u16);
+                    ("protocol", why)
+                }
             }
         });
-        self.note(&why);
+        self.note(status as u16, word, &why);
     }
 
-    fn note(&self, why: &str) {
+    fn note(&self, status: u16, word: &'static str, why: &str) {
         let machine = machine_at(self.from);
         let fleet = self.app.fleet();
         let target = self.who.as_ref().and_then(|who| who.target.as_deref());
         let client = target.and_then(|target| client_of(self.app, target)).map(|client| client.name);
         let client = client.or_else(|| Some(fleet.by_mac(machine?)?.name.clone()));
-        self.app.recorder.note(machine, client.as_ref(), Stage::Refused, why);
+        let initiator = self.who.as_ref().map(|who| who.initiator.clone());
+        let what = format!("login of {} from {}", initiator.as_deref().unwrap_or("an initiator"), self.from);
+        let decision = if status == 0 { Decision::Failed } else { Decision::Refused };
+        // Of a refused one the machine is whatever the kernel knows there; else it is told with the client that it wanted.
+        let own = || fleet.client(client.as_ref()?).and_then(|client| fleet.macs_of(client).next());
+        keep(self.app, machine.or_else(own), client.is_some(), what, decision, word, why.to_owned());
+        let mac = machine.map(|mac| mac.to_string());
+        let fact = Fact::LoginRefused { initiator, address: self.from, mac, status, why: word.to_owned() };
+        self.app.recorder.note_fact(machine, client.as_ref(), Stage::Refused, why, fact);
     }
+}
+
+/// Keeps a login among the packets of its machine.
+fn keep(
+    app: &App,
+    mac: Option<Mac>,
+    known: bool,
+    what: String,
+    decision: Decision,
+    code: &'static str,
+    reason: String,
+) {
+    let Some(mac) = mac else { return };
+    let (what, reason, direction, protocol) = (what.into(), reason.into(), Direction::In, Protocol::Iscsi);
+    let packet = Packet { direction, protocol, what, decision, code, reason, datagram: None };
+    app.recorder.packets().add(mac, known, packet);
 }
 
 fn client_of(app: &App, target: &str) -> Option<Client> {

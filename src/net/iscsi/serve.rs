@@ -31,7 +31,7 @@ use crate::app::queue::{Done, Failed, Job, OWN, Ticket};
 use crate::app::report::SessionKind;
 use crate::app::sessions::{Control, Place};
 use crate::disk::{Disk, DiskError, ErrorKind};
-use crate::fleet::{ClientName, Mac, Stage};
+use crate::fleet::{ClientName, Fact, Mac, Stage};
 use crate::iscsi::frame::FrameError;
 use crate::iscsi::login::LoginError;
 use crate::iscsi::pdu::{Digests, NO_TAG, Pdu, opcode};
@@ -55,6 +55,10 @@ const FAREWELL: Duration = Duration::from_secs(5);
 
 /// An operating system that gave no command for this long has settled.
 const IDLE: Duration = Duration::from_secs(10);
+
+/// A loader that gave no command for this long, while no operating system has a session, has handed over to nobody: kernels take
+/// some seconds to find the disk again, initramfs and Windows half a minute at most.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// Bytes that one read of the socket asks for: a window of small commands, or a good part of a burst.
 const INPUT: usize = 64 * 1024;
@@ -114,6 +118,9 @@ struct Running {
     read_yet: bool,
     last_busy: Instant,
     settled: bool,
+    since: Instant,
+    /// The session ends by the rules: a logout, or a reset.
+    logged_out: bool,
 }
 
 /// What was heard of an initiator for a while.
@@ -150,20 +157,28 @@ pub(super) async fn normal(
         misses: 0,
         missed_bytes: 0,
         probes: Vec::new(),
-        troubles: Arc::new(Troubles { client: place.entry.client.clone(), last: Mutex::default() }),
+        troubles: Arc::new(Troubles {
+            app: Arc::clone(app),
+            mac,
+            client: place.entry.client.clone(),
+            last: Mutex::default(),
+        }),
         closing: None,
         heard: Heard::Something,
         answers_pings: false,
         portals: portals.told(&stream)?,
         read_yet: false,
         last_busy: Instant::now(),
-        settled: place.entry.kind != SessionKind::System,
+        settled: place.entry.kind == SessionKind::Other,
+        since: Instant::now(),
+        logged_out: false,
         session,
         place,
         mac,
     };
     running.note_login();
     let ended = running.run(stream, input, silence).await;
+    running.note_loss(&ended);
     running.count_rejects();
     if let Err(error) = &ended
         && breaks_protocol(error)
@@ -189,6 +204,8 @@ pub(super) async fn normal(
 /// Errors of a session's disk, for the log. One that stays comes with every command, and must not fill the host with its log,
 /// which may be full already.
 struct Troubles {
+    app: Arc<App>,
+    mac: Option<Mac>,
     client: ClientName,
     last: Mutex<Option<(ErrorKind, Instant)>>,
 }
@@ -210,6 +227,15 @@ impl Troubles {
         }
     }
 
+    /// A write was refused because the client's disk is as large as it may be.
+    fn tell_limit(&self) {
+        let limit = self.app.fleet().client(&self.client).and_then(|client| client.limit);
+        let words = "a write was refused: its own disk has reached its limit".to_owned();
+        let words = words + &limit.map(|limit| format!(" of {limit} bytes")).unwrap_or_default();
+        let fact = Fact::LimitReached { limit };
+        self.app.recorder.note_fact(self.mac, Some(&self.client), Stage::Trouble, &words, fact);
+    }
+
     /// How an operation ended, as its session is told.
     fn end_of(&self, task: TaskId, result: Result<(), Failed>) -> Finished {
         match result {
@@ -226,7 +252,10 @@ impl Troubles {
                 Sense::of_disk(&error, true)
             }
             Failed::Differs(at) => Sense::miscompare(at),
-            Failed::Limit => Sense::SPACE_ALLOCATION_FAILED,
+            Failed::Limit => {
+                self.tell_limit();
+                Sense::SPACE_ALLOCATION_FAILED
+            }
             // Its status says it; sense data does not.
             Failed::Busy => Sense::NONE,
         }
@@ -241,6 +270,8 @@ pub(super) fn breaks_protocol(error: &anyhow::Error) -> bool {
 /// Why a session ended in order, and who is told once it has.
 struct End {
     why: &'static str,
+    /// It is we who end it.
+    by_us: bool,
     done: Option<oneshot::Sender<()>>,
 }
 
@@ -257,7 +288,7 @@ impl Running {
             self.output.send(stream)?;
             self.pass_on(stream)?;
             if self.closing.is_some() && self.output.length() == 0 {
-                return Ok(End { why: "logged out", done: None });
+                return Ok(End { why: "logged out", by_us: false, done: None });
             }
             if self.output.length() == 0 && self.has_work(&input) {
                 // More can be done at once, but other sessions come first.
@@ -268,7 +299,7 @@ impl Running {
             if grown && input.is_empty() {
                 (input, grown) = (BytesMut::new(), false);
             }
-            let idle_at = self.last_busy + IDLE;
+            let idle_at = self.last_busy + if self.place.entry.kind == SessionKind::Loader { QUIET } else { IDLE };
             let farewell = self.closing.unwrap_or(idle_at);
             tokio::select! {
                 biased;
@@ -279,7 +310,7 @@ impl Running {
                     }
                     Control::Leave => {
                         if !self.copes_with_messages() {
-                            return Ok(End { why: "roost is stopping", done: None });
+                            return Ok(End { why: "roost is stopping", by_us: true, done: None });
                         }
                         self.session.ask_for_logout(u16::try_from(LOGOUT_GRACE.as_secs()).unwrap_or(u16::MAX));
                     }
@@ -290,7 +321,7 @@ impl Running {
                             // What the socket takes goes out; nobody waits for the rest, least of all for a dead machine.
                             let _ = self.output.send(stream);
                         }
-                        return Ok(End { why, done: Some(done) });
+                        return Ok(End { why, by_us: true, done: Some(done) });
                     }
                     Control::Reset(lun, done) => {
                         let tasks = self.forget_all(lun);
@@ -311,7 +342,7 @@ impl Running {
                         } else {
                             "the initiator closed the connection in the middle of a PDU, which does not count"
                         };
-                        return Ok(End { why, done: None });
+                        return Ok(End { why, by_us: false, done: None });
                     }
                     grown |= input.capacity() > INPUT;
                 }
@@ -321,16 +352,16 @@ impl Running {
                         self.heard = Heard::Something;
                     }
                     if !self.look_after() {
-                        return Ok(End { why: "its initiator answers no more", done: None });
+                        return Ok(End { why: "its initiator answers no more", by_us: false, done: None });
                     }
                     look.as_mut().reset(Instant::now() + silence);
                 }
                 () = tokio::time::sleep_until(farewell), if self.closing.is_some() => {
-                    return Ok(End { why: "logged out, and did not fetch the answer", done: None });
+                    return Ok(End { why: "logged out, and did not fetch the answer", by_us: false, done: None });
                 }
                 () = tokio::time::sleep_until(idle_at), if !self.settled && self.session.tasks() == 0 => {
                     self.settled = true;
-                    self.note(Stage::Idle, "settled: 10 s without a command");
+                    self.note_silence();
                 }
             }
         }
@@ -557,7 +588,10 @@ impl Running {
                 };
                 self.session.targets(&names, &self.portals);
             }
-            Effect::Close => self.closing = Some(Instant::now() + FAREWELL),
+            Effect::Close => {
+                self.logged_out = true;
+                self.closing = Some(Instant::now() + FAREWELL);
+            }
         }
     }
 
@@ -776,12 +810,56 @@ impl Running {
         }
     }
 
+    fn note_fact(&self, stage: Stage, detail: &str, fact: Fact) {
+        self.app.recorder.note_fact(self.mac, Some(&self.place.entry.client), stage, detail, fact);
+    }
+
+    /// No command came for a while. For a system that is good; for a loader only if a system has taken over.
+    fn note_silence(&self) {
+        let entry = &self.place.entry;
+        let (reads, bytes) =
+            (entry.traffic.reads.load(Ordering::Relaxed), entry.traffic.bytes_read.load(Ordering::Relaxed));
+        if entry.kind == SessionKind::System {
+            let ms = millis(self.last_busy - self.since);
+            return self.note_fact(Stage::Idle, "settled: 10 s without a command", Fact::Settled { ms, bytes });
+        }
+        let taken_over = self.app.sessions.of(&entry.client).iter().any(|other| other.kind == SessionKind::System);
+        if !taken_over {
+            let words = format!(
+                "its reads stopped after {reads} of them, {bytes} bytes, and its operating system has not logged in: no driver \
+                 for the network or for iSCSI at its start"
+            );
+            self.note_fact(Stage::Trouble, &words, Fact::ReadsStopped { reads, bytes });
+        }
+    }
+
+    /// The system's session ended, and neither it nor we said so before: it lost its disk, or its machine its power.
+    fn note_loss(&self, ended: &anyhow::Result<End>) {
+        let entry = &self.place.entry;
+        let why = match ended {
+            Ok(end) if end.by_us => return,
+            _ if entry.kind != SessionKind::System || self.logged_out => return,
+            Ok(end) => end.why.to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let span = self.since.elapsed();
+        let (ms, in_a_minute) = (millis(span), self.app.recorder.lost_session(&entry.client));
+        let words =
+            format!("its operating system's session ended without a logout after {:.3} s: {why}", span.as_secs_f64());
+        self.note_fact(Stage::Trouble, &words, Fact::SessionLost { ms, in_a_minute });
+    }
+
     fn note_first_read(&mut self) {
         if !self.read_yet && self.place.entry.kind == SessionKind::Loader {
             self.note(Stage::FirstRead, "the first block of its disk");
         }
         self.read_yet = true;
     }
+}
+
+/// A span in milliseconds.
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A copy whose result its unit must hear of, even if it is cancelled.
