@@ -21,7 +21,7 @@ FIRMWARE = ["-V", "PXEClient:Arch:00000:UNDI:002001", "-x", "93:0000"]
 # In place of a VLAN's interface, where the kernel was built without VLANs: what leaves the tap goes out by the link with the
 # tag 100 (IEEE 802.1Q), and what comes in with that tag arrives at the tap without it.
 TAGGER = """
-import fcntl, os, select, socket, struct, sys
+import contextlib, fcntl, os, select, socket, struct, sys
 link, name = sys.argv[1:]
 tap = os.open("/dev/net/tun", os.O_RDWR)
 fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x1002))  # TUNSETIFF: a tap, frames alone
@@ -38,7 +38,8 @@ while True:
         frame, extra, _, (_, _, kind, _, _) = wire.recvmsg(2048, 256)
         status, _, _, _, _, tag, _ = struct.unpack("IIIHHHH", extra[0][2])
         if kind != socket.PACKET_OUTGOING and status & 16 and tag & 0xFFF == 100:
-            os.write(tap, frame)
+            with contextlib.suppress(OSError):  # the tap is not up yet: a card that is down loses its frames too
+                os.write(tap, frame)
 """
 
 

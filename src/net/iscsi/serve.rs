@@ -844,8 +844,12 @@ impl Running {
         };
         let span = self.since.elapsed();
         let (ms, in_a_minute) = (millis(span), self.app.recorder.lost_session(&entry.client));
-        let words =
-            format!("its operating system's session ended without a logout after {:.3} s: {why}", span.as_secs_f64());
+        // The count belongs to the words too: each loss is told, also one that is otherwise the one before it again.
+        let again = if in_a_minute > 1 { format!(" ({in_a_minute} within a minute)") } else { String::new() };
+        let words = format!(
+            "its operating system's session ended without a logout after {:.3} s{again}: {why}",
+            span.as_secs_f64()
+        );
         self.note_fact(Stage::Trouble, &words, Fact::SessionLost { ms, in_a_minute });
     }
 
