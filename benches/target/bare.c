@@ -1,8 +1,10 @@
 // What TCP alone costs: messages of iSCSI's sizes without iSCSI. Prints one line of JSON, like load.c.
 //
-//   bare serve PORT                                        one thread, one read and one write per wake-up of a connection
+//   bare serve PORT [MIB]                                  one thread, one read and one write per wake-up of a connection
 //   bare load ADDRESS PORT read|write BYTES CONNS DEPTH SECONDS
 //
+// What is sent is one buffer again and again, which the processor's cache holds; or with MIB so much memory, from its start
+// to its end and again, as a disk's bytes come that no cache holds.
 // A request is 48 bytes: the bytes that follow it, and the bytes that are to follow the 48 bytes of its answer.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -40,6 +42,10 @@ struct peer {
 };
 
 static unsigned char scratch[ROOM];
+
+// What is sent, and where in it the next bytes are.
+static unsigned char *source = scratch;
+static size_t source_length = ROOM, source_at;
 
 static double now(void) {
     struct timespec t;
@@ -90,10 +96,13 @@ static int take(struct peer *peer, void (*owes)(struct peer *)) {
 // Sends what is owed, as much as goes. What the bytes say does not matter but for headers, which are queued in `out`.
 static void give(struct peer *peer) {
     while (peer->owed) {
-        size_t part = peer->owed < ROOM ? (size_t)peer->owed : ROOM;
-        ssize_t sent = send(peer->fd, scratch, part, MSG_NOSIGNAL);
+        if (source_at == source_length) source_at = 0;
+        size_t part = source_length - source_at < ROOM ? source_length - source_at : ROOM;
+        if (peer->owed < part) part = (size_t)peer->owed;
+        ssize_t sent = send(peer->fd, source + source_at, part, MSG_NOSIGNAL);
         if (sent <= 0) return;
         peer->owed -= (uint64_t)sent;
+        if (source != scratch) source_at += (size_t)sent;
     }
 }
 
@@ -207,7 +216,13 @@ static void load(char **argv) {
 }
 
 int main(int argc, char **argv) {
-    if (argc == 3 && !strcmp(argv[1], "serve")) serve((uint16_t)atoi(argv[2]));
+    if (argc == 4 && !strcmp(argv[1], "serve")) {
+        source_length = (size_t)atoi(argv[3]) << 20;
+        source = malloc(source_length);
+        if (!source_length || !source) fail("memory to send from");
+        memset(source, 1, source_length); // memory that was never written is one page of zeros
+    }
+    if ((argc == 3 || argc == 4) && !strcmp(argv[1], "serve")) serve((uint16_t)atoi(argv[2]));
     if (argc == 9 && !strcmp(argv[1], "load")) load(argv + 2);
     else return 2;
     return 0;

@@ -8,13 +8,15 @@ CPU is printed beside it.
 
 Subjects: `roost` on a differencing VHD (or VHDX, `--format vhdx`), every other 64 KiB of it written, so that reads cross between child and master;
 `tgt` on a raw file of the same bytes, with one I/O thread and with sixteen, whichever is better in the case; `tcp`, a
-server that only moves as many bytes. All files lie in tmpfs, or where `--on disk` says so on a disk, where the page cache
+server that only moves as many bytes, of one buffer that the processor's cache holds; `tcp-memory`, the same of as much
+memory as the disk has, for its reads come from memory too. All files lie in tmpfs, or where `--on disk` says so on a disk, where the page cache
 stands between: there a write must not be made by a thread that serves others.
 
 `--beside BINARY` measures a second build of Roost in the same rounds, and prints how the two compare.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -96,8 +98,9 @@ class Bench:
             self.subjects.append(self.start_roost(options.beside, "beside", raw, options.switch))
         for number, threads in enumerate((1, 16), 1):
             self.subjects.append(self.tgt(number, threads, raw))
-        bare = self.start(self.folder / "bare", "serve", 9000)
-        self.subjects.append(Subject("tcp", bare, self.bare_command))
+        for name, port, memory in (("tcp", 9000, []), ("tcp-memory", 9001, [MASTER_MIB])):
+            bare = self.start(self.folder / "bare", "serve", port, *memory)
+            self.subjects.append(Subject(name, bare, functools.partial(self.bare_command, port)))
 
     def start_roost(self, binary, name, raw, namespace):
         """A Roost of its own, with one client's disk over the master, half of it written."""
@@ -117,9 +120,9 @@ class Bench:
 
         return Subject(name, pid, command)
 
-    def bare_command(self, mode, size, conns, depth, seconds):
+    def bare_command(self, port, mode, size, conns, depth, seconds):
         mode = "write" if "write" in mode else "read"
-        return in_namespace(self.options.server, self.folder / "bare", "load", ADDRESS, 9000, mode, size, conns, depth, seconds)
+        return in_namespace(self.options.server, self.folder / "bare", "load", ADDRESS, port, mode, size, conns, depth, seconds)
 
     def start(self, *command):
         process = subprocess.Popen(in_namespace(self.options.server, *command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -178,24 +181,26 @@ def measure(bench, options):
 
 
 def ratios(case):
-    """Medians over the rounds: CPU and throughput against the better tgt, throughput and CPU against bare TCP."""
-    cpu, fast, tcp, tcp_cpu = [], [], [], []
+    """Medians over the rounds: CPU and throughput against the better tgt, throughput against bare TCP from the cache and from
+    memory, CPU against the first."""
+    cpu, fast, tcp, memory, tcp_cpu = [], [], [], [], []
     for figures in case["rounds"]:
         roost, bare = figures["roost"], figures["tcp"]
         tgts = [figure for name, figure in figures.items() if name.startswith("tgt")]
         cpu.append(roost["cpu_us"] / max(min(t["cpu_us"] for t in tgts), 0.01))
         fast.append(roost["per_second"] / max(t["per_second"] for t in tgts))
         tcp.append(roost["per_second"] / bare["per_second"])
+        memory.append(roost["per_second"] / figures["tcp-memory"]["per_second"])
         tcp_cpu.append(roost["cpu_us"] / max(bare["cpu_us"], 0.01))
-    return [statistics.median(values) for values in (cpu, fast, tcp, tcp_cpu)]
+    return [statistics.median(values) for values in (cpu, fast, tcp, memory, tcp_cpu)]
 
 
-HEAD = f"{'':<22}{'CPU/op':>8}{'ops/s':>8}{'ops/s':>9}{'CPU/op':>9}{'roost':>24}{'tgt':>10}{'tcp':>10}{'client':>8}\n" \
-    f"{'':<22}{'x tgt':>8}{'x tgt':>8}{'x tcp':>9}{'x tcp':>9}{'us CPU/op':>11}{'ops/s':>13}{'us/op':>10}{'us/op':>10}{'CPU':>8}"
+HEAD = f"{'':<22}{'CPU/op':>8}{'ops/s':>8}{'ops/s':>9}{'ops/s':>9}{'CPU/op':>9}{'roost':>24}{'tgt':>10}{'tcp':>10}{'client':>8}\n" \
+    f"{'':<22}{'x tgt':>8}{'x tgt':>8}{'x tcp':>9}{'x memory':>9}{'x tcp':>9}{'us CPU/op':>11}{'ops/s':>13}{'us/op':>10}{'us/op':>10}{'CPU':>8}"
 
 
 def line(case):
-    cpu, fast, tcp, tcp_cpu = ratios(case)
+    cpu, fast, tcp, memory, tcp_cpu = ratios(case)
 
     def median(name, key):
         return statistics.median(figures[name][key] for figures in case["rounds"])
@@ -203,7 +208,7 @@ def line(case):
     tgt = min(median(name, "cpu_us") for name in case["rounds"][0] if name.startswith("tgt"))
     what = f"{case['mode']} {case['bytes'] // KIB}K x{case['connections']}"
     return (
-        f"{what:<22}{cpu:>8.2f}{fast:>8.2f}{tcp:>9.2f}{tcp_cpu:>9.2f}{median('roost', 'cpu_us'):>11.1f}"
+        f"{what:<22}{cpu:>8.2f}{fast:>8.2f}{tcp:>9.2f}{memory:>9.2f}{tcp_cpu:>9.2f}{median('roost', 'cpu_us'):>11.1f}"
         f"{median('roost', 'per_second'):>13.0f}{tgt:>10.1f}{median('tcp', 'cpu_us'):>10.1f}{median('roost', 'client_cpu'):>7.0%}"
     )
 

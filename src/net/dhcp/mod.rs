@@ -63,7 +63,7 @@ const MAX_BATCH: usize = 512;
 
 /// Commits begin no closer to one another than this, so that answers gather while many ask: a commit costs a hundred
 /// microseconds of CPU, whatever is in it, and one more lease costs a few. Whoever asks alone does not wait.
-const BETWEEN_COMMITS: Duration = Duration::from_millis(5);
+const BETWEEN_COMMITS: Duration = Duration::from_millis(20);
 
 /// Most offers that wait for an answer by ARP. Those of a flood beyond that leave at once.
 const MAX_PROBES: usize = 64;
