@@ -1,9 +1,10 @@
 //! What was seen and must outlive a restart: leases, sightings of machines, and the events of their boots.
 //!
 //! Not here: what the operator wants, which is the mapping file's (`config`), and bytes of disks. One redb file,
-//! `STATE/roost.redb`, holds leases by holder, sightings by MAC, events by time, indexes over the
-//! events, what machines are known to do with an offer, the machines at clients' ports, and CHAP secrets by client, for which nobody but its owner may read the file. Values are JSON, so that a rescuer can read them; [`SCHEMA`] is their version. Every table has a bound, because
-//! strangers on the wire cause most of what is written here.
+//! `STATE/roost.redb`, holds leases by holder, sightings by MAC, events by time, indexes over the events, what machines are known to
+//! do with an offer, the machines at clients' ports, and CHAP secrets by client, for which nobody but its owner may read the file.
+//! Values are JSON, so that a rescuer can read them; [`SCHEMA`] is their version. Every table has a bound, because strangers on the
+//! wire cause most of what is written here.
 //!
 //! [`Store`] is synchronous. [`Writer`] is how async code writes: one task that gathers what many adapters record into few
 //! commits. [`StateLock`] makes one process the owner of the folder.
@@ -280,18 +281,7 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn secrets(&self) -> Result<Vec<(ClientName, Secrets)>, StoreError> {
-        self.use_db(|db| {
-            let read = db.begin_read().map_err(failed)?;
-            let table = match read.open_table(SECRETS) {
-                Ok(table) => table,
-                // Made by an older roost, and not written to since.
-                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-                Err(other) => return Err(failed(other)),
-            };
-            let rows = table.range::<&str>(..).map_err(failed)?;
-            rows.map(|row| row.map_err(failed).and_then(|(client, row)| rows::secrets(client.value(), row.value())))
-                .collect()
-        })
+        self.rows_of_later(SECRETS, rows::secrets)
     }
 
     /// What machines are known to do with an offer, at most [`MAX_HABITS`], in the order of MAC addresses.
@@ -299,17 +289,7 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn habits(&self) -> Result<Vec<(Mac, Habit)>, StoreError> {
-        self.use_db(|db| {
-            let read = db.begin_read().map_err(failed)?;
-            let table = match read.open_table(HABITS) {
-                Ok(table) => table,
-                // Made by an older roost, and not written to since.
-                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-                Err(other) => return Err(failed(other)),
-            };
-            let rows = table.range::<&str>(..).map_err(failed)?;
-            rows.map(|row| row.map_err(failed).and_then(|(mac, row)| rows::habit(mac.value(), row.value()))).collect()
-        })
+        self.rows_of_later(HABITS, rows::habit)
     }
 
     /// Which machine was seen at which client's port last, at most [`MAX_HABITS`], in the order of ports.
@@ -317,16 +297,25 @@ impl Store {
     /// # Errors
     /// The file cannot be read.
     pub fn plugged(&self) -> Result<Vec<(Port, Mac)>, StoreError> {
+        self.rows_of_later(PLUGGED, rows::plugged)
+    }
+
+    /// Every row of a table that was not there from the beginning: in a store that an older Roost made, and that was not written to
+    /// since, it is missing, and that is no error.
+    fn rows_of_later<V: redb::Value + 'static, T>(
+        &self,
+        table: TableDefinition<&str, V>,
+        row: impl Fn(&str, V::SelfType<'_>) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
         self.use_db(|db| {
             let read = db.begin_read().map_err(failed)?;
-            let table = match read.open_table(PLUGGED) {
+            let table = match read.open_table(table) {
                 Ok(table) => table,
                 Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
                 Err(other) => return Err(failed(other)),
             };
             let rows = table.range::<&str>(..).map_err(failed)?;
-            rows.map(|row| row.map_err(failed).and_then(|(port, mac)| rows::plugged(port.value(), mac.value())))
-                .collect()
+            rows.map(|read| read.map_err(failed).and_then(|(key, value)| row(key.value(), value.value()))).collect()
         })
     }
 
